@@ -1,0 +1,130 @@
+"""The watched list: what is in it, in which order, as of when. One state machine for training, server and edge.
+
+Slot 0 always holds the start token; watched videos take slots 1 … L in the order in which they were appended, and a
+token is frozen when appended. When the list is full, the oldest L/2 are dropped AFTER the choice has been returned
+(`evict_if_full`): upper layers of a causal stack mix old items in, so a sliding window could not be cached.
+Each call tells from which slot on cached keys and values must be computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import InputError
+from contract.vocabulary import MISSING_KEY, NULL_INT, SIGNALS, TAGS_MAX, X_PXTR
+
+AMENDABLE = 8  # feedback of the last so many items is re-run; older amendments go to the log only
+
+# name -> (dtype, trailing shape, null). The raw columns that watch-time features read.
+WATCHED_COLUMNS: dict[str, tuple[Any, tuple[int, ...], Any]] = {
+    "video_id": (np.uint64, (), MISSING_KEY),
+    "author_id": (np.uint64, (), MISSING_KEY),
+    "tags": (np.uint64, (TAGS_MAX,), MISSING_KEY),
+    "duration_ms": (np.int32, (), NULL_INT),
+    "pxtr": (np.float32, (X_PXTR,), np.nan),
+    "play_time_ms": (np.int32, (), NULL_INT),
+    "signals": (np.int8, (len(SIGNALS),), NULL_INT),
+    "gap_ms": (np.int64, (), NULL_INT),
+    "shown_at_ms": (np.int64, (), NULL_INT),
+    "start": (np.bool_, (), False),
+}
+FEEDBACK_COLUMNS = ("play_time_ms", "signals")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a call did. Keys and values of slots [first_slot, length) are stale; none when first_slot == length.
+
+    dropped: how many of the oldest videos went (slots 1 … dropped); the rest moved down by as many.
+    """
+
+    first_slot: int
+    length: int
+    dropped: int = 0
+
+    @property
+    def stale(self) -> int:
+        return self.length - self.first_slot
+
+
+class WatchedList:
+    """Struct-of-arrays with capacity L + 1 slots. Not thread-safe.
+
+    `columns()` gives views of the filled slots [0, length); write to them never.
+    """
+
+    def __init__(self, capacity: int):
+        if capacity < 2 or capacity % 2:
+            raise InputError("watched-list capacity L must be an even number from 2", got=capacity)
+        self.capacity = capacity
+        self._arrays = {
+            name: np.full((capacity + 1, *shape), null, dtype=dtype)
+            for name, (dtype, shape, null) in WATCHED_COLUMNS.items()
+        }
+        self._arrays["start"][0] = True
+        self.length = 1  # slots in use, the start token included
+
+    @property
+    def n_watched(self) -> int:
+        return self.length - 1
+
+    def columns(self, first_slot: int = 0, end_slot: int | None = None) -> Mapping[str, NDArray[Any]]:
+        end = self.length if end_slot is None else end_slot
+        return {name: array[first_slot:end] for name, array in self._arrays.items()}
+
+    def append(self, item: Mapping[str, Any]) -> Change:
+        """Add one watched video; `item` holds WATCHED_COLUMNS values, left-out ones are null.
+
+        gap_ms is worked out here from shown_at_ms (to the previous item; null when either is null or negative).
+        Raises InputError when the list is full (call `evict_if_full` after each choice) or a column is unknown.
+        """
+        if self.length > self.capacity:
+            raise InputError("watched list is full", got=self.n_watched, fix="call evict_if_full after the choice")
+        unknown = set(item) - set(WATCHED_COLUMNS) | ({"start", "gap_ms"} & set(item))
+        if unknown:
+            raise InputError("not a column of a watched item", got=sorted(unknown))
+        slot = self.length
+        for name, (_, _, null) in WATCHED_COLUMNS.items():
+            self._arrays[name][slot] = item.get(name, null)
+        self._arrays["gap_ms"][slot] = self._gap(slot)
+        self.length += 1
+        return Change(slot, self.length)
+
+    def _gap(self, slot: int) -> int:
+        shown = self._arrays["shown_at_ms"]
+        now, before = int(shown[slot]), int(shown[slot - 1])
+        return now - before if slot > 1 and now >= 0 and before >= 0 and now >= before else NULL_INT
+
+    def evict_if_full(self) -> Change:
+        """Drop the oldest L/2 when L videos are held. Call it after the choice has been returned."""
+        if self.n_watched < self.capacity:
+            return Change(self.length, self.length)
+        half = self.capacity // 2
+        for name, array in self._arrays.items():
+            array[1 : 1 + half] = array[1 + half : 1 + 2 * half].copy()
+            array[1 + half :] = WATCHED_COLUMNS[name][2]
+        self.length = 1 + half
+        # The oldest kept item has no previous item any more; its frozen gap stays, as training sees it.
+        return Change(1, self.length, dropped=half)
+
+    def amend(self, video_id: int, feedback: Mapping[str, Any]) -> Change | None:
+        """Replace feedback of one of the last AMENDABLE items (the latest with this id).
+
+        Returns the change, or None when the item is not among them: then it goes to the log only.
+        """
+        unknown = set(feedback) - set(FEEDBACK_COLUMNS)
+        if unknown:
+            raise InputError("not a feedback column", got=sorted(unknown), allowed=FEEDBACK_COLUMNS)
+        first = max(1, self.length - AMENDABLE)
+        found = np.flatnonzero(self._arrays["video_id"][first : self.length] == np.uint64(video_id))
+        if not len(found):
+            return None
+        slot = first + int(found[-1])
+        for name, value in feedback.items():
+            self._arrays[name][slot] = value
+        return Change(slot, self.length)
