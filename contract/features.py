@@ -207,3 +207,16 @@ def pool_rows(
         total_nD = (rows[np.maximum(slot_nM, 0)] * present_nM[:, :, None]).sum(axis=1)
         out[:, column.slice] = total_nD / present_nM.sum(axis=1, keepdims=True)
     return out
+
+
+SINCE_CAP_S = 7 * 24 * 3600
+
+
+def since_watched(now_ms: int, shown_at_ms: NDArray[np.int64], out: Floats) -> Floats:
+    """log1p(seconds since each watched video was shown) / 8, 0 for nulls and the start token: out float32 [n].
+
+    Now-relative, so it enters at the swipe as an additive attention bias, never as part of a frozen token.
+    """
+    seconds = np.clip((now_ms - shown_at_ms) / 1000.0, 0, SINCE_CAP_S)
+    out[...] = np.where(shown_at_ms >= 0, np.log1p(seconds) / 8.0, 0.0)
+    return out
