@@ -1,0 +1,65 @@
+"""What all tests share: one thread per process, where the real data lie, and which tests this machine can't run.
+
+Tests marked `realdata` read `../shared/data` (beside the repository) or `$KIR_DATA`; tests marked `device` need root. What can't
+run is deselected, and one line per mark says so before pytest's closing line.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before numpy or torch is imported: two workers share two cores, and sums depend on the number of threads.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+for _variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    os.environ.setdefault(_variable, "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("KIR_DATA") or REPOSITORY.parent / "shared" / "data")
+
+# No deadline: the machine is shared. In CI the examples are the same every time.
+settings.register_profile("kir", deadline=None)
+settings.register_profile("kir-ci", deadline=None, derandomize=True)
+settings.load_profile("kir-ci" if os.environ.get("CI") else "kir")
+
+
+def missing_means() -> dict[str, str]:
+    """Marks whose tests can't run on this machine, each with the reason."""
+    missing = {}
+    if not DATA.is_dir():
+        missing["realdata"] = f"no data at {DATA}; set KIR_DATA to the folder that holds kuairand-pure"
+    if os.geteuid() != 0:
+        missing["device"] = "the emulated device needs root"
+    return missing
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    missing = missing_means()
+    deselected = [item for item in items if any(item.get_closest_marker(mark) for mark in missing)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in deselected]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # Here and not at collection: under xdist the workers collect, and what they print is lost.
+    for mark, reason in missing_means().items():
+        terminalreporter.write_line(f"deselected: tests marked {mark} ({reason})")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of the real data; only for tests marked `realdata`."""
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
