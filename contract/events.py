@@ -176,7 +176,9 @@ def _checked(column: EventColumn, values: Any, n: int, where: str) -> NDArray[An
         else:
             array = np.asarray(values).astype(dtype, copy=False)
     except (TypeError, ValueError, OverflowError) as error:
-        raise EventError(f"column '{column.name}' does not convert", where=where, got=str(error), allowed=dtype) from None
+        raise EventError(
+            f"column '{column.name}' does not convert", where=where, got=str(error), allowed=dtype
+        ) from None
     width = _WIDTHS.get(column.kind)
     shape = (n,) if width is None else (n, width)
     if array.shape != shape:

@@ -100,7 +100,11 @@ def _to_arrow(pa: Any, column: EventColumn, values: NDArray[Any], kind: Any) -> 
     if column.kind == "f32":
         return pa.array(values, type=kind, mask=np.isnan(values))
     if column.kind in ("tags", "pxtr"):
-        keep = values != MISSING_KEY if column.kind == "tags" else np.repeat(~np.isnan(values).all(axis=1, keepdims=True), X_PXTR, 1)
+        keep = (
+            values != MISSING_KEY
+            if column.kind == "tags"
+            else np.repeat(~np.isnan(values).all(axis=1, keepdims=True), X_PXTR, 1)
+        )
         counts = keep.sum(axis=1)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         flat = values[keep]

@@ -1,0 +1,126 @@
+"""The golden session: page bytes, feedback, clock and device state in; scores and choices out.
+
+Any edge in any language replays it: feed the steps in order, and at each swipe compare. What happens at a swipe:
+the candidates are the page's videos not shown yet, in server order; the choice is the highest value (the fused score),
+ties to the earlier in server order; the chosen video counts as shown; then `WatchedList.evict_if_full`.
+A feedback step appends its video (with the page's columns and pXTR) to the watched list.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ManifestError
+from contract.vocabulary import SIGNALS
+
+FORMAT = "kir-golden-session/1"
+
+
+@dataclass(frozen=True)
+class PageStep:
+    at_ms: int
+    page: bytes
+    kind: str = "page"
+
+
+@dataclass(frozen=True)
+class FeedbackStep:
+    """signals: name -> 0 | 1; left-out signals were not observed. play_time_ms -1 = not observed."""
+
+    at_ms: int
+    video_id: int
+    shown_at_ms: int
+    play_time_ms: int
+    signals: Mapping[str, int]
+    kind: str = "feedback"
+
+
+@dataclass(frozen=True)
+class SwipeStep:
+    """buffered_ms: per candidate of `video_ids`, -1 = not told. scores: [len(video_ids)][T] logits."""
+
+    at_ms: int
+    network: int
+    decoder: int
+    swipe_index: int
+    video_ids: Sequence[int]
+    buffered_ms: Sequence[int]
+    scores: Sequence[Sequence[float]]
+    values: Sequence[float]
+    choice: int
+    kind: str = "swipe"
+
+
+Step = PageStep | FeedbackStep | SwipeStep
+
+
+@dataclass(frozen=True)
+class GoldenSession:
+    dense_version: str
+    rows_revision: int
+    user_id: int
+    steps: Sequence[Step] = field(default_factory=tuple)
+
+    def to_bytes(self) -> bytes:
+        steps = []
+        for step in self.steps:
+            body = asdict(step)
+            if isinstance(step, PageStep):
+                body["page"] = base64.b64encode(step.page).decode()
+            steps.append(body)
+        data = {
+            "format": FORMAT,
+            "dense_version": self.dense_version,
+            "rows_revision": self.rows_revision,
+            "user_id": self.user_id,
+            "steps": steps,
+        }
+        return json.dumps(data, sort_keys=True, allow_nan=False).encode()
+
+    @staticmethod
+    def from_bytes(raw: bytes, where: str = "golden session") -> GoldenSession:
+        """Raises ManifestError for anything `to_bytes` does not write."""
+        try:
+            data = json.loads(raw)
+            if data["format"] != FORMAT:
+                raise ManifestError("another golden session format", where=where, got=data["format"], allowed=FORMAT)
+            steps = tuple(_step(step) for step in data["steps"])
+            return GoldenSession(str(data["dense_version"]), int(data["rows_revision"]), int(data["user_id"]), steps)
+        except (ValueError, KeyError, TypeError, binascii.Error) as error:
+            raise ManifestError("golden session is malformed", where=where, got=str(error)) from None
+
+
+def _step(data: Mapping[str, Any]) -> Step:
+    body = dict(data)
+    kind = body.pop("kind")
+    if kind == "page":
+        return PageStep(at_ms=body["at_ms"], page=base64.b64decode(body["page"], validate=True))
+    if kind == "feedback":
+        unknown = set(body["signals"]) - set(SIGNALS)
+        if unknown:
+            raise KeyError(f"unknown signals {sorted(unknown)}")
+        return FeedbackStep(**body)
+    if kind == "swipe":
+        return SwipeStep(**body)
+    raise KeyError(f"unknown step kind '{kind}'")
+
+
+def fused_values(scores_NT: NDArray[np.float32], weights_T: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Σ weight · sigmoid(logit): float32 [N]. The one fusion every edge uses; weights come from the manifest."""
+    return (1.0 / (1.0 + np.exp(-scores_NT))) @ weights_T
+
+
+def rankings_agree(expected_N: NDArray[Any], got_N: NDArray[Any], tolerance: float) -> bool:
+    """Same order, except where expected values are closer than twice the tolerance (ties below it)."""
+    order = np.argsort(-np.asarray(got_N), kind="stable")
+    ranked = np.asarray(expected_N)[order]
+    # In got's order no expected value may exceed an earlier one by more than what both errors can explain.
+    return bool((ranked <= np.minimum.accumulate(ranked) + 2 * tolerance).all())

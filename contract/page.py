@@ -1,0 +1,291 @@
+"""A candidate page as numpy columns, and its bytes.
+
+`Page` is what server and edge work with; `encode_page` / `decode_page` go to and from `kir.v1.Page`. Decoding checks
+every length, index, range and number before anything is built, so that a page from a hostile or broken server ends in
+one PageError and never in a wrong ranking: a swipe then shows server order, or goes on with the pool it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from contract.errors import PageError
+from contract.rows import FLOAT16, FLOAT32, INT8, EncodedRows, decode_rows
+from contract.v1 import page_pb2 as pb
+from contract.vocabulary import MISSING_KEY, PXTR_HEADS, TAGS_MAX, X_PXTR
+
+CANDIDATES_MAX = 10_000
+ROWS_MAX = 200_000
+PAGE_BYTES_MAX = 16 * 2**20
+TTL_MAX_MS = 7 * 24 * 3600 * 1000
+
+USER, CANDIDATE, WATCHED = "user", "candidate", "watched"
+OWNERS = {USER: pb.ROW_OWNER_USER, CANDIDATE: pb.ROW_OWNER_CANDIDATE, WATCHED: pb.ROW_OWNER_WATCHED}
+_OWNER_NAMES = {value: name for name, value in OWNERS.items()}
+ENCODINGS = {INT8: pb.ROW_ENCODING_INT8, FLOAT16: pb.ROW_ENCODING_FLOAT16, FLOAT32: pb.ROW_ENCODING_FLOAT32}
+_ENCODING_NAMES = {value: name for name, value in ENCODINGS.items()}
+
+ROWS_OK = "ok"
+ROWS_STATUS = {
+    ROWS_OK: pb.ROWS_STATUS_OK,
+    "no_live_version": pb.ROWS_STATUS_NO_LIVE_VERSION,
+    "spec_mismatch": pb.ROWS_STATUS_SPEC_MISMATCH,
+    "not_needed": pb.ROWS_STATUS_NOT_NEEDED,
+}
+_ROWS_STATUS_NAMES = {value: name for name, value in ROWS_STATUS.items()}
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """N candidates in server order.
+
+    video_id, author_id  uint64 [N]; tags uint64 [N, TAGS_MAX]; duration_ms, upload_age_days int32 [N] (-1 null)
+    pxtr                 float32 [N, X], NaN where the ranker gave none
+    """
+
+    video_id: NDArray[np.uint64]
+    author_id: NDArray[np.uint64]
+    tags: NDArray[np.uint64]
+    duration_ms: NDArray[np.int32]
+    upload_age_days: NDArray[np.int32]
+    pxtr: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.video_id)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sparse rows of one page: encoded tables, and per (owner, feature) which rows its entries take.
+
+    slots: int64 [entries, max_len], -1 = no entry; row 0 of every table is its default row.
+    """
+
+    tables: Mapping[str, EncodedRows]
+    slots: Mapping[tuple[str, str], NDArray[np.int64]]
+    feature_table: Mapping[tuple[str, str], str]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(table.n_bytes for table in self.tables.values())
+
+    def decoded(self) -> dict[str, NDArray[np.float32]]:
+        """Table name -> float32 [R, width]."""
+        return {name: decode_rows(table, ROWS_MAX) for name, table in self.tables.items()}
+
+
+NO_ROWS = Rows({}, {}, {})
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page. TTLs are durations in milliseconds from arrival; `rows_status` "ok" means the rows fit dense_version."""
+
+    page_id: str
+    candidates: Candidates
+    server_time_ms: int = 0
+    soft_ttl_ms: int = 600_000
+    hard_ttl_ms: int = 1_800_000
+    dense_version: str = ""
+    rows_revision: int = 0
+    spec_fingerprint: str = ""
+    rows_status: str = "no_live_version"
+    fetch_version: str = ""
+    retrieval_version: str = ""
+    ranker_version: str = ""
+    user_activity: int = -1
+    user_register_days: int = -1
+    hour: int = -1
+    rows: Rows = field(default_factory=lambda: NO_ROWS)
+
+    @property
+    def server_position(self) -> NDArray[np.int32]:
+        return np.arange(len(self.candidates), dtype=np.int32)
+
+
+def encode_page(page: Page) -> pb.Page:
+    """numpy -> message. The page is trusted (the server made it)."""
+    c = page.candidates
+    present_NM = c.tags != MISSING_KEY
+    present_NX = ~np.isnan(c.pxtr)
+    message = pb.Page(
+        page_id=page.page_id,
+        server_time_ms=page.server_time_ms,
+        soft_ttl_ms=page.soft_ttl_ms,
+        hard_ttl_ms=page.hard_ttl_ms,
+        dense_version=page.dense_version,
+        rows_revision=page.rows_revision,
+        spec_fingerprint=page.spec_fingerprint,
+        rows_status=ROWS_STATUS[page.rows_status],
+        fetch_version=page.fetch_version,
+        retrieval_version=page.retrieval_version,
+        ranker_version=page.ranker_version,
+        candidates=pb.CandidateColumns(
+            video_ids=c.video_id.tolist(),
+            author_ids=c.author_id.tolist(),
+            duration_ms=np.maximum(c.duration_ms, 0).tolist(),
+            upload_age_days=c.upload_age_days.tolist(),
+            tag_counts=present_NM.sum(axis=1).tolist(),
+            tags=c.tags[present_NM].tolist(),
+            pxtr_heads=PXTR_HEADS,
+            pxtr=np.where(present_NX, c.pxtr, 0).astype("<f4").tobytes(),
+            pxtr_present=present_NX.astype(np.uint8).tobytes(),
+        ),
+        user=pb.UserColumns(activity=page.user_activity, register_days=page.user_register_days, hour=page.hour),
+    )
+    for name, table in page.rows.tables.items():
+        message.row_tables.add(
+            name=name,
+            width=table.width,
+            encoding=ENCODINGS[table.encoding],
+            values=table.values,
+            scales=table.scales,
+        )
+    for (owner, feature), slots in page.rows.slots.items():
+        index = message.row_indexes.add(
+            owner=OWNERS[owner], feature=feature, table=page.rows.feature_table[owner, feature]
+        )
+        if slots.shape[1] == 1:
+            index.rows.extend(np.maximum(slots[:, 0], 0).tolist())
+        else:
+            present = slots >= 0
+            index.counts.extend(present.sum(axis=1).tolist())
+            index.rows.extend(slots[present].tolist())
+    return message
+
+
+def parse_page(data: bytes) -> Page:
+    """Bytes of a `kir.v1.Page` -> Page. Raises PageError."""
+    if len(data) > PAGE_BYTES_MAX:
+        raise PageError("page is too large", got=f"{len(data)} bytes", allowed=f"up to {PAGE_BYTES_MAX}")
+    message = pb.Page()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise PageError("bytes are not a kir.v1.Page", got=str(error)) from None
+    return decode_page(message)
+
+
+def decode_page(message: pb.Page) -> Page:
+    """Message -> numpy, everything checked. Raises PageError with the page id as `where`."""
+    where = f"page {message.page_id or '?'}"
+    try:
+        status = _ROWS_STATUS_NAMES[message.rows_status]
+    except KeyError:
+        raise PageError("unknown rows_status", where=where, got=message.rows_status) from None
+    _check(message.page_id != "" and len(message.page_id) <= 128, "page_id is empty or long", where, message.page_id)
+    for name in ("soft_ttl_ms", "hard_ttl_ms"):
+        _check(getattr(message, name) <= TTL_MAX_MS, f"{name} out of range", where, getattr(message, name))
+    candidates = _decode_candidates(message.candidates, where)
+    return Page(
+        page_id=message.page_id,
+        candidates=candidates,
+        server_time_ms=message.server_time_ms,
+        soft_ttl_ms=message.soft_ttl_ms,
+        hard_ttl_ms=max(message.hard_ttl_ms, message.soft_ttl_ms),
+        dense_version=message.dense_version,
+        rows_revision=message.rows_revision,
+        spec_fingerprint=message.spec_fingerprint,
+        rows_status=status,
+        fetch_version=message.fetch_version,
+        retrieval_version=message.retrieval_version,
+        ranker_version=message.ranker_version,
+        user_activity=message.user.activity,
+        user_register_days=message.user.register_days,
+        hour=message.user.hour,
+        rows=_decode_rows(message, len(candidates), where),
+    )
+
+
+def _check(good: bool, what: str, where: str, got: Any = None, allowed: Any = None) -> None:
+    if not good:
+        raise PageError(what, where=where, got=got, allowed=allowed)
+
+
+def _decode_candidates(c: pb.CandidateColumns, where: str) -> Candidates:
+    n = len(c.video_ids)
+    _check(0 < n <= CANDIDATES_MAX, "number of candidates out of range", where, n, f"1 … {CANDIDATES_MAX}")
+    for name in ("author_ids", "duration_ms", "upload_age_days", "tag_counts"):
+        _check(
+            len(getattr(c, name)) == n, f"candidate column '{name}' has another length", where, len(getattr(c, name)), n
+        )
+    _check(tuple(c.pxtr_heads) == PXTR_HEADS, "pXTR columns of other heads", where, tuple(c.pxtr_heads), PXTR_HEADS)
+    _check(len(c.pxtr) == 4 * n * X_PXTR, "pxtr bytes do not fit", where, len(c.pxtr), 4 * n * X_PXTR)
+    _check(len(c.pxtr_present) == n * X_PXTR, "pxtr_present bytes do not fit", where, len(c.pxtr_present), n * X_PXTR)
+    video_id = np.array(c.video_ids, np.uint64)
+    _check(len(np.unique(video_id)) == n, "duplicate candidate ids", where)
+    _check(not (video_id == MISSING_KEY).any(), "a candidate has the reserved missing id", where)
+    duration = np.array(c.duration_ms, np.int64)
+    _check(bool((duration < 2**31).all()), "duration_ms out of range", where)
+    age = np.array(c.upload_age_days, np.int64)
+    _check(bool((age >= -1).all()), "upload_age_days below -1", where, age.min())
+    pxtr = np.frombuffer(c.pxtr, "<f4").reshape(n, X_PXTR)
+    present = np.frombuffer(c.pxtr_present, np.uint8).reshape(n, X_PXTR)
+    _check(bool((present <= 1).all()), "pxtr_present must be 0 or 1", where)
+    given = pxtr[present == 1]
+    _check(bool(np.isfinite(given).all() and ((given >= 0) & (given <= 1)).all()), "pXTR are not probabilities", where)
+    counts = np.array(c.tag_counts, np.int64)
+    slots = _ragged(counts, len(c.tags), TAGS_MAX, "tags", where)
+    tags = np.full((n, TAGS_MAX), MISSING_KEY)
+    tags[slots >= 0] = np.array(c.tags, np.uint64)
+    return Candidates(
+        video_id=video_id,
+        author_id=np.array(c.author_ids, np.uint64),
+        tags=tags,
+        duration_ms=duration.astype(np.int32),
+        upload_age_days=age.astype(np.int32),
+        pxtr=np.where(present == 1, pxtr, np.nan).astype(np.float32),
+    )
+
+
+def _ragged(counts: NDArray[np.int64], n_values: int, width: int, what: str, where: str) -> NDArray[np.int64]:
+    """Places of ragged values in a padded [entries, width] array: value number or -1."""
+    good = bool((counts >= 0).all() and (counts <= width).all()) and int(counts.sum()) == n_values
+    _check(good, f"counts of '{what}' do not fit", where, int(counts.sum()), f"{n_values}, at most {width} each")
+    places = np.arange(width)[None, :] < counts[:, None]
+    slots = np.full((len(counts), width), -1, np.int64)
+    slots[places] = np.arange(n_values)
+    return slots
+
+
+def _decode_rows(message: pb.Page, n: int, where: str) -> Rows:
+    tables: dict[str, EncodedRows] = {}
+    n_rows: dict[str, int] = {}
+    for table in message.row_tables:
+        _check(table.name not in tables, "a row table comes twice", where, table.name)
+        encoding = _ENCODING_NAMES.get(table.encoding)
+        _check(encoding is not None, f"table '{table.name}': unknown row encoding", where, table.encoding)
+        encoded = EncodedRows(str(encoding), table.width, table.values, table.scales)
+        n_rows[table.name] = len(decode_rows(encoded, ROWS_MAX))
+        _check(n_rows[table.name] > 0, f"table '{table.name}' lacks its default row", where)
+        tables[table.name] = encoded
+    slots: dict[tuple[str, str], NDArray[np.int64]] = {}
+    feature_table: dict[tuple[str, str], str] = {}
+    for index in message.row_indexes:
+        owner = _OWNER_NAMES.get(index.owner)
+        _check(owner is not None, f"feature '{index.feature}': unknown owner", where, index.owner)
+        key = (str(owner), index.feature)
+        _check(key not in slots, "a row index comes twice", where, key)
+        _check(index.table in tables, f"feature '{index.feature}' names an absent table", where, index.table)
+        rows = np.array(index.rows, np.int64)
+        _check(bool((rows < n_rows[index.table]).all()), f"feature '{index.feature}': row out of range", where)
+        if index.counts:
+            counts = np.array(index.counts, np.int64)
+            places = _ragged(counts, len(rows), max(1, int(counts.max(initial=0))), index.feature, where)
+            _check(places.shape[1] <= 64, f"feature '{index.feature}': too many values", where, places.shape[1], 64)
+            values = np.full(places.shape, -1, np.int64)
+            values[places >= 0] = rows
+        else:
+            values = rows[:, None]
+        expected = {USER: 1, CANDIDATE: n}.get(key[0])
+        good = expected is None or len(values) == expected
+        _check(good, f"feature '{index.feature}': wrong number of entries", where, len(values), expected)
+        slots[key] = values
+        feature_table[key] = index.table
+    return Rows(tables, slots, feature_table)
