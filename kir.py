@@ -1,10 +1,11 @@
-"""kir COMMAND [flags] : the command line, one sub-command per job. One-minute CPU version of everything: kir demo --out demo-out
+"""kir COMMAND [flags]: the command line, one sub-command per job. The whole loop on a CPU: kir demo --out demo-out
 
-Each sub-command is two functions in its room's `cli.py`: `add_<command>_arguments(parser)` and `run_<command>(args) -> int`.
-A room is imported only when one of its commands is chosen, so that the edge's commands work without torch or TensorFlow.
+Each sub-command is two functions in its room's `cli.py`: `add_<command>_arguments(parser)` and
+`run_<command>(args) -> int`. A room is imported only when one of its commands is chosen, so that the edge's commands
+work without torch or TensorFlow.
 
-Exit status: what the command returns (0 = done); 1 = an artifact was made and is not good enough; 2 = the command could not be
-done, and one line on stderr says why; 130 = interrupted.
+Exit status: what the command returns (0 = done); 1 = an artifact was made and is not good enough; 2 = the command could
+not be done, and one line on stderr says why; 130 = interrupted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ROOMS = frozenset({"contract", "training", "convert", "edge", "server_stub", "be
 
 @dataclass(frozen=True)
 class Command:
-    """Where a sub-command lives, the extra that brings its packages ("" = the plain install), and its line in `kir --help`."""
+    """Where a sub-command lives, the extra that brings its packages ("" = the plain install), and its line of help."""
 
     module: str
     extra: str
@@ -37,14 +38,14 @@ COMMANDS: dict[str, Command] = {
     "simulate": Command("training.cli", "train", "write synthetic users, videos and events as Parquet"),
     "train": Command("training.cli", "train", "train a model on events and save a checkpoint directory"),
     "evaluate": Command("training.cli", "train", "score a checkpoint or a baseline on held-out events"),
-    "convert": Command("convert.cli", "convert", "setup | model | server: checkpoint to quantised TFLite, or to the server's ONNX"),
+    "convert": Command("convert.cli", "convert", "setup | model | server: from checkpoints to TFLite and server ONNX"),
     "publish": Command("convert.cli", "convert", "put a verified model into a CDN directory and move its pointer"),
     "verify": Command("convert.cli", "convert", "check a published model: hashes, tensors, ranking, golden cases"),
-    "serve": Command("server_stub.cli", "server", "serve candidate pages, embedding updates and feedback over gRPC and HTTP"),
+    "serve": Command("server_stub.cli", "server", "serve candidate pages, embedding updates and feedback intake"),
     "swipe": Command("edge.cli", "", "run a headless phone against a live server"),
     "replay": Command("edge.cli", "", "replay the golden cases of a published model on this machine"),
     "bench": Command("benchmarks.cli", "bench", "measure latency, load, quality or cost: a table and one JSON line"),
-    "demo": Command("benchmarks.cli", "all", "the whole loop on this machine: events, training, conversion, serving, swipes"),
+    "demo": Command("benchmarks.cli", "all", "the whole loop here: events, training, conversion, serving, swipes"),
 }
 
 # Packages that no extra can name, and the command that installs them.
@@ -52,14 +53,16 @@ NOT_IN_AN_EXTRA = {"onnx2tf": "kir convert setup"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `kir` with every command's name and line of help, and no command's flags: those come from its room."""
+    """The parser of `kir`: every command's name and line of help, and no command's flags; those come from its room."""
     parser = argparse.ArgumentParser(
         prog="kir",
         description="Short-video recommendation from training to the phone.",
         epilog="`kir COMMAND --help` lists a command's flags.",
     )
     parser.add_argument("--version", action="version", version=f"kir {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the trace of an error; may stand anywhere on the line")
+    parser.add_argument(
+        "--debug", action="store_true", help="show the trace of an error; may stand anywhere on the line"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.help, description=command.help[0].upper() + command.help[1:] + ".")
@@ -85,7 +88,9 @@ def missing_part(error: ModuleNotFoundError, command: Command) -> KirError | Non
     if not package or package in ROOMS:
         return None
     if package in NOT_IN_AN_EXTRA:
-        return InputError(f"this command needs the package '{package}'", fix=f"install it with: {NOT_IN_AN_EXTRA[package]}")
+        return InputError(
+            f"this command needs the package '{package}'", fix=f"install it with: {NOT_IN_AN_EXTRA[package]}"
+        )
     if not command.extra:
         return InputError(f"this command needs the package '{package}'", fix="install it with: pip install kir-edge")
     return MissingExtra(package, command.extra)

@@ -1,24 +1,21 @@
 """What all tests share: one thread per process, where the real data lie, and which tests this machine can't run.
 
-Tests marked `realdata` read `../shared/data` (beside the repository) or `$KIR_DATA`; tests marked `device` need root. What can't
-run is deselected, and one line per mark says so before pytest's closing line.
+Tests marked `realdata` read `../shared/data` (beside the repository) or `$KIR_DATA`; tests marked `device` need root.
+What can't run is deselected, and one line per mark says so before pytest's closing line.
 """
 
 from __future__ import annotations
 
 import os
-
-# Before numpy or torch is imported: two workers share two cores, and sums depend on the number of threads.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
-for _variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-    os.environ.setdefault(_variable, "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Before any test imports numpy or torch: two workers share two cores, and sums depend on the number of threads.
+for _library in ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "TF_NUM_INTRAOP", "TF_NUM_INTEROP"):
+    os.environ.setdefault(f"{_library}_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("KIR_DATA") or REPOSITORY.parent / "shared" / "data")
@@ -41,10 +38,10 @@ def missing_means() -> dict[str, str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     missing = missing_means()
-    deselected = [item for item in items if any(item.get_closest_marker(mark) for mark in missing)]
-    if deselected:
-        config.hook.pytest_deselected(items=deselected)
-        items[:] = [item for item in items if item not in deselected]
+    runs = {item: not any(item.get_closest_marker(mark) for mark in missing) for item in items}
+    if not all(runs.values()):
+        config.hook.pytest_deselected(items=[item for item in items if not runs[item]])
+        items[:] = [item for item in items if runs[item]]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,8 +1,9 @@
-"""python contract/proto/generate.py [--out DIR]: write the Python code of the page protos. Same as `make proto`; a second.
+"""python contract/proto/generate.py [--out DIR]: write the Python code of the page protos (`make proto`; a second).
 
-protoc puts a module where its proto package says, and writes `from kir.v1 import page_pb2`. Beside `kir.py`, the command
-line, that import finds a module which is no package. So the generated files live in `contract/v1/` and their imports are
-rewritten to `contract.v1`. The names inside the descriptors stay `kir/v1/page.proto` and `kir.v1.Page`: those are the wire.
+protoc puts a module where its proto package says, and writes `from kir.v1 import page_pb2`. Beside `kir.py`, the
+command line, that import finds a module which is no package. So the generated files live in `contract/v1/` and their
+imports are rewritten to `contract.v1`. The names inside the descriptors stay `kir/v1/page.proto` and `kir.v1.Page`:
+those are the wire.
 
 The result is committed, so that an edge install needs protobuf and grpcio, and never grpcio-tools.
 `tests/contract/test_generated_protos.py` regenerates and compares byte for byte.
