@@ -40,7 +40,7 @@ IMPORTING_CALLS = ("importlib.import_module", "import_module", "__import__")
 
 @dataclass(frozen=True)
 class Import:
-    """One import: the absolute name, and whether it runs at once ("top"), in a function ("late") or never ("typing")."""
+    """An import: its absolute name, and if it runs at once ("top"), in a function ("late") or never ("typing")."""
 
     module: str
     when: str

@@ -147,9 +147,8 @@ def test_a_reason_stands_beside_every_pin() -> None:
     pins = [line for line in PYPROJECT.splitlines() if re.match(r'\s*"[A-Za-z0-9_.-]+[<>=!~]', line)]
     pins += [line for line in PYPROJECT.splitlines() if re.match(r"requires(-python)? =", line)]
     count = sum(len(extra) for extra in PROJECT["optional-dependencies"].values()) + len(EDGE)
-    assert (
-        len(pins) >= count
-    )  # every requirement has a line of its own; those on kir-edge itself make up for the two `requires`
+    # Every requirement has a line of its own; the two on kir-edge itself make up for the two `requires`.
+    assert len(pins) >= count
     assert [line.strip() for line in pins if len(line.partition("#")[2].strip()) < 10] == []
 
 
