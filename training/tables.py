@@ -23,8 +23,8 @@ from contract.spec import FeatureSpec
 from contract.vocabulary import MISSING_KEY
 
 INIT_STD = 0.05
-# From this many rows on a table's gradient is sparse. Below, a dense update is faster on two CPU cores (7 against 12 ms at
-# 8,000 x 64, 153 against 20 ms at 1,000,000 x 64). Adagrad leaves rows without gradient alone: both give the same rows.
+# From this many rows on a table's gradient is sparse. Below, a dense update is faster on two cores (7 against 12 ms at
+# 8,000 x 64; at 1,000,000 x 64 153 against 20). Adagrad leaves rows without gradient alone: both give the same rows.
 SPARSE_FROM_ROWS = 200_000
 
 
