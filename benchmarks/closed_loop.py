@@ -1,0 +1,209 @@
+"""The closed loop: what a way of choosing does to simulated sessions, over the same pages.
+
+    kir bench closed-loop --work demo-out --seeds 5        (after `kir demo --out demo-out`; about a minute)
+
+Every arm shows the same pages to the same sessions (common random numbers: outcomes depend on session, video and step,
+not on the arm), one page after the other, until the user leaves or the pages run out. Arms: `random`, `server` (the
+page's own order), `one_shot` (the reranker once per page, at its arrival), `per_swipe` (the reranker at every swipe, the
+edge runtime as shipped), `oracle` (greedy on the true hidden state: what no one can know).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.stats import Interval, cluster_bootstrap_mean
+from contract.page import Page
+from contract.vocabulary import SIGNALS
+
+ARMS = ("random", "server", "one_shot", "per_swipe", "oracle")
+LIKE = SIGNALS.index("like")
+
+
+class Chooser(Protocol):
+    """One arm within one session. Candidates are given by their index in the current page."""
+
+    def page(self, page: Page, now_ms: int) -> None:
+        """A page arrived; what was left of the last one is gone."""
+
+    def choose(self, remaining: list[int], now_ms: int) -> int:
+        """Which of the remaining candidates to show."""
+
+    def observe(self, index: int, response: Any, shown_at_ms: int, now_ms: int) -> None:
+        """What the user did with it."""
+
+
+@dataclass(frozen=True)
+class SessionPlan:
+    """One session to be lived through by every arm. items[p][i]: the simulator's index of page p's candidate i."""
+
+    seed: int
+    user_index: int
+    session_seed: int
+    start_ms: int
+    pages: Sequence[Page]
+    items: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Lived:
+    """What one arm made of one session."""
+
+    watch_ms: int
+    likes: int
+    videos: int
+    long_views: int
+
+
+class ServerOrder:
+    def page(self, page: Page, now_ms: int) -> None: ...
+
+    def choose(self, remaining: list[int], now_ms: int) -> int:
+        return remaining[0]
+
+    def observe(self, index: int, response: Any, shown_at_ms: int, now_ms: int) -> None: ...
+
+
+class RandomOrder(ServerOrder):
+    def __init__(self, seed: int):
+        self._rng = np.random.default_rng(seed)
+
+    def choose(self, remaining: list[int], now_ms: int) -> int:
+        return remaining[int(self._rng.integers(len(remaining)))]
+
+
+class Oracle(ServerOrder):
+    """Greedy on the true hidden state. A strong reference, not a strict bound: greedy is not optimal over a session."""
+
+    def __init__(self, session: Any, plan: SessionPlan):
+        self._session, self._plan, self._page = session, plan, -1
+
+    def page(self, page: Page, now_ms: int) -> None:
+        self._page += 1
+
+    def choose(self, remaining: list[int], now_ms: int) -> int:
+        values = self._session.oracle_value(self._plan.items[self._page][remaining])
+        return remaining[int(np.argmax(values))]
+
+
+def live_session(session: Any, plan: SessionPlan, chooser: Chooser) -> Lived:
+    """Walk one session with one arm."""
+    watch_ms = likes = videos = long_views = 0
+    for page, items in zip(plan.pages, plan.items, strict=True):
+        chooser.page(page, session.now_ms)
+        remaining = list(range(len(page.candidates)))
+        while remaining and not session.done:
+            shown_at_ms = session.now_ms
+            index = chooser.choose(remaining, shown_at_ms)
+            remaining.remove(index)
+            response = session.step(int(items[index]))
+            chooser.observe(index, response, shown_at_ms, session.now_ms)
+            watch_ms += response.play_time_ms
+            likes += int(response.signals[LIKE] == 1)
+            long_views += int(response.signals[SIGNALS.index("long_view")] == 1)
+            videos += 1
+        if session.done:
+            break
+    return Lived(watch_ms, likes, videos, long_views)
+
+
+@dataclass(frozen=True)
+class ClosedLoopResult:
+    """Arm means and paired differences with 95 % intervals, users drawn whole (their sessions correlate)."""
+
+    n_sessions: int
+    n_seeds: int
+    drift: float
+    arms: dict[str, dict[str, float]]
+    gains: dict[str, dict[str, Any]]
+    per_seed: dict[str, list[float]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "n_sessions": self.n_sessions,
+            "n_seeds": self.n_seeds,
+            "drift": self.drift,
+            "arms": self.arms,
+            "gains": self.gains,
+            "per_seed": self.per_seed,
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"closed loop: {self.n_sessions} sessions, {self.n_seeds} seeds, drift {self.drift:g}, same pages for every arm"
+        ]
+        lines.append(f"{'arm':<10} {'watch s':>9} {'likes':>7} {'videos':>7} {'long':>6}")
+        for name, arm in self.arms.items():
+            lines.append(
+                f"{name:<10} {arm['watch_s']:>9.1f} {arm['likes']:>7.3f} {arm['videos']:>7.1f} {arm['long_views']:>6.1f}"
+            )
+        for name, gain in self.gains.items():
+            interval = Interval(**gain["watch_s"])
+            lines.append(f"{name:<24} watch s {interval}  ({gain['relative']:+.1%})")
+        return "\n".join(lines)
+
+
+COMPARISONS = (
+    ("per_swipe", "server"),
+    ("per_swipe", "one_shot"),
+    ("one_shot", "server"),
+    ("per_swipe", "random"),
+    ("oracle", "server"),
+)
+
+
+def run_closed_loop(
+    world: Any,
+    plans: Sequence[SessionPlan],
+    edge_chooser: Callable[[SessionPlan, bool], Chooser],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ClosedLoopResult:
+    """Live every plan with every arm. `edge_chooser(plan, per_swipe)` makes the reranker's arms."""
+    lived: dict[str, list[Lived]] = {arm: [] for arm in ARMS}
+    for done, plan in enumerate(plans):
+        for arm in ARMS:
+            session = world.session(plan.user_index, plan.session_seed, plan.start_ms)
+            lived[arm].append(live_session(session, plan, _chooser(arm, plan, session, edge_chooser)))
+        progress(done + 1, len(plans))
+    return _summarise(world, plans, lived)
+
+
+def _chooser(arm: str, plan: SessionPlan, session: Any, edge: Callable[[SessionPlan, bool], Chooser]) -> Chooser:
+    if arm == "server":
+        return ServerOrder()
+    if arm == "random":
+        return RandomOrder(plan.session_seed % 2**32)
+    if arm == "oracle":
+        return Oracle(session, plan)
+    return edge(plan, arm == "per_swipe")
+
+
+def _summarise(world: Any, plans: Sequence[SessionPlan], lived: dict[str, list[Lived]]) -> ClosedLoopResult:
+    watch = {arm: np.array([one.watch_ms for one in rows]) / 1000.0 for arm, rows in lived.items()}
+    likes = {arm: np.array([one.likes for one in rows], float) for arm, rows in lived.items()}
+    users = np.array([plan.user_index for plan in plans])
+    seeds = np.array([plan.seed for plan in plans])
+    arms = {
+        arm: {
+            "watch_s": float(watch[arm].mean()),
+            "likes": float(likes[arm].mean()),
+            "videos": float(np.mean([one.videos for one in rows])),
+            "long_views": float(np.mean([one.long_views for one in rows])),
+        }
+        for arm, rows in lived.items()
+    }
+    gains = {}
+    for better, base in COMPARISONS:
+        difference = watch[better] - watch[base]
+        gains[f"{better} vs {base}"] = {
+            "watch_s": cluster_bootstrap_mean(difference, users).to_json(),
+            "likes": cluster_bootstrap_mean(likes[better] - likes[base], users).to_json(),
+            "relative": float(difference.mean() / watch[base].mean()),
+        }
+    gain = watch["per_swipe"] - watch["server"]
+    per_seed = {"per_swipe vs server": [float(gain[seeds == s].mean()) for s in np.unique(seeds)]}
+    return ClosedLoopResult(len(plans), len(np.unique(seeds)), float(world.config.drift), arms, gains, per_seed)

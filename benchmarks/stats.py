@@ -1,0 +1,130 @@
+"""Percentiles, bootstrap intervals, and the facts of the machine that belong beside every figure."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PACKAGES = ("numpy", "ai-edge-litert", "onnxruntime", "torch", "tensorflow", "onnx2tf", "grpcio", "faiss-cpu")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def to_json(self) -> dict[str, float]:
+        return {"mean": self.mean, "low": self.low, "high": self.high}
+
+
+def bootstrap_mean(values: Sequence[float] | NDArray[Any], seed: int = 0, draws: int = 2000) -> Interval:
+    """Percentile bootstrap of a mean; for a paired comparison, hand in the per-unit differences."""
+    data = np.asarray(values, np.float64)
+    if data.size == 0:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    rng = np.random.default_rng(seed)
+    means = np.array([data[rng.integers(0, data.size, data.size)].mean() for _ in range(draws)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(data.mean()), float(low), float(high))
+
+
+def cluster_bootstrap_mean(values: NDArray[Any], clusters: NDArray[Any], seed: int = 0, draws: int = 2000) -> Interval:
+    """As `bootstrap_mean`, but draws whole clusters (all sessions of a user): honest when they correlate."""
+    names, index = np.unique(clusters, return_inverse=True)
+    sums = np.bincount(index, weights=np.asarray(values, np.float64))
+    counts = np.bincount(index).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, len(names), (draws, len(names)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
+
+
+def percentiles(values: Sequence[float] | NDArray[Any]) -> dict[str, float]:
+    """p50, p90, p95, p99, max, mean and count, in the unit of the values."""
+    data = np.asarray(values, np.float64)
+    if data.size == 0:
+        return {"count": 0}
+    p50, p90, p95, p99 = np.percentile(data, [50, 90, 95, 99])
+    return {
+        "count": int(data.size),
+        "mean": float(data.mean()),
+        "p50": float(p50),
+        "p90": float(p90),
+        "p95": float(p95),
+        "p99": float(p99),
+        "max": float(data.max()),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What a reader needs to judge a figure: CPU, cores, memory, Python, package versions, commit."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": _cores(),
+        "memory_gib": _memory_gib(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "commit": _commit(),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float:
+    try:
+        kib = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0])
+        return round(kib / 2**20, 1)
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parent.parent
+    try:
+        run = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return run.stdout.strip()
