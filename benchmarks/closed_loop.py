@@ -4,8 +4,8 @@
 
 Every arm shows the same pages to the same sessions (common random numbers: outcomes depend on session, video and step,
 not on the arm), one page after the other, until the user leaves or the pages run out. Arms: `random`, `server` (the
-page's own order), `one_shot` (the reranker once per page, at its arrival), `per_swipe` (the reranker at every swipe, the
-edge runtime as shipped), `oracle` (greedy on the true hidden state: what no one can know).
+page's own order), `one_shot` (the reranker once per page, at its arrival), `per_swipe` (the reranker at every swipe,
+the edge runtime as shipped), `oracle` (greedy on the true hidden state: what no one can know).
 """
 
 from __future__ import annotations
@@ -134,16 +134,14 @@ class ClosedLoopResult:
 
     def __str__(self) -> str:
         lines = [
-            f"closed loop: {self.n_sessions} sessions, {self.n_seeds} seeds, drift {self.drift:g}, same pages for every arm"
+            f"closed loop: {self.n_sessions} sessions, {self.n_seeds} seeds, drift {self.drift:g}, same pages everywhere"
         ]
         lines.append(f"{'arm':<10} {'watch s':>9} {'likes':>7} {'videos':>7} {'long':>6}")
         for name, arm in self.arms.items():
-            lines.append(
-                f"{name:<10} {arm['watch_s']:>9.1f} {arm['likes']:>7.3f} {arm['videos']:>7.1f} {arm['long_views']:>6.1f}"
-            )
+            cells = f"{arm['watch_s']:>9.1f} {arm['likes']:>7.3f} {arm['videos']:>7.1f} {arm['long_views']:>6.1f}"
+            lines.append(f"{name:<10} {cells}")
         for name, gain in self.gains.items():
-            interval = Interval(**gain["watch_s"])
-            lines.append(f"{name:<24} watch s {interval}  ({gain['relative']:+.1%})")
+            lines.append(f"{name:<24} watch s {Interval(**gain['watch_s'])}  ({gain['relative']:+.1%})")
         return "\n".join(lines)
 
 

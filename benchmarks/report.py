@@ -69,8 +69,8 @@ def _lead(result: Mapping[str, Any]) -> str:
     events = result["events"]
     return (
         f"{events['impressions']:,} impressions of {events['users']:,} users and {events['videos']:,} videos "
-        f"({result['data']}), trained, converted, verified, published, served over gRPC and swiped through by phone processes, in "
-        f"{sum(stage['seconds'] for stage in result['stages']):.0f} s."
+        f"({result['data']}), trained, converted, verified, published, served over gRPC and swiped through by phone "
+        f"processes, in {sum(stage['seconds'] for stage in result['stages']):.0f} s."
     )
 
 

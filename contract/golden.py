@@ -115,7 +115,7 @@ def _step(data: Mapping[str, Any]) -> Step:
 
 def fused_values(scores_NT: NDArray[np.float32], weights_T: NDArray[np.float32]) -> NDArray[np.float32]:
     """Σ weight · sigmoid(logit): float32 [N]. The one fusion every edge uses; weights come from the manifest."""
-    return (1.0 / (1.0 + np.exp(-scores_NT))) @ weights_T
+    return ((1.0 / (1.0 + np.exp(-scores_NT))) @ weights_T).astype(np.float32, copy=False)
 
 
 def rankings_agree(expected_N: NDArray[Any], got_N: NDArray[Any], tolerance: float) -> bool:

@@ -91,7 +91,7 @@ class Golden:
 class Manifest:
     """Everything an edge needs to trust and run a model.
 
-    capacities: {"L": …, "P": …, "k": …, "N": [buckets], "t": [watch buckets]}; fusion: task -> weight of sigmoid(score).
+    capacities: {"L": …, "P": …, "k": …, "N": [buckets], "t": [watch buckets]}; fusion: task -> weight.
     """
 
     dense_version: str

@@ -85,7 +85,7 @@ NO_ROWS = Rows({}, {}, {})
 
 @dataclass(frozen=True)
 class Page:
-    """One page. TTLs are durations in milliseconds from arrival; `rows_status` "ok" means the rows fit dense_version."""
+    """One page. TTLs: milliseconds from arrival; `rows_status` "ok" means the rows fit dense_version."""
 
     page_id: str
     candidates: Candidates
