@@ -133,9 +133,7 @@ class ClosedLoopResult:
         }
 
     def __str__(self) -> str:
-        lines = [
-            f"closed loop: {self.n_sessions} sessions, {self.n_seeds} seeds, drift {self.drift:g}, same pages everywhere"
-        ]
+        lines = [f"closed loop, same pages: {self.n_sessions} sessions, {self.n_seeds} seeds, drift {self.drift:g}"]
         lines.append(f"{'arm':<10} {'watch s':>9} {'likes':>7} {'videos':>7} {'long':>6}")
         for name, arm in self.arms.items():
             cells = f"{arm['watch_s']:>9.1f} {arm['likes']:>7.3f} {arm['videos']:>7.1f} {arm['long_views']:>6.1f}"

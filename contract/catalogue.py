@@ -106,7 +106,7 @@ class Catalogue(_Table):
 
 @dataclass(frozen=True, eq=False)
 class UserTable(_Table):
-    """U users, register_days, user_id uint64 [U] (unique), activity int32 [U] (index into ACTIVITY_CLASSES)."""
+    """U users: user_id uint64 (unique), activity int32 (index into ACTIVITY_CLASSES), register_days int32, each [U]."""
 
     user_id: NDArray[np.uint64]
     activity: NDArray[np.int32]
