@@ -6,9 +6,12 @@ An import counts wherever it stands: at the top, inside a function (late), or un
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,15 @@ MAY_IMPORT: dict[str, set[str] | None] = {
 ONLY_PACKAGES = {
     "contract": {"numpy", "google", "grpc", "xxhash"},
     "edge": {"numpy", "google", "grpc", "xxhash", "ai_edge_litert", "urllib3"},
+}
+# Room -> the extra that must bring every package it imports; "" = the plain install.
+EXTRA_OF = {
+    "contract": "train",
+    "training": "train",
+    "convert": "convert",
+    "edge": "",
+    "server_stub": "server",
+    "benchmarks": "all",
 }
 # The one exception: the event reader and writer, which the edge never imports.
 LATE_EXCEPTIONS = {"contract/parquet.py": {"pyarrow"}}
@@ -133,6 +145,37 @@ def test_contract_and_edge_need_the_plain_install_only(room: str) -> None:
         excused = found.top_level in exceptions and found.when != "top"
         if found.top_level not in allowed and not excused:
             wrong.append(str(found))
+    assert wrong == []
+
+
+def declared_distributions(extra: str) -> set[str]:
+    """What `pip install kir-edge[extra]` names, extras within extras followed; onnx2tf goes with `convert`."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    found: set[str] = set()
+    waiting = list(project["dependencies"]) + ([f"kir-edge[{extra}]"] if extra else [])
+    while waiting:
+        requirement = waiting.pop()
+        within = re.fullmatch(r"kir-edge\[(.*)\]", requirement)
+        for name in within.group(1).split(",") if within else ():
+            waiting += project["optional-dependencies"][name]
+            found |= {"onnx2tf"} if name == "convert" else set()
+        if not within:
+            found.add(re.split(r"[<>=!~]", requirement, maxsplit=1)[0])
+    return found
+
+
+@pytest.mark.parametrize("room", present_rooms())
+def test_every_package_a_room_imports_is_declared(room: str) -> None:
+    """What is only there because something else brought it may be gone tomorrow."""
+    declared = declared_distributions(EXTRA_OF[room])
+    installed = importlib.metadata.packages_distributions()
+    wrong = []
+    for found in imports_of_room(room):
+        if found.top_level in sys.stdlib_module_names or found.top_level in MAY_IMPORT or found.when == "typing":
+            continue
+        distributions = {name.lower().replace("_", "-") for name in installed.get(found.top_level, [found.top_level])}
+        if not distributions & declared and not found.where.startswith("contract/proto/"):
+            wrong.append(f"{found}: '{sorted(distributions)}' is not in the extra '{EXTRA_OF[room]}'")
     assert wrong == []
 
 
