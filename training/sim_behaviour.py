@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.vocabulary import SIGNALS
-from training import sim_random
-from training.sim_random import normal, uniform
+from training.sim_random import OUTCOME, normal_of, uniforms
 
 Floats = NDArray[np.float64]
 
@@ -50,7 +49,7 @@ LONG_VIEW_RATE = 0.307
 class Calibration:
     """mu: intercept of ln T; intercepts: of each rare signal's logit."""
 
-    mu: float = 8.5
+    mu: float = 6.8
     intercepts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(RARE_SIGNALS, -5.0))
 
 
@@ -81,28 +80,26 @@ def expected_play_ms(mu: float, appeal: Floats, duration_ms: NDArray[Any]) -> Fl
     return held + reach * (duration_ms * (1.0 + REPLAY_RATE * REPLAY_MEAN) + 0.5 * END_SLACK_MS)
 
 
-def draw_play_ms(
-    mu: float, appeal: Floats, duration_ms: NDArray[Any], seed: NDArray[np.uint64], item: Any, step: Any
-) -> NDArray[np.int32]:
-    """Milliseconds played, int32, drawn from (seed, item, step). All arguments broadcast to one shape."""
-    held = np.exp(mu + appeal + SIGMA * normal(seed, sim_random.PLAY, item, step))
-    u = uniform(seed, sim_random.REPLAY, item, step)
-    loops = np.where(u < REPLAY_RATE, np.minimum(-REPLAY_MEAN * np.log(u / REPLAY_RATE), REPLAY_CAP), 0.0)
-    slack = END_SLACK_MS * uniform(seed, sim_random.REPLAY, item, step, 1)
-    play = np.where(held < duration_ms, held, duration_ms * (1.0 + loops) + slack)
-    return np.minimum(play, PLAY_CAP_MS).astype(np.int32)
-
-
-def draw_signals(
+def draw_outcomes(
     calibration: Calibration,
     appeal: Floats,
-    play_ms: NDArray[np.int32],
     duration_ms: NDArray[Any],
     seed: NDArray[np.uint64],
-    item: Any,
-    step: Any,
+    item: NDArray[Any],
+    step: NDArray[Any],
+) -> tuple[NDArray[np.int32], NDArray[np.int8]]:
+    """play_time_ms int32 [n] and signals int8 [n, len(SIGNALS)], all observed, drawn from (seed, item, step) [n]."""
+    u = uniforms(4 + len(SIGNALS), seed, OUTCOME, item, step)
+    held = np.exp(calibration.mu + appeal + SIGMA * normal_of(u[:, 0], u[:, 1]))
+    loops = np.where(u[:, 2] < REPLAY_RATE, np.minimum(-REPLAY_MEAN * np.log(u[:, 2] / REPLAY_RATE), REPLAY_CAP), 0.0)
+    play = np.where(held < duration_ms, held, duration_ms * (1.0 + loops) + END_SLACK_MS * u[:, 3])
+    play_ms = np.minimum(play, PLAY_CAP_MS).astype(np.int32)
+    return play_ms, _signals(calibration, appeal, play_ms, duration_ms, u[:, 4:])
+
+
+def _signals(
+    calibration: Calibration, appeal: Floats, play_ms: NDArray[np.int32], duration_ms: NDArray[Any], u_nS: Floats
 ) -> NDArray[np.int8]:
-    """int8 [n, len(SIGNALS)], all observed."""
     out = np.zeros((len(play_ms), len(SIGNALS)), np.int8)
     long_view = play_ms >= np.minimum(duration_ms, LONG_VIEW_MS)
     for column, name in enumerate(SIGNALS):
@@ -114,7 +111,7 @@ def draw_signals(
             out[:, column] = play_ms >= duration_ms
         else:
             p = _signal_probability(calibration.intercepts[name], RARE_SIGNALS[name][1], appeal, long_view)
-            out[:, column] = uniform(seed, sim_random.SIGNAL, item, step, column) < p
+            out[:, column] = u_nS[:, column] < p
     return out
 
 

@@ -72,15 +72,16 @@ def simulate_logs(
     return _events(roll, roll.run())
 
 
-def calibration_sample(world: World, n_sessions: int = 400) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    """Appeal and duration_ms of a small run of the logging policy: float64 [n], int32 [n]."""
+def calibration_sample(world: World, n_sessions: int) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """Appeal and duration_ms of a small run of the logging policy: float64 [n], int32 [n]. Users in fair shares."""
     rng = np.random.default_rng([world.config.seed, 0xCA1])
-    user_S = rng.integers(world.config.n_users, size=n_sessions)
+    share_U = np.cumsum(ACTIVITY_FACTOR[world.users.activity])
+    user_S = np.searchsorted(share_U, (np.arange(n_sessions) + 0.5) / n_sessions * share_U[-1])
     start_ms_S = world.config.start_ms + rng.integers(world.config.days * DAY_MS, size=n_sessions)
-    seed_S = hashed(0xCA1, np.arange(n_sessions))
     page_size = min(24, len(world.items) // 2)
-    roll = _Rollout(world, user_S, seed_S, start_ms_S, "server_like", page_size, max(page_size // 2, 1), rng)
-    parts = roll.run()
+    refresh_after = max(page_size // 2, 1)
+    seed_S = hashed(0xCA1, np.arange(n_sessions))
+    parts = _Rollout(world, user_S, seed_S, start_ms_S, "server_like", page_size, refresh_after, rng).run()
     return np.concatenate([p.appeal for p in parts]), world.items.duration_ms[np.concatenate([p.item for p in parts])]
 
 
@@ -205,7 +206,8 @@ def _events(roll: _Rollout, steps: list[_Step]) -> Events:
     network, buffered_ms = _device(roll, session, seq)
     signals = joined("signals")
     order = np.lexsort((seq, time_ms, user))
-    page_ids = [f"sim-{one:016x}-{page}" for one, page in zip(session_id.tolist(), joined("page").tolist(), strict=True)]
+    pages = zip(session_id.tolist(), joined("page").tolist(), strict=True)
+    page_ids = [f"sim-{one:016x}-{page}" for one, page in pages]
     columns: dict[str, Any] = {
         "user_id": world.users.user_id[user],
         "video_id": world.items.video_id[item],

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from contract.errors import InputError
 from training import sim_behaviour, sim_random
-from training.sim_random import hashed, normal, uniform
+from training.sim_random import hashed, normal_of, uniforms
 
 if TYPE_CHECKING:
     from training.simulator import World
@@ -34,7 +34,7 @@ SWIPE_MS = (300, 1_500)  # between the end of one play and the start of the next
 
 @dataclass(frozen=True)
 class Response:
-    """What one shown video brought. signals: int8 [len(SIGNALS)], 0 or 1; has_next: another video is watched after it."""
+    """What one shown video brought. signals: int8 [len(SIGNALS)], 0 or 1; has_next: another video is watched after."""
 
     play_time_ms: int
     signals: NDArray[np.int8]
@@ -73,8 +73,12 @@ class SessionBatch:
         self._taste_SK, self._style_SA = world.taste_on(self.user_S, self.now_ms_S)
 
     def _noise(self, rows: NDArray[Any], step: NDArray[Any]) -> NDArray[np.float64]:
-        factors = np.arange(MOOD_FACTORS)[None]
-        return normal(self.seed_S[rows, None], sim_random.MOOD, step[:, None], factors)
+        u = uniforms(2 * MOOD_FACTORS, self.seed_S[rows], sim_random.MOOD, step)
+        return normal_of(u[:, :MOOD_FACTORS], u[:, MOOD_FACTORS:])
+
+    def _going_on(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Two uniforms of this step whatever is shown: whether to go on, and how long the swipe takes."""
+        return uniforms(2, self.seed_S[rows], sim_random.NEXT, self.step_S[rows])
 
     def hidden_SK(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """drift * (mood - fatigue) of each topic, float64 [n, K]."""
@@ -93,10 +97,9 @@ class SessionBatch:
         calibration = self.world.calibration
         appeal, duration_ms = self.appeal(rows, items), self.world.items.duration_ms[items]
         seed, step = self.seed_S[rows], self.step_S[rows]
-        play_ms = sim_behaviour.draw_play_ms(calibration.mu, appeal, duration_ms, seed, items, step)
-        signals = sim_behaviour.draw_signals(calibration, appeal, play_ms, duration_ms, seed, items, step)
+        play_ms, signals = sim_behaviour.draw_outcomes(calibration, appeal, duration_ms, seed, items, step)
         boredom = sim_behaviour.next_boredom(self._boredom_S[rows], play_ms, duration_ms)
-        goes_on = uniform(seed, sim_random.NEXT, step) < sim_behaviour.next_probability(boredom)
+        goes_on = self._going_on(rows)[:, 0] < sim_behaviour.next_probability(boredom)
         in_time = self.now_ms_S[rows] + play_ms + SWIPE_MS[1] < self.end_ms_S[rows]
         return Responses(play_ms, signals, goes_on & in_time & (step + 1 < self.world.config.max_steps))
 
@@ -108,7 +111,7 @@ class SessionBatch:
         self._boredom_S[rows] = sim_behaviour.next_boredom(self._boredom_S[rows], found.play_time_ms, duration_ms)
         self._fatigue_SK[rows] = FATIGUE_KEEP * self._fatigue_SK[rows] + world.item_topics_IK[items]
         step = self.step_S[rows]
-        swipe_ms = SWIPE_MS[0] + (SWIPE_MS[1] - SWIPE_MS[0]) * uniform(self.seed_S[rows], sim_random.CLOCK, step)
+        swipe_ms = SWIPE_MS[0] + (SWIPE_MS[1] - SWIPE_MS[0]) * self._going_on(rows)[:, 1]
         self.now_ms_S[rows] += found.play_time_ms + swipe_ms.astype(np.int64)
         self.step_S[rows] = step + 1
         fresh = np.sqrt(1.0 - MOOD_KEEP**2) * self._noise(rows, step + 1)

@@ -4,7 +4,7 @@
 
 Users have long-term topic preferences that turn slowly over days, which a server can learn. Within a session a hidden
 mood and fatigue shift what they want, which only their behaviour in that session tells: what a reranker at every swipe
-can use and a server page can't. `SimConfig.drift` scales both; drift=0 is the control world, where server order is right.
+can use and a server page can't. `SimConfig.drift` scales both; drift=0 is the control world, where the server is right.
 No recommender ever reads the hidden state; `Session.oracle_value` and `World.long_term_affinity` are for baselines.
 """
 
@@ -26,7 +26,17 @@ from training import sim_behaviour
 from training.sim_logs import calibration_sample, simulate_logs
 from training.sim_session import MOOD_FACTORS, Response, Session, SessionBatch
 
-__all__ = ["DAY_MS", "ItemTable", "Response", "Session", "SessionBatch", "SimConfig", "UserTable", "World", "simulate_logs"]
+__all__ = [
+    "DAY_MS",
+    "ItemTable",
+    "Response",
+    "Session",
+    "SessionBatch",
+    "SimConfig",
+    "UserTable",
+    "World",
+    "simulate_logs",
+]
 
 ItemTable = Catalogue
 
@@ -36,6 +46,7 @@ STYLE_WIDTH = 4
 TASTE_SCALE, TASTE_TURN_DAYS = 0.9, 60.0
 STYLE_SCALE, QUALITY_SCALE = 0.35, 0.4
 DURATION_MEDIAN_MS, DURATION_SPREAD = 20_000, 0.9
+_LEAST = {"n_users": 1, "n_items": 10, "n_topics": 2, "n_authors": 0, "days": 1, "max_steps": 1}
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class SimConfig:
     max_steps: int = 100
 
     def __post_init__(self) -> None:
-        for name, least in (("n_users", 1), ("n_items", 10), ("n_topics", 2), ("n_authors", 0), ("days", 1), ("max_steps", 1)):
+        for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"SimConfig.{name} is too small", got=getattr(self, name), allowed=f"from {least}")
         if not (np.isfinite(self.drift) and self.drift >= 0):
@@ -83,8 +94,8 @@ class World:
         loadings_RK = rng.standard_normal((MOOD_FACTORS, self.config.n_topics))
         self.mood_loadings_RK = loadings_RK / np.linalg.norm(loadings_RK, axis=0)
         self.calibration = sim_behaviour.Calibration()
-        for _ in range(2):  # the second round starts from session lengths that are about right
-            self.calibration = sim_behaviour.calibrate(*calibration_sample(self))
+        for n_sessions in (400, 400, 1600):  # who stays depends on mu, and mu on who stays: settle
+            self.calibration = sim_behaviour.calibrate(*calibration_sample(self, n_sessions))
 
     def _make_items(self, rng: np.random.Generator) -> None:
         config, n, k = self.config, self.config.n_items, self.config.n_topics
@@ -151,7 +162,7 @@ class World:
         return taste_nK @ self.item_topics_IK.T + style_nA @ self.item_style_IA.T + self.item_quality_I
 
     def expected_watch_ms(self, user_index: int, item_indices: Any, time_ms: int | None = None) -> NDArray[np.float64]:
-        """Expected play time of items [n] without mood and fatigue, float64 [n]: the ideal server's order at drift 0."""
+        """Expected play time of items [n] without mood and fatigue, float64 [n]: an ideal server's order."""
         items = np.asarray(item_indices, np.int64)
         appeal = self.long_term_affinity(user_index, time_ms)[items]
         return sim_behaviour.expected_play_ms(self.calibration.mu, appeal, self.items.duration_ms[items])
