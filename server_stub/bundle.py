@@ -1,0 +1,196 @@
+"""The server bundle on disk: read, every byte checked against bundle.json before anything is built from it.
+
+`read_index` reads bundle.json alone (cheap: the server polls it); `verify` hashes files; `load_models`, `load_rows` build.
+Layout: docs/architecture.md, "Server bundle". bundle.json is written last, so what it lists is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contract.catalogue import Catalogue, UserTable, read_catalogue, read_users
+from contract.errors import InputError, IntegrityError, SpecError, VersionMismatch
+from contract.events import Events
+from contract.parquet import read_events
+from contract.spec import FeatureSpec
+from server_stub.ranker import Ranker
+from server_stub.retrieval import Retrieval
+from server_stub.store import EmbeddingStore, Tables, read_tables
+
+FORMAT = "kir-bundle/1"
+INDEX_NAME = "bundle.json"
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class BundleIndex:
+    """bundle.json. files: path below the root -> (SHA-256, bytes)."""
+
+    root: Path
+    retrieval_version: str
+    ranker_version: str
+    files: Mapping[str, tuple[str, int]]
+
+    @property
+    def dense_versions(self) -> list[str]:
+        """Versions whose rows are complete in the bundle, sorted by name."""
+        found = {path.split("/")[1] for path in self.files if path.startswith("rows/") and path.count("/") == 2}
+        return sorted(name for name in found if f"rows/{name}/rows.json" in self.files)
+
+    def under(self, prefix: str) -> list[str]:
+        return sorted(path for path in self.files if path.startswith(prefix))
+
+    def digest(self, paths: Iterable[str]) -> str:
+        """One hash over the listed hashes: tells whether these files changed since the last look."""
+        return hashlib.sha256(json.dumps([(p, self.files[p]) for p in paths]).encode()).hexdigest()
+
+    @property
+    def model_files(self) -> list[str]:
+        """Everything but rows and histories: what `load_models` reads."""
+        return sorted(p for p in self.files if not p.startswith("rows/") and p != "histories.parquet")
+
+
+def read_index(root: str | Path) -> BundleIndex:
+    """Read and check BUNDLE/bundle.json. Raises InputError."""
+    root = Path(root)
+    path = root / INDEX_NAME
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError("no server bundle here", where=path, fix="write one with: kir convert server") from None
+    except (OSError, ValueError) as error:
+        raise InputError("bundle.json is not readable JSON", where=path, got=str(error)) from None
+    got = data.get("format") if isinstance(data, dict) else type(data).__name__
+    if got != FORMAT:
+        raise InputError("another bundle format", where=path, got=got, allowed=FORMAT)
+    try:
+        files = {str(name): (str(entry["sha256"]), int(entry["bytes"])) for name, entry in data["files"].items()}
+        index = BundleIndex(root, str(data["retrieval_version"]), str(data["ranker_version"]), files)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError("bundle.json is incomplete", where=path, got=str(error)) from None
+    for name in files:
+        if name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
+            raise InputError("bundle.json names a file outside the bundle", where=path, got=name)
+    return index
+
+
+def verify(index: BundleIndex, paths: Iterable[str]) -> None:
+    """Compare sizes and SHA-256. Raises InputError for an absent file, IntegrityError for another one than was listed."""
+    for name in paths:
+        path = index.root / name
+        sha256, n_bytes = index.files[name]
+        try:
+            size = path.stat().st_size
+            if size != n_bytes:
+                raise IntegrityError("bundle file has another size", where=path, got=size, allowed=n_bytes)
+            with open(path, "rb") as file:
+                got = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError("bundle file is absent or unreadable", where=path, got=str(error)) from None
+        if got != sha256:
+            raise IntegrityError(
+                "bundle file is not the one listed", where=path, got=got[:16], allowed=sha256[:16], fix="copy it again"
+            )
+
+
+@dataclass(frozen=True)
+class Models:
+    """What recommends: swapped whole when the bundle's retrieval, ranker or catalogue changes."""
+
+    retrieval: Retrieval
+    ranker: Ranker
+    catalogue: Catalogue
+    users: UserTable
+    digest: str
+
+
+def load_models(index: BundleIndex, *, threads: int = 1) -> Models:
+    """Verify and load encoder, ANN index, ranker, catalogue and users. Raises InputError, IntegrityError, VersionMismatch."""
+    needed = ["catalogue.parquet", "users.parquet"]
+    needed += [f"retrieval/{name}" for name in ("encoder.onnx", "spec.json", "tables.safetensors", "items.faiss")]
+    needed += ["retrieval/item_ids.npy", *(f"ranker/{n}" for n in ("ranker.onnx", "spec.json", "tables.safetensors"))]
+    absent = [name for name in needed if name not in index.files]
+    if absent:
+        raise InputError("bundle lacks files", where=index.root / INDEX_NAME, got=absent, fix="convert again")
+    verify(index, index.model_files)
+    root = index.root
+    catalogue = read_catalogue(root / "catalogue.parquet")
+    retrieval = Retrieval.load(
+        root / "retrieval", read_spec(root / "retrieval/spec.json"), index.retrieval_version, threads=threads
+    )
+    unknown = int((catalogue.index_of(retrieval.item_ids) < 0).sum())
+    if unknown:
+        raise VersionMismatch(
+            "the ANN index holds items that the catalogue lacks", where=root, got=f"{unknown} items", fix="convert again"
+        )
+    ranker_spec = read_spec(root / "ranker/spec.json")
+    config = read_json(root / "ranker/config.json") if "ranker/config.json" in index.files else {}
+    ranker = Ranker.load(root / "ranker", ranker_spec, index.ranker_version, config.get("fusion"), threads=threads)
+    users = read_users(root / "users.parquet")
+    return Models(retrieval, ranker, catalogue, users, index.digest(index.model_files))
+
+
+def load_histories(index: BundleIndex) -> Events | None:
+    """What users watched before the server started; None when the bundle has none."""
+    if "histories.parquet" not in index.files:
+        return None
+    verify(index, ["histories.parquet"])
+    return read_events(index.root / "histories.parquet")
+
+
+@dataclass(frozen=True)
+class RowsVersion:
+    """One BUNDLE/rows/<dense_version>, loaded."""
+
+    dense_version: str
+    spec: FeatureSpec
+    tables: Tables
+    rows_revision: int
+    digest: str
+
+    def add_to(self, store: EmbeddingStore) -> None:
+        store.add_version(self.dense_version, self.spec, self.tables, self.rows_revision)
+
+
+def load_rows(index: BundleIndex, dense_version: str, *, dtype: str = "float32") -> RowsVersion:
+    """Verify and load the rows of one dense version. Raises InputError, IntegrityError, SpecError."""
+    if not _VERSION.fullmatch(dense_version):
+        raise InputError("dense version is not a plain name", where=index.root, got=dense_version)
+    prefix = f"rows/{dense_version}/"
+    files = index.under(prefix)
+    absent = [n for n in ("rows.json", "spec.json", "tables.safetensors") if prefix + n not in files]
+    if absent:
+        raise InputError("rows of a dense version lack files", where=index.root / prefix, got=absent)
+    verify(index, files)
+    spec = read_spec(index.root / prefix / "spec.json")
+    about = read_json(index.root / prefix / "rows.json")
+    told = (about.get("dense_version"), about.get("spec_fingerprint"))
+    if told != (dense_version, spec.fingerprint):
+        expected = (dense_version, spec.fingerprint)
+        raise SpecError("rows.json belongs to other rows", where=index.root / prefix, got=told, allowed=expected)
+    revision = about.get("rows_revision")
+    if not isinstance(revision, int) or revision < 0:
+        raise InputError("rows_revision is not a whole number", where=index.root / prefix / "rows.json", got=revision)
+    tables = read_tables(index.root / prefix / "tables.safetensors", spec, dtype=dtype)
+    return RowsVersion(dense_version, spec, tables, revision, index.digest(files))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError("not readable JSON", where=path, got=str(error)) from None
+    if not isinstance(data, dict):
+        raise InputError("not a JSON object", where=path, got=type(data).__name__)
+    return data
+
+
+def read_spec(path: Path) -> FeatureSpec:
+    return FeatureSpec.from_json(read_json(path), str(path))

@@ -1,0 +1,138 @@
+"""Every user's history of positives in real time: what the bundle brought, then feedback as it comes.
+
+A request's own watched list is laid over the stored history for that request alone, so that a phone whose feedback is
+still queued, and a user the server has never seen, get recommendations from what they just watched.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.catalogue import Catalogue
+from contract.errors import InputError
+from contract.events import Events
+from contract.history import KUAIFORMER_HISTORY, PositiveIndex, UserHistory, is_positive
+from contract.vocabulary import MISSING_KEY, NULL_INT, SIGNALS, TAGS_MAX
+
+SEEN_MAX = 1000
+USERS_MAX = 200_000
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """One watched video. signals: name -> 0 | 1, left-out = not observed; times in Unix ms, -1 = unknown."""
+
+    video_id: int
+    time_ms: int = NULL_INT
+    play_time_ms: int = NULL_INT
+    signals: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.signals) - set(SIGNALS))
+        if unknown:
+            raise InputError("unknown feedback signal", got=unknown, allowed=SIGNALS)
+
+    @property
+    def positive(self) -> bool:
+        return bool(is_positive(self.signals.get("long_view", NULL_INT), self.signals.get("like", NULL_INT)))
+
+
+def item_columns(catalogue: Catalogue, video_ids: NDArray[np.uint64], now_ms: int = NULL_INT) -> dict[str, NDArray[Any]]:
+    """video_id, author_id, tags, duration_ms, upload_age_days of n videos; nulls for those the catalogue lacks."""
+    video_ids = np.asarray(video_ids, np.uint64)
+    n, rows = len(video_ids), catalogue.index_of(video_ids)
+    columns: dict[str, NDArray[Any]] = {
+        "video_id": video_ids,
+        "author_id": np.full(n, MISSING_KEY),
+        "tags": np.full((n, TAGS_MAX), MISSING_KEY),
+        "duration_ms": np.full(n, NULL_INT, np.int32),
+        "upload_age_days": catalogue.upload_age_days(rows, np.full(n, now_ms, np.int64)),
+    }
+    known = rows >= 0
+    for name in ("author_id", "tags", "duration_ms"):
+        columns[name][known] = getattr(catalogue, name)[rows[known]]
+    return columns
+
+
+@dataclass
+class _User:
+    history: UserHistory
+    recorded: OrderedDict[tuple[int, int], bool] = field(default_factory=OrderedDict)  # (video, time) -> in the history
+
+
+class Histories:
+    """Thread-safe. The users touched last are kept in memory, at most `users_max`; the log's are built when first asked for."""
+
+    def __init__(self, log: Events | None = None, *, capacity: int = KUAIFORMER_HISTORY, users_max: int = USERS_MAX):
+        self.capacity = capacity
+        self._index = PositiveIndex.from_events(log) if log is not None and len(log) else None
+        self._users: OrderedDict[int, _User] = OrderedDict()
+        self._users_max = users_max
+        self._lock = threading.Lock()
+
+    def popularity(self) -> dict[int, int]:
+        """Video -> positives in the log the server started with."""
+        if self._index is None:
+            return {}
+        ids, counts = np.unique(self._index.columns["video_id"], return_counts=True)
+        return dict(zip(ids.tolist(), counts.tolist(), strict=True))
+
+    def record(self, user_id: int, interaction: Interaction, catalogue: Catalogue) -> bool:
+        """Add one interaction; True when it became part of the history. The same (video, time) counts once.
+
+        A later amendment that makes it positive adds it; one that takes the like back leaves it (the next restart forgets it).
+        """
+        key = (interaction.video_id, interaction.time_ms)
+        with self._lock:
+            user = self._users.get(user_id) or self._load(user_id)
+            self._users[user_id] = user
+            self._users.move_to_end(user_id)
+            while len(self._users) > self._users_max:
+                self._users.popitem(last=False)
+            appended = interaction.positive and not user.recorded.get(key, False)
+            if appended:
+                self._append(user.history, interaction, catalogue)
+            user.recorded[key] = user.recorded.get(key, False) or appended
+            while len(user.recorded) > SEEN_MAX:
+                user.recorded.popitem(last=False)
+            return appended
+
+    def seen(self, user_id: int) -> NDArray[np.uint64]:
+        """Videos this user reported since the server started, the last SEEN_MAX: uint64."""
+        with self._lock:
+            user = self._users.get(user_id)
+            return np.array([video for video, _ in user.recorded] if user else [], np.uint64)
+
+    def view(self, user_id: int, watched: Iterable[Interaction], catalogue: Catalogue) -> UserHistory:
+        """A copy of the user's history with the request's positives laid over it, oldest first.
+
+        A watched video that the history already holds is not added again.
+        """
+        with self._lock:
+            user = self._users.get(user_id)
+            history = copy.deepcopy(user.history) if user else self._load(user_id).history
+        held = set(history.columns()["video_id"].tolist())
+        for interaction in watched:
+            if interaction.positive and interaction.video_id not in held:
+                self._append(history, interaction, catalogue)
+                held.add(interaction.video_id)
+        return history
+
+    def _load(self, user_id: int) -> _User:
+        if self._index is None:
+            return _User(UserHistory(self.capacity))
+        return _User(self._index.user_history(user_id, self.capacity))
+
+    @staticmethod
+    def _append(history: UserHistory, interaction: Interaction, catalogue: Catalogue) -> None:
+        columns = item_columns(catalogue, np.array([interaction.video_id], np.uint64))
+        item = {name: columns[name][0] for name in ("video_id", "author_id", "tags", "duration_ms")}
+        history.append({**item, "play_time_ms": interaction.play_time_ms}, interaction.time_ms)

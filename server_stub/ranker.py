@@ -1,0 +1,104 @@
+"""The server ranker: user, history and candidates -> pXTR, and the order of a page.
+
+Shapes: n candidates, h history, X heads (`vocabulary.PXTR_HEADS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import InputError, VersionMismatch
+from contract.features import dense_block
+from contract.history import KUAIFORMER_HISTORY, UserHistory
+from contract.spec import FeatureSpec
+from contract.vocabulary import PXTR_HEADS, X_PXTR
+from server_stub.onnx_model import ANY, OnnxModel
+from server_stub.store import Tables, block_rows, read_tables
+
+Floats = NDArray[np.float32]
+Columns = Mapping[str, NDArray[Any]]
+
+# value = Σ weight · pXTR; ranker/config.json's "fusion" replaces it.
+DEFAULT_FUSION = {"long_view": 1.0, "click": 0.2, "like": 0.5, "follow": 0.5, "comment": 0.3, "forward": 0.5, "hate": -2.0}
+_BLOCKS = ("user_rows", "user_dense", "history_rows", "candidate_rows", "candidate_dense")
+
+
+class Ranker:
+    """One ranker_version. Thread-safe: nothing is changed after loading."""
+
+    def __init__(
+        self,
+        model: OnnxModel,
+        spec: FeatureSpec,
+        tables: Tables,
+        version: str = "",
+        fusion: Mapping[str, float] | None = None,
+    ):
+        model.check({**{block: spec.width(block) for block in _BLOCKS}, "history_mask": ANY}, "pxtr")
+        if model.outputs["pxtr"][-1] not in (None, X_PXTR):
+            raise VersionMismatch("the ranker has other heads", where=model.path, got=model.outputs["pxtr"], allowed=X_PXTR)
+        length = model.shapes["history_rows"][1] if "history_rows" in model.shapes else 1
+        if length is None or not 1 <= length <= KUAIFORMER_HISTORY:
+            raise VersionMismatch("the ranker's history length must be fixed", where=model.path, got=length)
+        self.version = version
+        self.history_length = length
+        self.weights_X = fusion_weights(DEFAULT_FUSION if fusion is None else fusion, model.path)
+        self._model, self._spec, self._tables = model, spec, tables
+
+    @staticmethod
+    def load(
+        directory: Path, spec: FeatureSpec, version: str, fusion: Mapping[str, float] | None = None, *, threads: int = 1
+    ) -> Ranker:
+        """Read ranker.onnx and tables.safetensors. Raises InputError, VersionMismatch."""
+        tables = read_tables(directory / "tables.safetensors", spec)
+        return Ranker(OnnxModel(directory / "ranker.onnx", threads=threads), spec, tables, version, fusion)
+
+    def pxtr(self, user: Columns, history: UserHistory, candidates: Columns) -> Floats:
+        """float32 [n, X] probabilities, NaN where the graph gave no number.
+
+        user: user_id, user_activity, user_register_days, hour, each [1]; candidates: video_id, author_id, tags, duration_ms,
+        upload_age_days, each [n].
+        """
+        n = len(candidates["video_id"])
+        if n == 0:
+            return np.zeros((0, X_PXTR), np.float32)
+        h = self.history_length
+        mask_h = history.mask(h)
+        feeds = {
+            "user_rows": block_rows(self._spec, "user_rows", self._tables, user, 1),
+            "user_dense": self._dense("user_dense", user, 1),
+            "candidate_rows": block_rows(self._spec, "candidate_rows", self._tables, candidates, n),
+            "candidate_dense": self._dense("candidate_dense", candidates, n),
+            "history_mask": mask_h[None],
+        }
+        rows_hR = block_rows(self._spec, "history_rows", self._tables, history.columns(h), h)
+        feeds["history_rows"] = (rows_hR * mask_h[:, None])[None]
+        pxtr_nX = self._model.run(feeds, "pxtr")
+        return np.where(np.isfinite(pxtr_nX), np.clip(pxtr_nX, 0.0, 1.0), np.nan).astype(np.float32)
+
+    def _dense(self, block: str, columns: Columns, n: int) -> Floats:
+        return dense_block(self._spec, block, columns, np.zeros((n, self._spec.width(block)), np.float32))
+
+    def order(self, pxtr_nX: Floats) -> tuple[NDArray[np.int64], Floats]:
+        """Best first, ties in the order given: (int64 [n], fused value float32 [n] as given). A missing pXTR counts as 0."""
+        value_n = np.nan_to_num(pxtr_nX, nan=0.0) @ self.weights_X
+        return np.argsort(-value_n, kind="stable"), value_n
+
+
+def fusion_weights(fusion: Mapping[str, float], where: object = "fusion") -> Floats:
+    """float32 [X] in head order; heads left out weigh nothing. Raises InputError for unknown heads or numbers."""
+    unknown = sorted(set(fusion) - set(PXTR_HEADS)) if isinstance(fusion, Mapping) else [str(fusion)]
+    if unknown:
+        raise InputError("fusion names an unknown head", where=where, got=unknown, allowed=PXTR_HEADS)
+    try:
+        weights = np.array([float(fusion.get(head, 0.0)) for head in PXTR_HEADS], np.float32)
+    except (TypeError, ValueError):
+        raise InputError("fusion weights must be numbers", where=where, got=dict(fusion)) from None
+    if not np.isfinite(weights).all():
+        raise InputError("fusion weights must be finite", where=where, got=dict(fusion))
+    return weights
