@@ -43,8 +43,8 @@ EXTRA_OF = {
     "server_stub": "server",
     "benchmarks": "all",
 }
-# The one exception: the event reader and writer, which the edge never imports.
-LATE_EXCEPTIONS = {"contract/parquet.py": {"pyarrow"}}
+# The exceptions: the Parquet readers and writers (events; catalogue and users), which the edge never imports.
+LATE_EXCEPTIONS = {"contract/parquet.py": {"pyarrow"}, "contract/catalogue.py": {"pyarrow"}}
 HEAVY = {"torch", "tensorflow", "tf_keras", "tensorflow_model_optimization", "onnx2tf", "ai_edge_quantizer"}
 LONGEST_FILE_LINES = 500
 IMPORTING_CALLS = ("importlib.import_module", "import_module", "__import__")
