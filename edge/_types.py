@@ -1,0 +1,150 @@
+"""What the app hands in at a swipe and gets back: device state, feedback, choice, and the reasons of a fallback.
+
+All are plain frozen values, safe to share between threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import InputError
+from contract.vocabulary import DECODERS, NETWORKS, SIGNALS
+
+
+class Chooser(StrEnum):
+    """Who chose, as events name it."""
+
+    MODEL = "model"
+    SERVER_ORDER = "server_order"
+
+
+class Reason(StrEnum):
+    """Why the model did not choose. `rows_status` is told with the page's status: "rows_status:no_live_version"."""
+
+    NO_MODEL = "no_model"
+    CORRUPT_MODEL = "corrupt_model"
+    ROWS_STATUS = "rows_status"
+    VERSION_MISMATCH = "version_mismatch"
+    SPEC_MISMATCH = "spec_mismatch"
+    NO_ROWS = "no_rows"
+    ENGINE_ERROR = "engine_error"
+    NON_FINITE_SCORES = "non_finite_scores"
+
+
+class Outcome(StrEnum):
+    """What became of a feedback."""
+
+    APPENDED = "appended"  # the video joined the watched list
+    AMENDED = "amended"  # its token was worked out again
+    LOGGED = "logged"  # too late for the watched list: reported to the server only
+    STALE = "stale"  # a newer revision was applied already: reported only
+    UNKNOWN = "unknown"  # this session never showed the video: dropped
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """The device at a swipe.
+
+    network, decoder  indices into vocabulary.NETWORKS and DECODERS; 0 = unknown
+    buffered_ms       video id -> preloaded milliseconds; videos left out are "not told"
+    volume            0 … 1, landscape: orientation; None = not observed. Both leave the device by opt-in only
+    """
+
+    network: int = 0
+    decoder: int = 0
+    buffered_ms: Mapping[int, int] = field(default_factory=dict)
+    volume: float | None = None
+    landscape: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("network", NETWORKS), ("decoder", DECODERS)):
+            if not 0 <= getattr(self, name) < len(allowed):
+                got = getattr(self, name)
+                raise InputError(f"{name} is an index into {len(allowed)} values", got=got, allowed=allowed)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What was done with a shown video. None and left-out signals mean "not observed", never "no".
+
+    signals      name of vocabulary.SIGNALS -> bool
+    revision     amendments of one impression count up from 0; None = one more than the last
+    shown_at_ms  Unix milliseconds; None = when the session chose it
+    Raises InputError for unknown signals or negative times.
+    """
+
+    video_id: int
+    play_time_ms: int | None = None
+    signals: Mapping[str, bool] = field(default_factory=dict)
+    has_next: bool | None = None
+    profile_stay_ms: int | None = None
+    comment_stay_ms: int | None = None
+    revision: int | None = None
+    shown_at_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.signals) - set(SIGNALS))
+        if unknown:
+            raise InputError("unknown feedback signal", got=unknown, allowed=SIGNALS)
+        for name in ("play_time_ms", "profile_stay_ms", "comment_stay_ms"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**31:
+                raise InputError(f"{name} out of range", got=value, allowed="0 … 2**31 - 1")
+        if self.revision is not None and not 0 <= self.revision < 2**31:
+            raise InputError("revision out of range", got=self.revision, allowed="0 … 2**31 - 1")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A video of the pool that could be shown: which page, which place in it."""
+
+    video_id: int
+    page_id: str
+    candidate_index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The next video and how it was found.
+
+    chooser, reason   "model" and "", or "server_order" and why ("no_model", "rows_status:no_live_version", …)
+    considered        the candidates it was chosen from, in server order; the chosen one is among them
+    scores_NT         float32 [N, T] logits of `considered`, values_N float32 [N] fused; None when the model did not choose
+    remaining         indices of the chosen one's page that could have been shown instead
+    position          number of the swipe in its session, from 0; seq is the same number in events
+    stages_us         microseconds per stage: maintain, features, engine, choice, total
+    """
+
+    video_id: int
+    page_id: str
+    candidate_index: int
+    chooser: Chooser
+    reason: str
+    position: int
+    considered: Sequence[Candidate]
+    remaining: Sequence[int]
+    scores_NT: NDArray[np.float32] | None = None
+    values_N: NDArray[np.float32] | None = None
+    dense_version: str = ""
+    variant: str = ""
+    rows_revision: int = 0
+    stages_us: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PageReport:
+    """What became of an arrived page: candidates added to the pool, and why the model can't score it ("" = it can).
+
+    default_rows: entries (of users, candidates and watched videos) for which the server had no row of its own.
+    """
+
+    page_id: str
+    added: int
+    reason: str = ""
+    default_rows: int = 0
+    activated: str = ""
