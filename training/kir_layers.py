@@ -1,0 +1,197 @@
+"""Layers of the reranker that hold two towers at once.
+
+Shape legend: B batch, t tokens, L1 = L + 1 watched slots, S = 2 towers (id, pxtr), H heads of a tower, D width of a
+tower, d = D / H, X pXTR.
+
+The towers lie side by side in the feature axis ([id D | pxtr D]) and every linear layer holds both, block-diagonal:
+`MaskedLinear` keeps the other blocks at zero. Heads are handled in the weights too: a query row is as wide as the
+tower and zero outside its head's columns. That costs multiply-adds the phone does not notice (T1: one token) and saves
+the small ops it does notice: no head is split off the cache, and a block is a few large ops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contract.spec import FeatureSpec
+from contract.vocabulary import MASK_VALUE, X_PXTR
+from training.kir_config import TOWERS, KirConfig, S
+
+GROUP_TOWERS = {"video": ("id",), "server": ("pxtr",)}  # every other group feeds both
+NORM_EPS = 1e-6
+
+
+class MaskedLinear(nn.Module):
+    """A linear layer in which some weights are zero for good, and pXTR logits are standardised by constants.
+
+    weight [out, in], bias [out], mask [out, in] of 0/1. With `pxtr` = first column of a pXTR feature (logits X,
+    presence X) the layer reads (logit − mean·present) / std, folded into the weights: no op at inference.
+    """
+
+    mask: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mask_OI: Tensor, pxtr: int | None = None, gain: float = 1.0):
+        super().__init__()
+        self.pxtr = pxtr
+        fan_in_O1 = mask_OI.sum(1, keepdim=True).clamp(min=1.0)
+        self.weight = nn.Parameter(torch.randn_like(mask_OI) * gain / fan_in_O1.sqrt())
+        self.bias = nn.Parameter(torch.zeros(len(mask_OI)))
+        self.register_buffer("mask", mask_OI, persistent=False)
+        if pxtr is not None:
+            self.register_buffer("mean", torch.zeros(X_PXTR))
+            self.register_buffer("std", torch.ones(X_PXTR))
+
+    def effective(self) -> Tensor:
+        """The weight that acts on raw inputs, [out, in]."""
+        weight_OI = self.weight * self.mask
+        if self.pxtr is None:
+            return weight_OI
+        widths = [self.pxtr, X_PXTR, X_PXTR, weight_OI.shape[1] - self.pxtr - 2 * X_PXTR]
+        before, logit, present, after = weight_OI.split(widths, dim=1)
+        logit = logit / self.std
+        return torch.cat([before, logit, present - logit * self.mean, after], dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.effective(), self.bias)
+
+    @torch.no_grad()
+    def folded(self) -> nn.Linear:
+        plain = nn.Linear(self.weight.shape[1], self.weight.shape[0])
+        plain.weight.copy_(self.effective())
+        plain.bias.copy_(self.bias)
+        return plain
+
+
+def dense_layer(n_in: int, n_out: int, gain: float = 1.0) -> MaskedLinear:
+    return MaskedLinear(torch.ones(n_out, n_in), gain=gain)
+
+
+def input_layer(spec: FeatureSpec, block: str, mask_OI: Tensor | None, n_out: int) -> MaskedLinear | None:
+    """A layer over one input block; None when the spec has no such block."""
+    if not spec.width(block):
+        return None
+    found = [column.offset for column in spec.columns(block) if column.field.feature == "pxtr"]
+    mask_OI = torch.ones(n_out, spec.width(block)) if mask_OI is None else mask_OI
+    return MaskedLinear(mask_OI, pxtr=found[0] if found else None)
+
+
+def tower_mask(n_in: int, n_out: int, towers: int = S) -> Tensor:
+    """Block-diagonal [towers·n_out, towers·n_in]."""
+    return torch.block_diag(*[torch.ones(n_out, n_in)] * towers)
+
+
+def head_mask(config: KirConfig) -> Tensor:
+    """[S·H·D, S·D]: row (s, h, i) reads tower s, and is alive only when feature i belongs to head h."""
+    alive_HD = torch.eye(config.heads).repeat_interleave(config.width // config.heads, dim=1)
+    return tower_mask(config.width, config.heads * config.width) * alive_HD.flatten().repeat(S)[:, None]
+
+
+def group_mask(spec: FeatureSpec, block: str, width: int) -> Tensor | None:
+    """[S·D, block width]: which tower reads which field. None for a block the spec does not have."""
+    rows = []
+    for column in spec.columns(block):
+        towers = GROUP_TOWERS.get(column.field.group, TOWERS)
+        alive_S = torch.tensor([float(tower in towers) for tower in TOWERS])
+        rows.append(alive_S.repeat_interleave(width)[:, None].expand(-1, column.field.width))
+    return torch.cat(rows, dim=1) if rows else None
+
+
+def total(parts: list[Tensor]) -> Tensor:
+    """Sum of one or more tensors, without a zero to start from (it would be an op)."""
+    result = parts[0]
+    for part in parts[1:]:
+        result = result + part
+    return result
+
+
+class TowerNorm(nn.Module):
+    """RMSNorm of each tower: x / sqrt(mean(x²) + eps). The gain lives in the layers that read it.
+
+    The mean is a matrix product that also spreads it back over the tower: four ops, no reshape.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("weight", tower_mask(width, width) / width, persistent=False)
+        self.register_buffer("bias", torch.full((S * width,), NORM_EPS), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / torch.sqrt(F.linear(x * x, self.weight, self.bias))
+
+
+def towers_first(x: Tensor, rows: int = 1) -> Tensor:
+    """[B, t, S·rows·D] -> [B·S, t·rows, D]."""
+    batch, t, width = x.shape
+    inner = width // (S * rows)
+    if t == 1:
+        return x.reshape(batch * S, rows, inner)
+    if batch == 1:
+        return x.reshape(t, S, rows * inner).transpose(0, 1).reshape(S, t * rows, inner)
+    return x.reshape(batch, t, S, rows * inner).transpose(1, 2).reshape(batch * S, t * rows, inner)
+
+
+def towers_last(x: Tensor, batch: int, t: int) -> Tensor:
+    """[B·S, t·rows, D] -> [B, t, S·rows·D]; undoes `towers_first`."""
+    inner = x.shape[1] * x.shape[2] // t
+    if t == 1:
+        return x.reshape(batch, 1, S * inner)
+    if batch == 1:
+        return x.reshape(S, t, inner).transpose(0, 1).reshape(1, t, S * inner)
+    return x.reshape(batch, S, t, inner).transpose(1, 2).reshape(batch, t, S * inner)
+
+
+def heads_first(x: Tensor, heads: int) -> Tensor:
+    """[B, n, heads·d] -> [B·heads, n, d]."""
+    batch, n, width = x.shape
+    if batch == 1:
+        return x.reshape(n, heads, width // heads).transpose(0, 1)
+    return x.reshape(batch, n, heads, width // heads).transpose(1, 2).reshape(batch * heads, n, width // heads)
+
+
+def heads_last(x: Tensor, batch: int) -> Tensor:
+    """[B·heads, n, d] -> [B, n, heads·d]; undoes `heads_first`."""
+    heads, (n, inner) = x.shape[0] // batch, x.shape[1:]
+    if batch == 1:
+        return x.transpose(0, 1).reshape(1, n, heads * inner)
+    return x.reshape(batch, heads, n, inner).transpose(1, 2).reshape(batch, n, heads * inner)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block of both towers."""
+
+    def __init__(self, config: KirConfig):
+        super().__init__()
+        self.heads, width = config.heads, config.width
+        alive = head_mask(config)
+        self.norm = TowerNorm(width)
+        self.q = MaskedLinear(alive, gain=(width // config.heads) ** -0.5)  # the attention's scale is folded in here
+        self.k = MaskedLinear(tower_mask(width, width))
+        self.v = MaskedLinear(tower_mask(width, width))
+        self.out = MaskedLinear(alive.t().contiguous(), gain=0.5)
+        self.up = MaskedLinear(tower_mask(width, config.ffn))
+        self.down = MaskedLinear(tower_mask(config.ffn, width), gain=0.5)
+
+    def forward(self, x: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, t, S·D], mask [1, t·H, keys], past k and v [S, L1, D] -> x and this block's own k, v [B·S, t, D]."""
+        batch, t, _ = x.shape
+        normed = self.norm(x)
+        q, k, v = towers_first(self.q(normed), self.heads), towers_first(self.k(normed)), towers_first(self.v(normed))
+        keys, values = (k, v) if past is None else (torch.cat([past[0], k], 1), torch.cat([past[1], v], 1))
+        weights = torch.softmax(q @ keys.transpose(1, 2) + mask, dim=-1)
+        x = x + self.out(towers_last(weights @ values, batch, t))
+        return x + self.down(torch.relu(self.up(self.norm(x)))), k, v
+
+
+def causal_mask(t: int, heads: int, device: Any = None) -> Tensor:
+    """[1, t·heads, t] additive: token i sees tokens ≤ i; a row per head."""
+    allowed = torch.ones(t, t, device=device).tril().repeat_interleave(heads, dim=0)
+    return ((1.0 - allowed) * MASK_VALUE)[None]

@@ -1,0 +1,213 @@
+"""The reranker's network: two causal towers over the watched list, target attention, DeepFM, placed context, MMoE.
+
+Shape legend: B batch, N candidates (training: M targets of one window), L1 = L + 1 watched slots (slot 0 the start
+token), t new tokens, S = 2 towers (id, pxtr), H heads of a tower, D width of a tower, P placed slots, E experts,
+T tasks, C width of candidate_pre, V width of placed_kv, X pXTR.
+
+Crossings (CIKM 2022 section 4.3): a pXTR difference enters in linear form, `W·p_watched − W·p_candidate`: the watched
+part comes through the pxtr tower's values, the candidate's through `candidate_pre`, and no N×L tensor is built.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from contract.spec import FeatureSpec
+from training.kir_config import KirConfig, S, T
+from training.kir_layers import (
+    Block,
+    MaskedLinear,
+    TowerNorm,
+    causal_mask,
+    dense_layer,
+    group_mask,
+    heads_first,
+    heads_last,
+    input_layer,
+    total,
+    tower_mask,
+)
+
+PAGE_BLOCKS = ("user_rows", "user_dense", "candidate_rows", "candidate_dense")
+
+
+class Kir(nn.Module):
+    """The dense net. Takes looked-up rows; `training/kir.py` cuts it into graphs.
+
+    Source: KIR at CIKM 2022 (Figure 3: attention over watched and placed, MMoE) and the 2020 talk (two stacks, DeepFM).
+    """
+
+    def __init__(self, config: KirConfig, spec: FeatureSpec):
+        super().__init__()
+        self.config, self.spec = config, spec
+        width, both = config.width, S * config.width
+        # watched list
+        self.token_rows = input_layer(spec, "watched_rows", group_mask(spec, "watched_rows", width), both)
+        self.token_dense = input_layer(spec, "watched_dense", group_mask(spec, "watched_dense", width), both)
+        self.position = dense_layer(config.slots, both, gain=config.slots**0.5 * 0.1)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.norm = TowerNorm(width)
+        self.memory = MaskedLinear(tower_mask(width, width).repeat(2, 1))  # K_id, K_pxtr, V_id, V_pxtr
+        # page: columns [bottom | FM fields | query, candidate_pre, placed_kv]
+        self.n_fields = {block: len(spec.columns(block)) for block in PAGE_BLOCKS}
+        self.out_widths = [both, config.pre_width, config.kv_width]
+        page_out = config.bottom + sum(self.out_widths)
+        self.page_in = nn.ModuleDict()
+        self.fm_in = nn.ModuleDict()
+        for block in PAGE_BLOCKS:
+            layer = input_layer(spec, block, None, page_out)
+            if layer is not None:
+                self.page_in[block] = layer
+                self.fm_in[block] = input_layer(spec, block, self._field_mask(block), self.n_fields[block] * config.fm)
+        self.bottom_fm = dense_layer(config.fm, config.bottom)
+        self.page_out = dense_layer(config.bottom + config.fm, sum(self.out_widths))
+        # swipe
+        self.since_slope = nn.Parameter(torch.linspace(-1.0, 0.0, S * config.heads))
+        swipe_in = both + spec.width("candidate_swipe")
+        self.first = dense_layer(swipe_in, config.pre_width)
+        self.swipe_in = input_layer(spec, "swipe_dense", None, config.pre_width)
+        self.placed_query = dense_layer(both, width, gain=(width // config.heads) ** -0.5)
+        self.placed_start = nn.Parameter(torch.randn(config.kv_width) * 0.1)
+        self.first_placed = dense_layer(width, config.pre_width, gain=0.5)
+        half = config.expert // 2
+        self.second = MaskedLinear(tower_mask(config.expert, half, config.experts))
+        self.gate = dense_layer(config.pre_width, T * config.experts, gain=0.5)
+        self.task = MaskedLinear(tower_mask(half, 1, config.experts).repeat(T, 1), gain=0.5)
+
+    def _field_mask(self, block: str) -> Tensor:
+        """[fields·fm, width]: each field projected on its own."""
+        return torch.block_diag(*[torch.ones(self.config.fm, c.field.width) for c in self.spec.columns(block)])
+
+    @torch.no_grad()
+    def set_pxtr_constants(self, mean_X: Tensor, std_X: Tensor) -> None:
+        """Mean and standard deviation of the training data's pXTR logits, per head."""
+        for module in self.modules():
+            if isinstance(module, MaskedLinear) and module.pxtr is not None:
+                module.mean.copy_(mean_X)
+                module.std.copy_(std_X.clamp(min=0.1))
+
+    def folded(self) -> Kir:
+        """A frozen copy with masks and constants folded into plain linear layers: what is exported."""
+        plain = copy.deepcopy(self).eval().requires_grad_(False)
+        for module in list(plain.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, MaskedLinear):
+                    setattr(module, name, child.folded().requires_grad_(False))
+        return plain
+
+    # page ------------------------------------------------------------------------------------------------------------
+
+    def _side(self, layers: nn.ModuleDict, side: str, blocks: Mapping[str, Tensor]) -> Tensor | None:
+        parts = [layers[name](blocks[name]) for name in PAGE_BLOCKS if name.startswith(side) and name in layers]
+        return total(parts) if parts else None
+
+    def _interaction(self, blocks: Mapping[str, Tensor]) -> Tensor:
+        """FM's second order as a vector: ½((Σv)² − Σv²) over fields, [B, N, fm] (sum-square trick)."""
+        sums, squares = [], []
+        for name, layer in self.fm_in.items():
+            fields_fm = layer(blocks[name])
+            v = fields_fm.reshape(*fields_fm.shape[:-1], self.n_fields[name], self.config.fm)
+            sums.append(v.sum(-2))
+            squares.append((v * v).sum(-2))
+        summed = total(sums[::-1])  # candidate first: its [B, N, ·] takes the user's broadcast
+        return 0.5 * (summed * summed - total(squares[::-1]))
+
+    def page(self, blocks: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What depends on the page alone. user_* [B, 1 or N, ·], candidate_* [B, N, ·] of the blocks the spec has.
+
+        Returns query [B, N, 2D], candidate_pre [B, N, C], placed_kv [B, N, V].
+        """
+        mixed = self._side(self.page_in, "candidate", blocks)
+        user = self._side(self.page_in, "user", blocks)
+        mixed = mixed if user is None else mixed + user
+        fm = self._interaction(blocks)
+        bottom, direct = mixed.split([self.config.bottom, sum(self.out_widths)], dim=-1)
+        bottom = torch.relu(bottom + self.bottom_fm(fm))
+        out = direct + self.page_out(torch.cat([bottom, fm], dim=-1))
+        query, pre, placed_kv = out.split(self.out_widths, dim=-1)
+        return query, pre, placed_kv
+
+    # watched list ----------------------------------------------------------------------------------------------------
+
+    def tokens(self, blocks: Mapping[str, Tensor], position: Tensor | None) -> Tensor:
+        """watched_rows [B, t, Rw], watched_dense [B, t, Fw], position [B, t, L1] (None: slots 0 … L) -> [B, t, S·D]."""
+        parts = [
+            layer(blocks[name])
+            for name, layer in (("watched_rows", self.token_rows), ("watched_dense", self.token_dense))
+            if layer is not None
+        ]
+        if position is not None:
+            return total([*parts, self.position(position)])
+        weight = self.position.effective() if isinstance(self.position, MaskedLinear) else self.position.weight
+        return total(parts) + (weight.t() + self.position.bias)
+
+    def encode(
+        self, x: Tensor, mask: Tensor, past: list[tuple[Tensor, Tensor]] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Tokens [B, t, S·D] through both towers -> memory [B, t, 4D] and k, v of each block, [B·S, t, D] each."""
+        planes = []
+        for index, block in enumerate(self.blocks):
+            x, k, v = block(x, mask, None if past is None else past[index])
+            planes += [k, v]
+        return self.memory(self.norm(x)), planes
+
+    # swipe -----------------------------------------------------------------------------------------------------------
+
+    def attend(self, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        """Target attention in both towers at once. query [B, N, 2D], memory [B, L1, 4D], bias [B·2H, 1 or N, L1]."""
+        heads, both = S * self.config.heads, S * self.config.width
+        keys, values = memory.split([both, both], dim=-1)
+        logits = heads_first(query, heads) @ heads_first(keys, heads).transpose(1, 2) + bias
+        return heads_last(torch.softmax(logits, dim=-1) @ heads_first(values, heads), query.shape[0])
+
+    def candidate_part(self, attended: Tensor, blocks: Mapping[str, Tensor]) -> Tensor:
+        """What the experts read of the attended memory and the candidate's state at the swipe, [B, N, C]."""
+        found = blocks.get("candidate_swipe")
+        return self.first(attended if found is None else torch.cat([attended, found], dim=-1))
+
+    def experts(self, hidden: Tensor) -> Tensor:
+        """MMoE from the experts' first layer before its ReLU [k, N, C] to logits [k, N, T].
+
+        The task's own layer is linear, so Σ_e gate·(w_t·expert_e) is worked out per expert and mixed last.
+        """
+        hidden = torch.relu(hidden)
+        shape = (*hidden.shape[:-1], T, self.config.experts)
+        gates = torch.softmax(self.gate(hidden).reshape(shape), dim=-1)
+        return (self.task(torch.relu(self.second(hidden))).reshape(shape) * gates).sum(-1)
+
+    def empty_placed(self) -> Tensor:
+        """The experts' input when nothing is placed: attention over the start entry alone is its value, [C]."""
+        return self.first_placed(self.placed_start[self.config.width :])
+
+    def attend_placed(self, query: Tensor, placed_kv: Tensor, mask: Tensor) -> Tensor:
+        """Training's form: query [B, M, 2D], placed_kv [B, M, V] of the window's targets, mask [B, M, M] additive.
+
+        Each target attends to the start entry and to the targets that its row of the mask leaves open -> [B, M, C].
+        """
+        heads, width, batch = self.config.heads, self.config.width, query.shape[0]
+        start = self.placed_start.expand(batch, 1, -1)
+        keys, values = torch.cat([start, placed_kv], dim=1).split([width, width], dim=-1)
+        logits = heads_first(self.placed_query(query), heads) @ heads_first(keys, heads).transpose(1, 2)
+        open_start = torch.cat([torch.zeros_like(mask[..., :1]), mask], dim=-1).repeat_interleave(heads, dim=0)
+        mixed = torch.softmax(logits + open_start, dim=-1) @ heads_first(values, heads)
+        return self.first_placed(heads_last(mixed, batch))
+
+    def forward(self, blocks: Mapping[str, Tensor]) -> Tensor:
+        """Training: every target of B windows at once -> logits [B, M, T].
+
+        Blocks: user_*, candidate_*, swipe_dense [B, M, ·]; watched_* [B, L1, ·] encoded once, causally;
+        visible_mask, since [B, M, L1]: the state as of each target's swipe; placed_mask [B, M, M] (see attend_placed).
+        """
+        config = self.config
+        query, pre, placed_kv = self.page(blocks)
+        memory, _ = self.encode(self.tokens(blocks, None), causal_mask(config.slots, config.heads, query.device))
+        slope = self.since_slope[:, None, None]
+        bias = (blocks["since"][:, None] * slope + blocks["visible_mask"][:, None]).flatten(0, 1)
+        hidden = pre + self.candidate_part(self.attend(query, memory, bias), blocks)
+        if self.swipe_in is not None:
+            hidden = hidden + self.swipe_in(blocks["swipe_dense"])
+        return self.experts(hidden + self.attend_placed(query, placed_kv, blocks["placed_mask"]))
