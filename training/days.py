@@ -1,0 +1,37 @@
+"""Days of a log and the cut between what is trained on and what is held out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import EventError, InputError
+from contract.events import Events
+
+DAY_MS = 86_400_000
+
+
+def days_of(events: Events, utc_offset_hours: float = 0.0) -> NDArray[np.int64]:
+    """Day number of each impression where its users live: int64 [n], -1 = no time."""
+    local_ms = events["time_ms"] + int(utc_offset_hours * 3_600_000)
+    return np.where(events["time_ms"] < 0, np.int64(-1), local_ms // DAY_MS)
+
+
+def cut_before_last_days(events: Events, days: int, utc_offset_hours: float = 0.0) -> int:
+    """Unix milliseconds at which the last `days` days of the log begin.
+
+    Raises InputError when nothing would be left before them, EventError for a log without times.
+    """
+    found = np.unique(days_of(events, utc_offset_hours))
+    found = found[found >= 0]
+    if not len(found):
+        raise EventError("the log has no times, so nothing can be held out", fix="hold out 0 days")
+    first = int(found[-1]) - days + 1
+    if days < 1 or (not (found < first).any() and not (events["time_ms"] < 0).any()):
+        raise InputError("can't hold out so many days", got=days, allowed=f"1 … {int(found[-1] - found[0])}")
+    return first * DAY_MS - int(utc_offset_hours * 3_600_000)
+
+
+def before(events: Events, cut_ms: int) -> Events:
+    """Impressions shown before the cut, those without a time included."""
+    return events.take(np.flatnonzero(events["time_ms"] < cut_ms))
