@@ -1,0 +1,204 @@
+"""Engine: the dense net's graphs on LiteRT, one runner per graph and size bucket.
+
+Legend: N candidates, L1 = L + 1 watched slots, t new tokens, G cache planes, D width, T tasks, k beams, P placed slots.
+Not thread-safe: an engine belongs to one session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import InputError, ManifestError, NoModelError
+from contract.spec import FeatureSpec
+from edge._graph import GraphRunner
+from edge._installed import InstalledModel
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class PageState:
+    """What the `page` graph worked out for the n candidates of a page, in the bucket's size.
+
+    query [1, N, 2D], candidate_pre [1, N, C], placed_kv [1, N, V]
+    """
+
+    bucket: int
+    n: int
+    query: Floats
+    candidate_pre: Floats
+    placed_kv: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """The watched list as `swipe` reads it: memory [1, L1, 4D], memory_mask [1, L1], since [1, L1]."""
+
+    memory: Floats
+    memory_mask: Floats
+    since: Floats
+
+
+class Engine:
+    """Runs the graphs of an installed model.
+
+    Every graph of `page`, `swipe` and `watch` is loaded, checked and run once at creation, so that a broken model is
+    refused here and not at a swipe; `place` and `whole` load on first use.
+    Raises NoModelError (a graph can't run here, or the manifest is not one for a phone) and IntegrityError.
+    """
+
+    def __init__(self, installed: InstalledModel, *, allow_no_delegate: bool = False):
+        self.installed = installed
+        self.manifest = installed.manifest
+        self.spec: FeatureSpec = self.manifest.spec
+        self.dense_version = self.manifest.dense_version
+        self._allow_no_delegate = allow_no_delegate
+        self._runners: dict[str, GraphRunner] = {}
+        self.buckets = self.manifest.buckets("swipe")
+        self.watch_buckets = self.manifest.buckets("watch")
+        self._check_manifest()
+        self.capacity = int(self.manifest.capacities["L"])
+        self.fusion_T: Floats = np.array([self.manifest.fusion.get(t, 0.0) for t in self.manifest.tasks], np.float32)
+        self.variant = self.manifest.graph("swipe", f"N{self.buckets[-1]}").ship
+        for name, sizes in (("page", self.buckets), ("swipe", self.buckets), ("watch", self.watch_buckets)):
+            for size in sizes:
+                self._runner(name, size).run()
+        past = self._runner("watch", self.watch_buckets[0]).inputs["past"]
+        self.planes, self.width = past.shape[1], past.shape[3]
+
+    def _check_manifest(self) -> None:
+        where = self.dense_version
+        if not self.buckets or not self.watch_buckets or self.manifest.buckets("page") != self.buckets:
+            raise NoModelError("page, swipe and watch graphs must be there, page and swipe in equal sizes", where=where)
+        length = self.manifest.capacities.get("L")
+        if not isinstance(length, int) or length < 2 or length % 2:
+            raise NoModelError("capacity L must be an even number from 2", where=where, got=length)
+        if self.watch_buckets[0] != 1:
+            raise NoModelError("no watch graph for one video", where=where, got=self.watch_buckets)
+
+    def _runner(self, name: str, size: int) -> GraphRunner:
+        bucket = f"{'T' if name == 'watch' else 'N'}{size}"
+        key = f"{name}/{bucket}"
+        if key not in self._runners:
+            self._runners[key] = self.load_graph(name, bucket)
+        return self._runners[key]
+
+    def load_graph(self, name: str, bucket: str, variant: str = "") -> GraphRunner:
+        """A runner of its own for a graph, shipped variant or a named one (replay, benchmarks)."""
+        try:
+            graph = self.manifest.graph(name, bucket)
+            content = self.installed.read(graph.variant(variant).file)
+        except ManifestError as error:
+            raise NoModelError("the model lacks a graph", where=self.dense_version, got=str(error)) from None
+        return GraphRunner(content, graph, allow_no_delegate=self._allow_no_delegate)
+
+    def bucket_for(self, n: int) -> int:
+        """The smallest bucket for n candidates. Raises InputError above the largest: the server's order cuts before."""
+        for bucket in self.buckets:
+            if n <= bucket:
+                return bucket
+        raise InputError("more candidates than the largest bucket", got=n, allowed=self.buckets)
+
+    def page(self, blocks: Mapping[str, Floats]) -> PageState:
+        """Run `page` on user_rows [1, Ru], user_dense [1, Fu], candidate_rows [n, Rc], candidate_dense [n, Fc].
+
+        Blocks of width 0 may be absent. Candidates are padded with zeros to the bucket.
+        """
+        n = max((len(blocks[b]) for b in ("candidate_rows", "candidate_dense") if b in blocks), default=0)
+        bucket = self.bucket_for(n)
+        runner = self._runner("page", bucket)
+        _fill(runner, blocks)
+        out = runner.run()
+        return PageState(bucket, n, out["query"], out["candidate_pre"], out["placed_kv"])
+
+    def watch(
+        self, rows_tR: Floats, dense_tF: Floats, first_slot: int, past: Floats, past_mask: Floats
+    ) -> tuple[Floats, Floats]:
+        """Keys and values of n ≤ max(t) new tokens that take slots first_slot …: new [G, n, D], memory_new [n, 4D].
+
+        past [1, G, L1, D] and past_mask [1, L1] describe the slots before first_slot.
+        """
+        n = len(dense_tF)
+        size = next((t for t in self.watch_buckets if n <= t), 0)
+        if not size:
+            raise InputError("more watched videos at once than a graph takes", got=n, allowed=self.watch_buckets)
+        runner = self._runner("watch", size)
+        _fill(runner, {"watched_rows": rows_tR, "watched_dense": dense_tF})
+        position = runner.inputs["position"]
+        position[...] = 0.0
+        position[0, np.arange(n), first_slot + np.arange(n)] = 1.0
+        out = runner.run({"past": past, "past_mask": past_mask})
+        return out["new"][0, :, :n], out["memory_new"][0, :n]
+
+    def swipe(self, page: PageState, memory: Memory, swipe_dense: Floats, candidate_swipe: Floats) -> Floats:
+        """Logits [n, T] of a page's candidates, nothing placed. swipe_dense [1, Fs], candidate_swipe [1, N, Fcs]."""
+        out = self._runner("swipe", page.bucket).run(
+            {
+                "query": page.query,
+                "candidate_pre": page.candidate_pre,
+                "memory": memory.memory,
+                "memory_mask": memory.memory_mask,
+                "since": memory.since,
+                "swipe_dense": swipe_dense,
+                "candidate_swipe": candidate_swipe,
+            }
+        )
+        return out["scores"][0, : page.n]
+
+    def place(
+        self,
+        page: PageState,
+        memory: Memory,
+        swipe_dense: Floats,
+        candidate_swipe: Floats,
+        placed: Floats,
+        placed_mask: Floats,
+    ) -> Floats:
+        """Logits [k, n, T] given what k beams have placed: placed [1, k, P, V], placed_mask [1, k, P] additive."""
+        out = self._runner("place", page.bucket).run(
+            {
+                "query": page.query,
+                "candidate_pre": page.candidate_pre,
+                "memory": memory.memory,
+                "memory_mask": memory.memory_mask,
+                "since": memory.since,
+                "swipe_dense": swipe_dense,
+                "candidate_swipe": candidate_swipe,
+                "placed": placed,
+                "placed_mask": placed_mask,
+            }
+        )
+        return out["scores"][0, :, : page.n]
+
+    def reference_scores(self, blocks: Mapping[str, Floats]) -> Floats:
+        """Logits [n, T] by the `whole` graph: page blocks as in `page`, watched_rows [l, Rw], watched_dense [l, Fw],
+        memory_mask [1, L1], since [1, L1], swipe_dense [1, Fs], candidate_swipe [n, Fcs]. Slow; needs fetch="all".
+        """
+        n = len(blocks["candidate_dense"])
+        runner = self._runner("whole", self.bucket_for(n))
+        _fill(runner, blocks)
+        return runner.run()["scores"][0, :n]
+
+    @property
+    def delegated(self) -> bool:
+        """Whether XNNPACK runs every loaded graph."""
+        return all(runner.delegated for runner in self._runners.values())
+
+
+def _fill(runner: GraphRunner, blocks: Mapping[str, Floats]) -> None:
+    """Copy [n, F] (or [1, F]) blocks into the runner's buffers, zeros behind the n."""
+    for name, buffer in runner.inputs.items():
+        block = blocks.get(name)
+        if block is None:
+            continue
+        if buffer.ndim == 3:
+            buffer[0, : len(block)] = block
+            buffer[0, len(block) :] = 0.0
+        else:
+            buffer[...] = block
+
+

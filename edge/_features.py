@@ -1,0 +1,195 @@
+"""Feature assembly on the phone: page blocks when a page arrives, the watched token when feedback does, device state at
+the swipe. All through `contract.features`, so that a swipe sees what training saw.
+
+Legend: n candidates, Rw width of watched_rows, L1 = L + 1 slots, Fs and Fcs widths of swipe_dense and candidate_swipe.
+Not thread-safe (buffers are reused).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.features import dense_block, pool_rows
+from contract.page import CANDIDATE, ROWS_OK, USER, WATCHED, Page
+from contract.spec import FeatureSpec
+from contract.vocabulary import NULL_INT
+from contract.watched import WATCHED_COLUMNS
+from edge._types import DeviceState, Reason
+
+Floats = NDArray[np.float32]
+_OWNER_OF_BLOCK = {"user_rows": USER, "candidate_rows": CANDIDATE, "watched_rows": WATCHED}
+_ITEM_COLUMNS = ("video_id", "author_id", "tags", "duration_ms", "pxtr")
+
+
+def unfit_reason(spec: FeatureSpec, dense_version: str, page: Page) -> str:
+    """Why a model with this spec can't score the page; "" when it can."""
+    if page.rows_status != ROWS_OK and (spec.tables or page.rows_status != "not_needed"):
+        return f"{Reason.ROWS_STATUS}:{page.rows_status}"
+    if page.dense_version != dense_version:
+        return str(Reason.VERSION_MISMATCH)
+    if page.spec_fingerprint != spec.fingerprint:
+        return str(Reason.SPEC_MISMATCH)
+    for field in spec.fields:
+        if field.table and field.table not in page.rows.tables:
+            return str(Reason.NO_ROWS)
+        owner = _OWNER_OF_BLOCK.get(field.block, "")
+        named = page.rows.feature_table.get((owner, field.name), field.table)
+        if field.table and (named != field.table or page.rows.tables[field.table].width != field.width):
+            return str(Reason.SPEC_MISMATCH)
+    return ""
+
+
+@dataclass(frozen=True, eq=False)
+class PageFeatures:
+    """What a fitting page holds for the model, decoded once.
+
+    blocks          user_rows [1, Ru], user_dense [1, Fu], candidate_rows [n, Rc], candidate_dense [n, Fc]
+    watched_rows_nR each candidate's row as a watched video, [n, Rw]
+    start_R         row of the start token: every table's default row, [Rw]
+    request_rows    video id -> row [Rw], for the watched videos that the request listed
+    default_rows    entries for which the server had no row of its own
+    """
+
+    blocks: Mapping[str, Floats]
+    watched_rows_nR: Floats
+    start_R: Floats
+    request_rows: Mapping[int, Floats]
+    default_rows: int
+
+
+def page_features(spec: FeatureSpec, page: Page, n: int, request_ids: Sequence[int]) -> PageFeatures:
+    """Features of the first n candidates of a page without an `unfit_reason`; request_ids: the request's watched list."""
+    rows = _RowReader(spec, page)
+    user = {
+        "user_activity": np.array([page.user_activity]),
+        "user_register_days": np.array([page.user_register_days]),
+        "hour": np.array([page.hour]),
+    }
+    c = page.candidates
+    candidate: dict[str, NDArray[Any]] = {name: getattr(c, name)[:n] for name in (*_ITEM_COLUMNS, "upload_age_days")}
+    candidate["server_position"] = page.server_position[:n]
+    blocks = {
+        "user_rows": rows.block("user_rows", 1),
+        "user_dense": _dense(spec, "user_dense", user, 1),
+        "candidate_rows": rows.block("candidate_rows", n),
+        "candidate_dense": _dense(spec, "candidate_dense", candidate, n),
+    }
+    listed = rows.block("watched_rows", len(request_ids))
+    start = np.zeros((1, spec.width("watched_rows")), np.float32)
+    none = {column.field.name: np.full((1, 1), -1) for column in spec.columns("watched_rows")}
+    return PageFeatures(
+        blocks={name: block for name, block in blocks.items() if block.shape[1]},
+        watched_rows_nR=rows.candidates_as_watched(n),
+        start_R=pool_rows(spec, "watched_rows", rows.tables, none, start)[0],
+        request_rows={int(v): row for v, row in zip(request_ids, listed, strict=True)},
+        default_rows=rows.default_rows,
+    )
+
+
+class _RowReader:
+    """Decodes a page's tables once and fills served blocks; counts entries that fall back on the default row."""
+
+    def __init__(self, spec: FeatureSpec, page: Page):
+        self.tables = page.rows.decoded()
+        self.default_rows = 0
+        self._spec, self._slots = spec, page.rows.slots
+
+    def block(self, block: str, n: int) -> Floats:
+        """[n, width] of a served block; an index that is absent or of another length gives default rows."""
+        owner = _OWNER_OF_BLOCK[block]
+        slots = {c.field.name: self._entries(owner, c.field.name, n, c.field.max_len) for c in self._spec.columns(block)}
+        self.default_rows += sum(int((s[:, 0] <= 0).sum()) for s in slots.values() if s.shape[1] == 1)
+        return pool_rows(self._spec, block, self.tables, slots, np.zeros((n, self._spec.width(block)), np.float32))
+
+    def candidates_as_watched(self, n: int) -> Floats:
+        """The rows that the candidates will have once watched: the same feature of the same table, another field."""
+        twins = {(c.field.feature, c.field.table): c.field.name for c in self._spec.columns("candidate_rows")}
+        slots = {
+            c.field.name: self._entries(CANDIDATE, twins.get((c.field.feature, c.field.table), ""), n, c.field.max_len)
+            for c in self._spec.columns("watched_rows")
+        }
+        out = np.zeros((n, self._spec.width("watched_rows")), np.float32)
+        return pool_rows(self._spec, "watched_rows", self.tables, slots, out)
+
+    def _entries(self, owner: str, feature: str, n: int, max_len: int) -> NDArray[np.int64]:
+        slots = self._slots.get((owner, feature))
+        if slots is None or len(slots) < n or (owner == WATCHED and len(slots) != n):
+            return np.full((n, max_len), -1, np.int64)
+        return slots[:n, :max_len]
+
+
+def _dense(spec: FeatureSpec, block: str, columns: Mapping[str, NDArray[Any]], n: int) -> Floats:
+    return dense_block(spec, block, columns, np.zeros((n, spec.width(block)), np.float32))
+
+
+def watched_item(page: Page, index: int) -> dict[str, Any]:
+    """The columns that a candidate brings into the watched list, pXTR as sent with its page."""
+    return {name: getattr(page.candidates, name)[index] for name in _ITEM_COLUMNS if name in WATCHED_COLUMNS}
+
+
+class WatchedRows:
+    """Sparse rows of the watched list, slot by slot: [L1, Rw], and of which rows_revision each is (-1: default row)."""
+
+    def __init__(self, capacity: int, width: int):
+        self.rows: Floats = np.zeros((capacity + 1, width), np.float32)
+        self.revision = np.full(capacity + 1, -1, np.int64)
+
+    def put(self, slot: int, row_R: Floats | None, revision: int) -> None:
+        """None: no row of this model's version is known yet, the start token's default rows stand in."""
+        self.rows[slot] = self.rows[0] if row_R is None else row_R
+        self.revision[slot] = -1 if row_R is None else revision
+
+    def evict(self, dropped: int) -> None:
+        """Slots 1 … dropped go, the rest move down."""
+        for array in (self.rows, self.revision):
+            array[1:-dropped] = array[1 + dropped :].copy()
+
+    def adopt(self, features: PageFeatures, video_ids: Sequence[int], revision: int) -> int:
+        """Take a page's rows for slots that have none yet. video_ids: of slots 1 … Returns the first changed slot.
+
+        A slot that has its row keeps it: a token is frozen when appended. The start token takes the first page's default.
+        """
+        first = len(self.rows)
+        if self.revision[0] < 0:
+            self.rows[0], self.revision[0], first = features.start_R, revision, 0
+        for slot, video_id in enumerate(video_ids, start=1):
+            row = features.request_rows.get(int(video_id))
+            if self.revision[slot] < 0 and (row is not None or first == 0):
+                self.put(slot, row, revision)
+                first = min(first, slot)
+        return first
+
+
+class SwipeFeatures:
+    """Buffers of what is known at the swipe alone: swipe_dense [1, Fs], candidate_swipe [1, N, Fcs] per bucket."""
+
+    def __init__(self, spec: FeatureSpec, buckets: Sequence[int]):
+        self._spec = spec
+        self.swipe_dense: Floats = np.zeros((1, spec.width("swipe_dense")), np.float32)
+        self.candidate_swipe = {n: np.zeros((1, n, spec.width("candidate_swipe")), np.float32) for n in buckets}
+        self._columns = {name: np.zeros(1, np.int64) for name in ("network", "decoder", "swipe_index")}
+
+    def device(self, device: DeviceState, swipe_index: int) -> Floats:
+        """Fill and return swipe_dense."""
+        columns = self._columns
+        columns["network"][0], columns["decoder"][0], columns["swipe_index"][0] = (
+            device.network,
+            device.decoder,
+            swipe_index,
+        )
+        return dense_block(self._spec, "swipe_dense", columns, self.swipe_dense)
+
+    def candidates(self, device: DeviceState, video_ids: Sequence[int], bucket: int) -> Floats:
+        """Fill and return candidate_swipe of a bucket; zeros behind the page's candidates."""
+        out = self.candidate_swipe[bucket]
+        buffered = np.full(bucket, NULL_INT, np.int64)
+        if device.buffered_ms:
+            told = device.buffered_ms
+            buffered[: len(video_ids)] = [max(NULL_INT, told.get(v, NULL_INT)) for v in video_ids]
+        dense_block(self._spec, "candidate_swipe", {"buffered_ms": buffered}, out[0])
+        return out

@@ -1,0 +1,68 @@
+"""One LiteRT graph bound to its contract: tensors by exact name, XNNPACK applied for sure, buffers used again and again.
+
+Not thread-safe: a runner belongs to one engine, an engine to one session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+from contract.errors import NoModelError
+from contract.manifest import Graph, Tensor
+
+Floats = NDArray[np.float32]
+
+
+class GraphRunner:
+    """An interpreter for one graph and bucket, one thread, through `set_tensor` / `invoke` / `get_tensor`.
+
+    `inputs` are zeroed float32 arrays of the contract's shapes, made once: fill them and call `run`. A value of another
+    array may be passed to `run` by name instead, so that a page's or cache's own buffer needs no copy.
+    Raises NoModelError when the file is no model, does not match its contract, or runs without XNNPACK.
+    """
+
+    def __init__(self, content: bytes, contract: Graph, *, allow_no_delegate: bool = False):
+        self.name = f"{contract.name}/{contract.bucket}"
+        try:
+            self._interpreter = Interpreter(model_content=content, num_threads=1)
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise NoModelError("graph does not load", where=self.name, got=str(error)) from None
+        self.delegated = any(op["op_name"] == "DELEGATE" for op in self._interpreter._get_ops_details())
+        if not (self.delegated or allow_no_delegate):
+            raise NoModelError(
+                "graph runs without XNNPACK",
+                where=self.name,
+                fix="is /sys/devices/system/cpu readable? allow_no_delegate=True accepts slow kernels and other numbers",
+            )
+        self._inputs = self._bind(contract.inputs, self._interpreter.get_input_details(), "input")
+        self._outputs = self._bind(contract.outputs, self._interpreter.get_output_details(), "output")
+        self.inputs: dict[str, Floats] = {t.name: np.zeros(t.shape, t.dtype) for t in contract.inputs}
+
+    def _bind(self, tensors: tuple[Tensor, ...], details: list[dict[str, Any]], side: str) -> dict[str, int]:
+        """Tensor name -> LiteRT's index, after names, shapes and dtypes were compared."""
+        found = {str(d["name"]): (tuple(map(int, d["shape"])), np.dtype(d["dtype"]).name) for d in details}
+        wanted = {t.name: (t.shape, t.dtype) for t in tensors}
+        if found != wanted:
+            differs = {name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)}
+            raise NoModelError(
+                f"{side} tensors are not those of the manifest",
+                where=self.name,
+                got={name: found.get(name, "absent") for name in sorted(differs)},
+                allowed={name: wanted.get(name, "none of this name") for name in sorted(differs)},
+            )
+        return {str(d["name"]): int(d["index"]) for d in details}
+
+    def run(self, given: Mapping[str, Floats] = {}) -> dict[str, Floats]:  # noqa: B006 - never written
+        """Outputs by name, each a fresh array. `given` replaces `inputs` by name (exact shape, float32)."""
+        set_tensor = self._interpreter.set_tensor
+        for name, index in self._inputs.items():
+            value = given.get(name)
+            set_tensor(index, self.inputs[name] if value is None else value)
+        self._interpreter.invoke()
+        return {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}

@@ -1,0 +1,104 @@
+"""One model at work in a session: engine, cached keys and values, rows of the watched list, buffers of the swipe.
+
+A session swaps the whole Reranker when another dense version takes over: nothing of one version reaches another.
+Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.features import dense_block, since_watched
+from contract.golden import fused_values
+from contract.page import Page
+from contract.watched import Change, WatchedList
+from edge._cache import WatchCache
+from edge._engine import Engine, PageState
+from edge._features import PageFeatures, SwipeFeatures, WatchedRows, page_features
+from edge._types import DeviceState
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredPage:
+    """A page that a model can score: the `page` graph's output, and its candidates' rows for when they are watched."""
+
+    state: PageState
+    features: PageFeatures
+    video_ids: Sequence[int]
+
+
+class Reranker:
+    """Engine and everything cached for it. `watched` is the session's list; the caller tells every change of it."""
+
+    def __init__(self, engine: Engine, watched: WatchedList):
+        self.engine = engine
+        self.dense_version = engine.dense_version
+        self._spec = engine.spec
+        self._watched = watched
+        self.rows = WatchedRows(engine.capacity, self._spec.width("watched_rows"))
+        self.cache = WatchCache(engine)
+        self._swipe = SwipeFeatures(self._spec, engine.buckets)
+        self._watched_dense: Floats = np.zeros((engine.capacity + 1, self._spec.width("watched_dense")), np.float32)
+
+    def open_page(self, page: Page, request_ids: Sequence[int]) -> ScoredPage:
+        """Decode the page's rows, take what it brings for the watched list, run `page`, bring the cache up to date.
+
+        Candidates above the largest bucket are cut in server order. Raises what the engine raises.
+        """
+        n = min(len(page.candidates), self.engine.buckets[-1])
+        features = page_features(self._spec, page, n, request_ids)
+        slots = self._watched.columns(1)["video_id"].tolist()
+        self.cache.stale_from(self.rows.adopt(features, slots, page.rows_revision))
+        self.refresh()
+        state = self.engine.page(features.blocks)
+        return ScoredPage(state, features, page.candidates.video_id[:n].tolist())
+
+    # -- changes of the watched list
+
+    def changed(self, change: Change, row_R: Floats | None = None, revision: int = -1) -> None:
+        """After an append (with its row, or None when no row of this version is known), an amendment or an eviction."""
+        if change.dropped:
+            self.rows.evict(change.dropped)
+        self.cache.stale_from(change.first_slot)
+
+    def appended(self, change: Change, row_R: Floats | None, revision: int) -> None:
+        self.rows.put(change.first_slot, row_R, revision)
+        self.cache.stale_from(change.first_slot)
+
+    @property
+    def stale(self) -> bool:
+        """Whether `refresh` has work."""
+        return self.cache.fresh < self._watched.length
+
+    def refresh(self) -> None:
+        """Work out keys and values that are not up to date. Needs a page of this version before: the start token's row."""
+        if self.stale and self.rows.revision[0] >= 0:
+            self.cache.refresh(self._watched.length, self._blocks)
+
+    def _blocks(self, first: int, end: int) -> tuple[Floats, Floats]:
+        dense = self._watched_dense[first:end]
+        dense_block(self._spec, "watched_dense", self._watched.columns(first, end), dense)
+        return self.rows.rows[first:end], dense
+
+    # -- the swipe
+
+    def device(self, now_ms: int, device: DeviceState, swipe_index: int) -> None:
+        """Fill what depends on now: since of every watched video, and the device's state."""
+        length = self._watched.length
+        since_watched(now_ms, self._watched.columns()["shown_at_ms"], self.cache.memory.since[0, :length])
+        self._swipe.device(device, swipe_index)
+
+    def scores(self, page: ScoredPage, device: DeviceState) -> Floats:
+        """Logits [n, T] of a page's candidates, shown ones included, after `device`."""
+        candidate_swipe = self._swipe.candidates(device, page.video_ids, page.state.bucket)
+        return self.engine.swipe(page.state, self.cache.memory, self._swipe.swipe_dense, candidate_swipe)
+
+    def values(self, scores_NT: Floats) -> Floats:
+        """Fused value of each candidate, float32 [N]: the manifest's weights."""
+        return fused_values(scores_NT, self.engine.fusion_T)
