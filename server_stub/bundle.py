@@ -127,7 +127,10 @@ def load_models(index: BundleIndex, *, threads: int = 1) -> Models:
     unknown = int((catalogue.index_of(retrieval.item_ids) < 0).sum())
     if unknown:
         raise VersionMismatch(
-            "the ANN index holds items that the catalogue lacks", where=root, got=f"{unknown} items", fix="convert again"
+            "the ANN index holds items that the catalogue lacks",
+            where=root,
+            got=f"{unknown} items",
+            fix="convert again",
         )
     ranker_spec = read_spec(root / "ranker/spec.json")
     config = read_json(root / "ranker/config.json") if "ranker/config.json" in index.files else {}

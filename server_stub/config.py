@@ -60,7 +60,9 @@ class ServerConfig:
             check(port is None or 0 <= port < 65536, flag, port, "0 … 65535")
         check(1 <= self.page_size_max <= CANDIDATES_MAX, "page_size_max", self.page_size_max, f"1 … {CANDIDATES_MAX}")
         check(1 <= self.page_size <= self.page_size_max, "--page-size", self.page_size, f"1 … {self.page_size_max}")
-        check(0 < self.soft_ttl_ms <= self.hard_ttl_ms, "--soft-ttl-s", self.soft_ttl_ms, "above 0, at most the hard TTL")
+        check(
+            0 < self.soft_ttl_ms <= self.hard_ttl_ms, "--soft-ttl-s", self.soft_ttl_ms, "above 0, at most the hard TTL"
+        )
         check(self.hard_ttl_ms <= TTL_MAX_MS, "--hard-ttl-s", self.hard_ttl_ms, f"up to {TTL_MAX_MS} ms")
         check(-14 * 60 <= self.utc_offset_min <= 14 * 60, "--utc-offset-min", self.utc_offset_min, "-840 … 840")
         for flag in ("workers", "queue", "pool", "poll_ms", "flush_ms", "flush_events", "threads"):

@@ -45,7 +45,9 @@ class Interaction:
         return bool(is_positive(self.signals.get("long_view", NULL_INT), self.signals.get("like", NULL_INT)))
 
 
-def item_columns(catalogue: Catalogue, video_ids: NDArray[np.uint64], now_ms: int = NULL_INT) -> dict[str, NDArray[Any]]:
+def item_columns(
+    catalogue: Catalogue, video_ids: NDArray[np.uint64], now_ms: int = NULL_INT
+) -> dict[str, NDArray[Any]]:
     """video_id, author_id, tags, duration_ms, upload_age_days of n videos; nulls for those the catalogue lacks."""
     video_ids = np.asarray(video_ids, np.uint64)
     n, rows = len(video_ids), catalogue.index_of(video_ids)

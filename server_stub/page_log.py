@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from contract.errors import EventError
-from contract.page import Page
+from contract.page import NO_ROWS, Candidates, Page
 from contract.vocabulary import PXTR_HEADS, TAGS_MAX, X_PXTR
 
 PAGE_LOG_VERSION = "kir-page-log/1"
@@ -30,21 +30,13 @@ class SentPage:
     page: Page
 
 
-def _without_rows(page: Page) -> Page:
-    from dataclasses import replace
-
-    from contract.page import NO_ROWS
-
-    return replace(page, rows=NO_ROWS)
-
-
 class PageLog:
     """Bounded and thread-safe. `drain` hands over what has not been written yet."""
 
     def __init__(self, pages_max: int = 20_000, *, keep_unwritten: bool = False):
         self._pages: OrderedDict[str, SentPage] = OrderedDict()
         self._unwritten: list[SentPage] = []
-        self._pages_max = pages_max
+        self.pages_max = pages_max
         self._keep = keep_unwritten
         self._lock = threading.Lock()
 
@@ -52,7 +44,7 @@ class PageLog:
         return len(self._pages)
 
     def add(self, user_id: int, session_id: int, page: Page) -> None:
-        sent = SentPage(user_id, session_id, _without_rows(page))
+        sent = SentPage(user_id, session_id, replace(page, rows=NO_ROWS))
         with self._lock:
             self._remember(sent)
             if self._keep:
@@ -66,7 +58,7 @@ class PageLog:
 
     def _remember(self, sent: SentPage) -> None:
         self._pages[sent.page.page_id] = sent
-        while len(self._pages) > self._pages_max:
+        while len(self._pages) > self.pages_max:
             self._pages.popitem(last=False)
 
     def get(self, page_id: str) -> SentPage | None:
@@ -78,8 +70,21 @@ class PageLog:
             pages, self._unwritten = self._unwritten, []
             return pages
 
+    def put_back(self, pages: list[SentPage]) -> None:
+        """What could not be written goes to the front again."""
+        with self._lock:
+            self._unwritten[:0] = pages
 
-_TEXT = ("page_id", "dense_version", "spec_fingerprint", "rows_status", "fetch_version", "retrieval_version", "ranker_version")
+
+_TEXT = (
+    "page_id",
+    "dense_version",
+    "spec_fingerprint",
+    "rows_status",
+    "fetch_version",
+    "retrieval_version",
+    "ranker_version",
+)
 _NUMBERS = (
     "server_time_ms",
     "soft_ttl_ms",
@@ -128,8 +133,6 @@ def read_pages(path: Path) -> list[SentPage]:
     """Read what `write_pages` wrote. Raises EventError for anything else."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from contract.page import Candidates
 
     try:
         table = pq.read_table(path)

@@ -48,7 +48,9 @@ def parse_request(data: bytes, page_size_max: int) -> PageRequest:
         _limit(f"number of {name}", n <= most, n, f"up to {most}")
     for held in message.held_models:
         long = max(len(held.dense_version), len(held.spec_fingerprint))
-        _limit("held_models: a name", 0 < len(held.dense_version) and long <= NAME_MAX, long, f"1 … {NAME_MAX} characters")
+        _limit(
+            "held_models: a name", len(held.dense_version) > 0 and long <= NAME_MAX, long, f"1 … {NAME_MAX} characters"
+        )
     exclude = tuple(v for v in message.exclude_video_ids if v != int(MISSING_KEY))
     return PageRequest(
         user_id=message.user_id,

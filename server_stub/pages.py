@@ -184,7 +184,8 @@ def rows_of(
             keys[owner, spec_field.name] = block_found[spec_field.name]
             table_of[owner, spec_field.name] = spec_field.table
     asked = {
-        table: np.concatenate([keys[key].reshape(-1) for key in keys if table_of[key] == table]) for table in spec.tables
+        table: np.concatenate([keys[key].reshape(-1) for key in keys if table_of[key] == table])
+        for table in spec.tables
     }
     gathered = store.gather(dense_version, asked)
     tables = {name: encode_rows(rows, encoding) for name, rows in gathered.rows.items()}

@@ -24,7 +24,15 @@ Floats = NDArray[np.float32]
 Columns = Mapping[str, NDArray[Any]]
 
 # value = Σ weight · pXTR; ranker/config.json's "fusion" replaces it.
-DEFAULT_FUSION = {"long_view": 1.0, "click": 0.2, "like": 0.5, "follow": 0.5, "comment": 0.3, "forward": 0.5, "hate": -2.0}
+DEFAULT_FUSION = {
+    "long_view": 1.0,
+    "click": 0.2,
+    "like": 0.5,
+    "follow": 0.5,
+    "comment": 0.3,
+    "forward": 0.5,
+    "hate": -2.0,
+}
 _BLOCKS = ("user_rows", "user_dense", "history_rows", "candidate_rows", "candidate_dense")
 
 
@@ -41,7 +49,9 @@ class Ranker:
     ):
         model.check({**{block: spec.width(block) for block in _BLOCKS}, "history_mask": ANY}, "pxtr")
         if model.outputs["pxtr"][-1] not in (None, X_PXTR):
-            raise VersionMismatch("the ranker has other heads", where=model.path, got=model.outputs["pxtr"], allowed=X_PXTR)
+            raise VersionMismatch(
+                "the ranker has other heads", where=model.path, got=model.outputs["pxtr"], allowed=X_PXTR
+            )
         length = model.shapes["history_rows"][1] if "history_rows" in model.shapes else 1
         if length is None or not 1 <= length <= KUAIFORMER_HISTORY:
             raise VersionMismatch("the ranker's history length must be fixed", where=model.path, got=length)

@@ -116,7 +116,9 @@ class Recommender:
         self._popular = popular_items(models, histories)
 
     @staticmethod
-    def from_bundle(root: str | Path, *, pool: int = 200, clock: Clock = wall_clock_ms, threads: int = 1) -> Recommender:
+    def from_bundle(
+        root: str | Path, *, pool: int = 200, clock: Clock = wall_clock_ms, threads: int = 1
+    ) -> Recommender:
         """Load BUNDLE, every hash checked. Raises InputError, IntegrityError, VersionMismatch."""
         from server_stub.bundle import load_histories, load_models, read_index
 
@@ -217,7 +219,7 @@ class Recommender:
 
 
 def _ranked(models: Models, pool: Recommendation, user_key: int, history: Any, k: int) -> Recommendation:
-    user = {
+    user: dict[str, NDArray[Any]] = {
         "user_id": np.array([user_key], np.uint64),
         "user_activity": np.array([pool.user_activity], np.int32),
         "user_register_days": np.array([pool.user_register_days], np.int32),

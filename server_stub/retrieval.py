@@ -45,7 +45,9 @@ class Retrieval:
         if length is None:
             raise VersionMismatch("the encoder's history length must be fixed", where=encoder.path)
         if index.ntotal != len(item_ids):
-            raise VersionMismatch("index and item_ids differ", where=encoder.path, got=index.ntotal, allowed=len(item_ids))
+            raise VersionMismatch(
+                "index and item_ids differ", where=encoder.path, got=index.ntotal, allowed=len(item_ids)
+            )
         width = encoder.outputs["interests"][-1]
         if width not in (None, index.d):
             raise VersionMismatch("encoder and index have other widths", where=encoder.path, got=width, allowed=index.d)
@@ -67,7 +69,9 @@ class Retrieval:
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError("the ANN index can't be read", where=directory, got=str(error)) from None
         if item_ids.ndim != 1 or item_ids.dtype not in (np.int64, np.uint64):
-            raise InputError("item_ids.npy must be 64-bit ids [I]", where=directory, got=(item_ids.dtype, item_ids.shape))
+            raise InputError(
+                "item_ids.npy must be 64-bit ids [I]", where=directory, got=(item_ids.dtype, item_ids.shape)
+            )
         encoder = OnnxModel(directory / "encoder.onnx", threads=threads)
         tables = read_tables(directory / "tables.safetensors", spec)
         return Retrieval(encoder, spec, tables, index, item_ids.view(np.uint64), version)

@@ -49,7 +49,7 @@ class EmbeddingTable:
             raise InputError("a key stands twice", where=where)
         self.where = str(where)
         self._dtype = DTYPES[dtype]
-        self._slots = faiss.MapLong2Long()
+        self._slots: Any = faiss.MapLong2Long()
         self._slots.add(keys.view(np.int64), np.arange(len(keys)))
         self._keys = keys.copy()
         self._rows = self._checked(rows)
