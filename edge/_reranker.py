@@ -40,7 +40,7 @@ class Reranker:
         self.engine = engine
         self.dense_version = engine.dense_version
         self._spec = engine.spec
-        self._watched = watched
+        self.watched = watched
         self.rows = WatchedRows(engine.capacity, self._spec.width("watched_rows"))
         self.cache = WatchCache(engine)
         self._swipe = SwipeFeatures(self._spec, engine.buckets)
@@ -53,7 +53,7 @@ class Reranker:
         """
         n = min(len(page.candidates), self.engine.buckets[-1])
         features = page_features(self._spec, page, n, request_ids)
-        slots = self._watched.columns(1)["video_id"].tolist()
+        slots = self.watched.columns(1)["video_id"].tolist()
         self.cache.stale_from(self.rows.adopt(features, slots, page.rows_revision))
         self.refresh()
         state = self.engine.page(features.blocks)
@@ -61,37 +61,38 @@ class Reranker:
 
     # -- changes of the watched list
 
-    def changed(self, change: Change, row_R: Floats | None = None, revision: int = -1) -> None:
-        """After an append (with its row, or None when no row of this version is known), an amendment or an eviction."""
+    def changed(self, change: Change) -> None:
+        """After an amendment or an eviction."""
         if change.dropped:
             self.rows.evict(change.dropped)
         self.cache.stale_from(change.first_slot)
 
     def appended(self, change: Change, row_R: Floats | None, revision: int) -> None:
+        """After an append; None when no row of this version is known: the default row until a page brings it."""
         self.rows.put(change.first_slot, row_R, revision)
         self.cache.stale_from(change.first_slot)
 
     @property
     def stale(self) -> bool:
         """Whether `refresh` has work."""
-        return self.cache.fresh < self._watched.length
+        return self.cache.fresh < self.watched.length
 
     def refresh(self) -> None:
         """Work out keys and values that are not up to date. Needs a page of this version before: the start token's row."""
         if self.stale and self.rows.revision[0] >= 0:
-            self.cache.refresh(self._watched.length, self._blocks)
+            self.cache.refresh(self.watched.length, self._blocks)
 
     def _blocks(self, first: int, end: int) -> tuple[Floats, Floats]:
         dense = self._watched_dense[first:end]
-        dense_block(self._spec, "watched_dense", self._watched.columns(first, end), dense)
+        dense_block(self._spec, "watched_dense", self.watched.columns(first, end), dense)
         return self.rows.rows[first:end], dense
 
     # -- the swipe
 
     def device(self, now_ms: int, device: DeviceState, swipe_index: int) -> None:
         """Fill what depends on now: since of every watched video, and the device's state."""
-        length = self._watched.length
-        since_watched(now_ms, self._watched.columns()["shown_at_ms"], self.cache.memory.since[0, :length])
+        length = self.watched.length
+        since_watched(now_ms, self.watched.columns()["shown_at_ms"], self.cache.memory.since[0, :length])
         self._swipe.device(device, swipe_index)
 
     def scores(self, page: ScoredPage, device: DeviceState) -> Floats:

@@ -99,21 +99,12 @@ class Feedback:
             raise InputError("revision out of range", got=self.revision, allowed="0 … 2**31 - 1")
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A video of the pool that could be shown: which page, which place in it."""
-
-    video_id: int
-    page_id: str
-    candidate_index: int
-
-
 @dataclass(frozen=True, eq=False)
 class Choice:
     """The next video and how it was found.
 
     chooser, reason   "model" and "", or "server_order" and why ("no_model", "rows_status:no_live_version", …)
-    considered        the candidates it was chosen from, in server order; the chosen one is among them
+    considered        ids of the candidates it was chosen from, in server order; the chosen one is among them
     scores_NT         float32 [N, T] logits of `considered`, values_N float32 [N] fused; None when the model did not choose
     remaining         indices of the chosen one's page that could have been shown instead
     position          number of the swipe in its session, from 0; seq is the same number in events
@@ -126,7 +117,7 @@ class Choice:
     chooser: Chooser
     reason: str
     position: int
-    considered: Sequence[Candidate]
+    considered: Sequence[int]
     remaining: Sequence[int]
     scores_NT: NDArray[np.float32] | None = None
     values_N: NDArray[np.float32] | None = None

@@ -1,0 +1,65 @@
+"""The phone: numpy, LiteRT and a gRPC client. Downloads the dense net, keeps the candidate pool, reranks at every swipe.
+
+What is listed here is the public surface; modules that begin with an underscore may change.
+"""
+
+from __future__ import annotations
+
+from contract.errors import (
+    DownloadError,
+    IntegrityError,
+    NoModelError,
+    PageError,
+    PoolExhausted,
+    ServerError,
+    ServerUnavailable,
+)
+from edge._client import FakePageClient, PageClient, PageSource, Retry
+from edge._clock import Clock, FakeClock, SystemClock
+from edge._engine import Engine
+from edge._installed import InstalledModel
+from edge._pool import PoolConfig
+from edge._replay import ReplayReport, replay
+from edge._session import EdgeSession, SessionConfig
+from edge._source import DirectorySource, HttpSource
+from edge._store import ModelStore
+from edge._types import Choice, Chooser, DeviceState, Feedback, Outcome, PageReport, Reason
+from edge._upload import FeedbackClient, FeedbackUploader
+from edge._wire import PageRequest
+
+__all__ = [
+    "Choice",
+    "Chooser",
+    "Clock",
+    "DeviceState",
+    "DirectorySource",
+    "DownloadError",
+    "EdgeSession",
+    "Engine",
+    "FakeClock",
+    "FakePageClient",
+    "Feedback",
+    "FeedbackClient",
+    "FeedbackUploader",
+    "HttpSource",
+    "InstalledModel",
+    "IntegrityError",
+    "ModelStore",
+    "NoModelError",
+    "Outcome",
+    "PageClient",
+    "PageError",
+    "PageReport",
+    "PageRequest",
+    "PageSource",
+    "PoolConfig",
+    "PoolExhausted",
+    "Reason",
+    "ReplayReport",
+    "Retry",
+    "ServerError",
+    "ServerUnavailable",
+    "SessionConfig",
+    "SystemClock",
+    "replay",
+]

@@ -1,0 +1,205 @@
+"""The page client: unary gRPC with a deadline and retries, a thread that fetches ahead, and a first-class fake.
+
+`PageClient` and `FakePageClient` are safe to use from any thread; a `Prefetcher` belongs to its session's thread.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+
+from contract.errors import InputError, ServerError, ServerUnavailable
+from contract.page import PAGE_BYTES_MAX, Page, encode_page
+from contract.v1 import page_pb2, page_pb2_grpc
+from edge._wire import PageRequest
+
+RETRY_CODES = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+)
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", PAGE_BYTES_MAX + 64 * 1024),
+    ("grpc.enable_retries", 0),  # retries are ours: bounded by one deadline, and told
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+@dataclass(frozen=True)
+class Retry:
+    """attempts in all; the pause doubles from backoff_s, with jitter, up to 8 times backoff_s."""
+
+    attempts: int = 3
+    backoff_s: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.backoff_s < 0:
+            raise InputError("retry: attempts start at 1, backoff_s at 0", got=(self.attempts, self.backoff_s))
+
+    def pause_s(self, attempt: int) -> float:
+        """Seconds before attempt + 1; attempt counts from 1."""
+        return float(self.backoff_s * min(2 ** (attempt - 1), 8) * random.uniform(0.5, 1.0))
+
+
+def open_channel(target: str, *, tls: bool = False, ca_certificates: bytes | None = None) -> grpc.Channel:
+    """A channel to HOST:PORT. tls: encrypted; ca_certificates: PEM of the roots to trust instead of the system's."""
+    if tls or ca_certificates is not None:
+        credentials = grpc.ssl_channel_credentials(root_certificates=ca_certificates)
+        return grpc.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
+    return grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+
+
+class PageSource(Protocol):
+    """What a session asks of a page client."""
+
+    def get_page(self, request: PageRequest) -> page_pb2.Page:
+        """The page, as sent and unchecked. Raises ServerUnavailable or ServerError."""
+
+
+class PageClient:
+    """Pages from a server at HOST:PORT. deadline_s bounds one attempt.
+
+    Retried: no connection, no answer in time, overload (after the server's retry_after_ms). Anything else is final.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        tls: bool = False,
+        ca_certificates: bytes | None = None,
+        deadline_s: float = 2.0,
+        retry: Retry = Retry(),  # noqa: B008 - frozen
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        self.target, self._deadline_s, self._retry, self._sleep = target, deadline_s, retry, sleep
+        self._channel = open_channel(target, tls=tls, ca_certificates=ca_certificates)
+        self._stub = page_pb2_grpc.PageServiceStub(self._channel)
+
+    def get_page(self, request: PageRequest) -> page_pb2.Page:
+        """Raises ServerUnavailable after the last attempt, ServerError for a refusal that no retry mends."""
+        message = request.to_message()
+        for attempt in range(1, self._retry.attempts + 1):
+            last = attempt == self._retry.attempts
+            pause_s = self._retry.pause_s(attempt)
+            try:
+                response = self._stub.GetPage(message, timeout=self._deadline_s)
+            except grpc.RpcError as error:
+                if error.code() not in RETRY_CODES:
+                    raise ServerError(
+                        "page request failed", where=self.target, got=f"{error.code().name}: {error.details()}"
+                    ) from None
+                if last:
+                    raise self._unavailable(f"{error.code().name}: {error.details()}") from None
+            else:
+                if response.WhichOneof("outcome") == "page":
+                    page: page_pb2.Page = response.page
+                    return page
+                pause_s = max(pause_s, self._retry_after_s(response, last))
+            self._sleep(pause_s)
+        raise AssertionError("unreachable")
+
+    def _retry_after_s(self, response: page_pb2.GetPageResponse, last: bool) -> float:
+        """Seconds to wait after a refusal. Raises when waiting does not help, or this was the last attempt."""
+        refusal = response.refusal
+        reason = page_pb2.RefusalReason.Name(refusal.reason).removeprefix("REFUSAL_REASON_").lower()
+        if response.WhichOneof("outcome") is None or refusal.reason != page_pb2.REFUSAL_REASON_OVERLOADED:
+            raise ServerError("the server refused the page", where=self.target, got=f"{reason}: {refusal.message}")
+        if last:
+            raise self._unavailable(f"{reason}: {refusal.message}")
+        return min(refusal.retry_after_ms / 1000, 30.0)
+
+    def _unavailable(self, got: str) -> ServerUnavailable:
+        return ServerUnavailable(
+            "no page from the server", where=self.target, got=got, fix=f"tried {self._retry.attempts} times"
+        )
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class FakePageClient:
+    """Answers from a list: pages in any form, errors to raise, or functions of the request. Ships for users' tests.
+
+    `requests` keeps what was asked. After the last answer: ServerUnavailable.
+    """
+
+    Answer = Page | page_pb2.Page | bytes | Exception | Callable[[PageRequest], "Page | page_pb2.Page | bytes"]
+
+    def __init__(self, answers: Iterable[Answer] = ()):
+        self._answers = list(answers)
+        self._lock = threading.Lock()
+        self.requests: list[PageRequest] = []
+
+    def add(self, answer: Answer) -> None:
+        with self._lock:
+            self._answers.append(answer)
+
+    def get_page(self, request: PageRequest) -> page_pb2.Page:
+        with self._lock:
+            self.requests.append(request)
+            if not self._answers:
+                raise ServerUnavailable("the fake server has no more pages", where="FakePageClient")
+            answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if callable(answer):
+            answer = answer(request)
+        if isinstance(answer, Page):
+            return encode_page(answer)
+        return page_pb2.Page.FromString(answer) if isinstance(answer, bytes) else answer
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """The end of a fetch: `page()` gives the page or raises what the client raised."""
+
+    request: PageRequest
+    future: Future[page_pb2.Page]
+
+    def page(self) -> page_pb2.Page:
+        return self.future.result()
+
+
+class Prefetcher:
+    """One page at a time, fetched by a thread of its own."""
+
+    def __init__(self, pages: PageSource):
+        self._pages = pages
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kir-page")
+        self._flight: Arrived | None = None
+
+    @property
+    def busy(self) -> bool:
+        """A page is on its way, or has come and was not taken yet."""
+        return self._flight is not None
+
+    def ask(self, request: PageRequest) -> None:
+        """Start a fetch; nothing happens while one is under way."""
+        if self._flight is None:
+            self._flight = Arrived(request, self._pool.submit(self._pages.get_page, request))
+
+    def poll(self) -> Arrived | None:
+        """The finished fetch, once; None while there is none."""
+        if self._flight is None or not self._flight.future.done():
+            return None
+        arrived, self._flight = self._flight, None
+        return arrived
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until a fetch is finished; False when none is under way or time is up."""
+        if self._flight is None:
+            return False
+        done, _ = wait_for([self._flight.future], timeout=timeout_s)
+        return bool(done)
+
+    def close(self) -> None:
+        """Ends the thread after the request under way (bounded by the client's deadlines)."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,120 @@
+"""What the session has shown and what came back: impressions, the watched list, and feedback that is late or amended.
+
+Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.vocabulary import NULL_INT, SIGNALS
+from contract.watched import WATCHED_COLUMNS, Change, WatchedList
+from edge._types import Feedback, Outcome
+from edge._wire import Impression, WatchedEntry
+
+SHOWN_MAX = 512
+
+
+@dataclass(eq=False)
+class Shown:
+    """One impression and what is known of it.
+
+    item          its columns in the watched list, without feedback; row_R: its sparse row there, None without a fitting page
+    dense_version, rows_revision   what row_R belongs to
+    signals       everything observed so far; revision of the newest feedback, -1 before the first
+    """
+
+    impression: Impression
+    item: Mapping[str, Any]
+    row_R: NDArray[np.float32] | None = None
+    dense_version: str = ""
+    rows_revision: int = -1
+    signals: dict[str, bool] = field(default_factory=dict)
+    play_time_ms: int = NULL_INT
+    revision: int = -1
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a feedback did. change: of the watched list, when there is one; shown: None for a video never shown."""
+
+    outcome: Outcome
+    shown: Shown | None = None
+    revision: int = 0
+    change: Change | None = None
+
+
+class WatchHistory:
+    """The watched list of a session, and the last SHOWN_MAX impressions that feedback may still come for."""
+
+    def __init__(self, capacity: int):
+        self.watched = WatchedList(capacity)
+        self._shown: OrderedDict[int, Shown] = OrderedDict()
+
+    def show(self, shown: Shown) -> None:
+        self._shown[shown.impression.choice.video_id] = shown
+        if len(self._shown) > SHOWN_MAX:
+            self._shown.popitem(last=False)
+
+    def apply(self, feedback: Feedback) -> Applied:
+        """Merge a feedback. The list must have room: call `evict` first when `full`.
+
+        The first feedback of an impression appends, in the order in which feedback arrives; later revisions amend one of
+        the last items; older items, and revisions that come after a newer one, change nothing here.
+        """
+        shown = self._shown.get(feedback.video_id)
+        if shown is None:
+            return Applied(Outcome.UNKNOWN)
+        revision = shown.revision + 1 if feedback.revision is None else feedback.revision
+        if revision <= shown.revision:
+            return Applied(Outcome.STALE, shown, revision)
+        first = shown.revision < 0
+        shown.revision = revision
+        shown.signals.update(feedback.signals)
+        if feedback.play_time_ms is not None:
+            shown.play_time_ms = feedback.play_time_ms
+        observed = {
+            "play_time_ms": shown.play_time_ms,
+            "signals": [int(shown.signals[name]) if name in shown.signals else NULL_INT for name in SIGNALS],
+        }
+        if first:
+            at = shown.impression.shown_at_ms if feedback.shown_at_ms is None else feedback.shown_at_ms
+            change = self.watched.append({**shown.item, **observed, "shown_at_ms": at})
+            return Applied(Outcome.APPENDED, shown, revision, change)
+        amended = self.watched.amend(feedback.video_id, observed)
+        return Applied(Outcome.LOGGED if amended is None else Outcome.AMENDED, shown, revision, amended)
+
+    @property
+    def full(self) -> bool:
+        return self.watched.n_watched >= self.watched.capacity
+
+    def entries(self) -> list[WatchedEntry]:
+        """The list as a page request tells it, oldest first."""
+        columns = self.watched.columns(1)
+        like, long_view = SIGNALS.index("like"), SIGNALS.index("long_view")
+        return [
+            WatchedEntry(int(video_id), int(play), int(signals[like]), int(signals[long_view]), int(at))
+            for video_id, play, signals, at in zip(
+                columns["video_id"], columns["play_time_ms"], columns["signals"], columns["shown_at_ms"], strict=True
+            )
+        ]
+
+    def resized(self, capacity: int) -> WatchedList:
+        """The list for a model with another L: itself, or a new one with the newest videos that leave room for one more."""
+        if capacity == self.watched.capacity:
+            return self.watched
+        resized, columns = WatchedList(capacity), self.watched.columns()
+        for slot in range(max(1, self.watched.length - (capacity - 1)), self.watched.length):
+            resized.append({name: columns[name][slot] for name in WATCHED_COLUMNS if name not in ("start", "gap_ms")})
+        return resized
+
+
+def recent_authors(shown: Sequence[int], n: int) -> set[int]:
+    """Authors of the last n shown videos."""
+    return set(shown[-n:]) if n else set()

@@ -1,0 +1,127 @@
+"""The candidate pool: pages on the phone, what of them is left to show, and when to ask for more.
+
+Soft TTL: time to ask for a new page. Hard TTL: the page is cleared when a new page arrives; until then its candidates are
+the last tier. At most two pages. Times are monotonic milliseconds. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from contract.errors import InputError, PoolExhausted
+from contract.page import Page
+from edge._reranker import ScoredPage
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """max_candidates: over all pages; prefetch_below: ask for a page when fewer fresh candidates are left; seen: ids kept."""
+
+    max_pages: int = 2
+    max_candidates: int = 200
+    prefetch_below: int = 6
+    seen: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("max_pages", "max_candidates", "prefetch_below", "seen"):
+            if getattr(self, name) < 1:
+                raise InputError(f"pool: {name} starts at 1", got=getattr(self, name))
+
+
+@dataclass(eq=False)
+class PooledPage:
+    """A page in the pool. remaining: indices not shown, in server order; scored: None when no model can score it, and why."""
+
+    page: Page
+    arrived_ms: int
+    remaining: list[int]
+    video_ids: Sequence[int]
+    scored: ScoredPage | None = None
+    reason: str = ""
+
+    def soft_expired(self, now_ms: int) -> bool:
+        return now_ms - self.arrived_ms >= self.page.soft_ttl_ms
+
+    def hard_expired(self, now_ms: int) -> bool:
+        return now_ms - self.arrived_ms >= self.page.hard_ttl_ms
+
+
+class CandidatePool:
+    """Pages in order of arrival. A video is in the pool once, and never after it was shown (the last `seen` ids)."""
+
+    def __init__(self, config: PoolConfig = PoolConfig()):  # noqa: B008 - frozen
+        self.config = config
+        self.pages: list[PooledPage] = []
+        self._seen: OrderedDict[int, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(len(page.remaining) for page in self.pages)
+
+    def add(self, page: Page, now_ms: int, scored: ScoredPage | None, reason: str) -> int:
+        """Take in a page; returns how many of its candidates are new to show. Expired and surplus pages go.
+
+        A video that an older page holds as well stays in the new page only: its pXTR and rows are fresher.
+        """
+        self.pages = [p for p in self.pages if not p.hard_expired(now_ms)]
+        ids = scored.video_ids if scored is not None else page.candidates.video_id.tolist()
+        remaining = [i for i, video_id in enumerate(ids) if video_id not in self._seen]
+        fresh = {ids[i] for i in remaining}
+        for old in self.pages:
+            old.remaining = [i for i in old.remaining if old.video_ids[i] not in fresh]
+        self.pages = [p for p in self.pages if p.remaining]
+        self.pages = self.pages[-(self.config.max_pages - 1) :] if self.config.max_pages > 1 else []
+        if remaining:
+            self.pages.append(PooledPage(page, now_ms, remaining, ids, scored, reason))
+        self._cut()
+        return len(remaining)
+
+    def _cut(self) -> None:
+        """Keep max_candidates: the oldest page's last ones go first."""
+        surplus = len(self) - self.config.max_candidates
+        for page in self.pages:
+            if surplus <= 0:
+                break
+            kept = max(0, len(page.remaining) - surplus)
+            surplus -= len(page.remaining) - kept
+            del page.remaining[kept:]
+        self.pages = [p for p in self.pages if p.remaining]
+
+    def tier(self, now_ms: int) -> list[PooledPage]:
+        """The pages to choose from now, oldest first: fresh ones that the model can score, else fresh ones, else expired.
+
+        Pages of one tier are either all scored by the same model or all not. Raises PoolExhausted when nothing is left.
+        """
+        fresh = [p for p in self.pages if not p.hard_expired(now_ms)]
+        for pages in (fresh, self.pages):
+            scored = [p for p in pages if p.scored is not None]
+            if scored or pages:
+                return scored or pages
+        raise PoolExhausted("nothing is left to show", fix="fetch a page, then swipe again")
+
+    def shown(self, page: PooledPage, index: int) -> None:
+        """A candidate was shown: it leaves the pool and is not let in again."""
+        page.remaining.remove(index)
+        self._seen[page.video_ids[index]] = None
+        while len(self._seen) > self.config.seen:
+            self._seen.popitem(last=False)
+        self.pages = [p for p in self.pages if p.remaining]
+
+    def unscore(self, reason: str) -> None:
+        """The model that scored these pages is gone: their candidates stay in server order."""
+        for page in self.pages:
+            page.scored, page.reason = None, reason
+
+    def clear(self) -> None:
+        self.pages = []
+
+    def wants_page(self, now_ms: int) -> bool:
+        """Whether to ask the server: few fresh candidates left, or the newest page is past its soft TTL."""
+        fresh = sum(len(p.remaining) for p in self.pages if not p.hard_expired(now_ms))
+        return fresh < self.config.prefetch_below or self.pages[-1].soft_expired(now_ms)
+
+    def excluded(self, now_ms: int) -> list[int]:
+        """Ids that the server need not send: those shown, and those in the pool that are still fresh."""
+        held = [p.video_ids[i] for p in self.pages if not p.soft_expired(now_ms) for i in p.remaining]
+        return [*self._seen, *held]
