@@ -1,0 +1,96 @@
+"""The halves run as a phone runs them: page, then watch over the whole list, then swipe and place.
+
+Legend: G cache planes, L1 watched slots, D width, t tokens of a watch graph, N candidates, k beams, P placed slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.vocabulary import MASK_VALUE
+from convert.phone import Sample
+
+Floats = NDArray[np.float32]
+Feeds = Mapping[str, Floats]
+Run = Callable[[Feeds], Mapping[str, Floats]]
+
+SWIPE_INPUTS = ("memory_mask", "since", "swipe_dense", "candidate_swipe")
+PAGE_INPUTS = ("user_rows", "user_dense", "candidate_rows", "candidate_dense")
+WATCH_INPUTS = ("watched_rows", "watched_dense")
+SINGLES = 2  # the last so many watched videos go through the one-token graph, the others through the rebuild graph
+
+
+def run_halves(
+    sample: Sample, capacities: Mapping[str, Any], run: Mapping[str, Run], record: dict[str, list[Feeds]] | None = None
+) -> Floats:
+    """Scores [1, N, T] of a sample by page + watch + swipe. run: graph key -> how to run it.
+
+    record: when given, the feeds of every graph that ran (and of `place`) are appended under its key.
+    """
+    bucket = f"N{sample.bucket}"
+
+    def call(key: str, feeds: Feeds) -> Mapping[str, Floats]:
+        if record is not None:
+            record.setdefault(key, []).append(dict(feeds))
+        return run[key](feeds)
+
+    inputs = sample.inputs
+    page = call(f"page/{bucket}", {name: inputs[name] for name in PAGE_INPUTS if name in inputs})
+    memory = watch_all(sample, capacities, call)
+    feeds = {
+        "query": page["query"],
+        "candidate_pre": page["candidate_pre"],
+        "memory": memory,
+        **{name: inputs[name] for name in SWIPE_INPUTS if name in inputs},
+    }
+    if record is not None:
+        record.setdefault(f"place/{bucket}", []).append({**feeds, **_placed(sample, capacities, page["placed_kv"])})
+        record.setdefault(f"whole/{bucket}", []).append(inputs)
+    return call(f"swipe/{bucket}", feeds)["scores"]
+
+
+def watch_all(sample: Sample, capacities: Mapping[str, Any], call: Callable[[str, Feeds], Mapping[str, Floats]]) -> Floats:
+    """Memory [1, L1, 4D] of all filled slots, through the cache as a rebuild after eviction fills it."""
+    slots, t_all = int(capacities["L"]) + 1, sorted(capacities["t"])
+    past = np.zeros((1, int(capacities["G"]), slots, int(capacities["D"])), np.float32)
+    memory: Floats | None = None
+    at, length = 0, sample.n_watched + 1
+    while at < length:
+        t = t_all[0] if length - at <= SINGLES else t_all[-1]
+        n = min(t, length - at, max(length - SINGLES - at, 1))
+        position = np.zeros((1, t, slots), np.float32)
+        position[0, np.arange(n), at + np.arange(n)] = 1.0
+        feeds = {name: _tokens(sample.inputs[name], at, n, t) for name in WATCH_INPUTS if name in sample.inputs}
+        past_mask = np.full((1, slots), MASK_VALUE, np.float32)
+        past_mask[0, :at] = 0.0
+        found = call(f"watch/T{t}", {**feeds, "position": position, "past": past.copy(), "past_mask": past_mask})
+        if memory is None:
+            memory = np.zeros((1, slots, found["memory_new"].shape[-1]), np.float32)
+        past[:, :, at : at + n] = found["new"][:, :, :n]
+        memory[:, at : at + n] = found["memory_new"][:, :n]
+        at += n
+    assert memory is not None
+    return memory
+
+
+def _tokens(block: Floats, at: int, n: int, t: int) -> Floats:
+    out = np.zeros((1, t, block.shape[-1]), np.float32)
+    out[:, :n] = block[:, at : at + n]
+    return out
+
+
+def _placed(sample: Sample, capacities: Mapping[str, Any], placed_kv: Floats) -> dict[str, Floats]:
+    """Beam b has placed the candidates b, b+1, …, one fewer than its number of slots in turn."""
+    k, P = int(capacities["k"]), int(capacities["P"])
+    placed = np.zeros((1, k, P, placed_kv.shape[-1]), np.float32)
+    mask = np.full((1, k, P), MASK_VALUE, np.float32)
+    for beam in range(k):
+        n = min((sample.n_watched + beam) % (P + 1), sample.n_candidates - 1)
+        chosen = (beam + np.arange(n)) % sample.n_candidates
+        placed[0, beam, :n] = placed_kv[0, chosen]
+        mask[0, beam, :n] = 0.0
+    return {"placed": placed, "placed_mask": mask}

@@ -1,0 +1,147 @@
+"""torch -> ONNX: fixed names, opset 20, one self-contained file, the same bytes every time.
+
+Opset 20 because GELU is an operator there (18 spells it with Erf, 23 keeps fused attention: neither loads in LiteRT).
+
+The tracing exporter, on purpose: on KIR's graphs it takes 0.1-0.4 s of CPU each where the dynamo exporter takes 2.5-6 s,
+and after onnx2tf both give the same operators and the same numbers (docs/conversion.md). It writes down one run, so a
+graph must not branch on data; the verification chain compares it with eager torch on other inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from contract.errors import ConversionError
+from contract.manifest import Tensor
+from convert.quiet import quiet
+
+OPSET = 20
+
+
+@dataclass(frozen=True)
+class TorchGraph:
+    """One graph to export: a module whose forward takes `inputs` by name and gives `outputs` in order.
+
+    inputs: example tensors; their shapes are the graph's. dynamic: input or output name -> {axis: name of its free
+    length}, for the server's graphs only.
+    """
+
+    name: str
+    bucket: str
+    module: nn.Module
+    inputs: Mapping[str, torch.Tensor]
+    outputs: tuple[str, ...]
+    dynamic: Mapping[str, Mapping[int, str]] | None = None
+
+    @property
+    def key(self) -> str:
+        """"swipe/N24"; the bare name when there is no bucket."""
+        return f"{self.name}/{self.bucket}" if self.bucket else self.name
+
+    @property
+    def file_stem(self) -> str:
+        return self.key.replace("/", "-")
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The reference: eager torch on numpy arrays, by name."""
+        with torch.no_grad():
+            found = self.module(**{name: torch.as_tensor(feeds[name]) for name in self.inputs})
+        found = found if isinstance(found, tuple) else (found,)
+        return {name: tensor.numpy() for name, tensor in zip(self.outputs, found, strict=True)}
+
+    def contract(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Input and output tensors with static shapes, from one run on the examples."""
+        inputs = tuple(Tensor(name, tuple(t.shape), _dtype(t)) for name, t in self.inputs.items())
+        with torch.no_grad():
+            found = self.module(**self.inputs)
+        found = found if isinstance(found, tuple) else (found,)
+        if len(found) != len(self.outputs):
+            raise ConversionError("graph gives another number of outputs", where=self.key, got=len(found))
+        outputs = tuple(Tensor(n, tuple(t.shape), _dtype(t)) for n, t in zip(self.outputs, found, strict=True))
+        return inputs, outputs
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def export_onnx(graph: TorchGraph, path: str | Path) -> Path:
+    """Trace and write. Raises ConversionError, also when names come out otherwise."""
+    import onnx
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    graph.module.eval()
+    with quiet(f"ONNX export of {graph.key}"):
+        torch.onnx.export(
+            graph.module,
+            args=(),
+            kwargs=dict(graph.inputs),
+            f=str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_axes={name: dict(axes) for name, axes in (graph.dynamic or {}).items()},
+        )
+        model = onnx.load(str(path))
+        _merge_constants(model.graph)
+        onnx.checker.check_model(model)
+        path.write_bytes(model.SerializeToString(deterministic=True))
+    names = [value.name for value in model.graph.input], [value.name for value in model.graph.output]
+    if names != (list(graph.inputs), list(graph.outputs)):
+        allowed = (list(graph.inputs), list(graph.outputs))
+        raise ConversionError("ONNX names differ from the contract", where=path, got=names, allowed=allowed)
+    return path
+
+
+def _merge_constants(graph: Any) -> None:
+    """Keep one of equal constants: tracing writes one down per reader."""
+    for node in [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
+        constant = graph.initializer.add()
+        constant.CopyFrom(node.attribute[0].t)
+        constant.name = node.output[0]
+        graph.node.remove(node)
+    first: dict[bytes, str] = {}
+    names: dict[str, str] = {}
+    kept = []
+    for constant in graph.initializer:
+        name, constant.name = constant.name, ""
+        content = constant.SerializeToString(deterministic=True)
+        constant.name = name
+        names[name] = first.setdefault(content, name)
+        if names[name] == name:
+            kept.append(constant)
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = names.get(name, name)
+
+
+class OnnxGraph:
+    """An ONNX file in onnxruntime, one thread, run by name."""
+
+    def __init__(self, path: str | Path, threads: int = 1):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises its own types, which share no base
+            raise ConversionError("onnxruntime refuses the file", where=path, got=str(error)) from None
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        self.outputs = tuple(value.name for value in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        found = self._session.run(None, {name: feeds[name] for name in self.inputs})
+        return dict(zip(self.outputs, found, strict=True))

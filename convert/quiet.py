@@ -1,0 +1,66 @@
+"""Silence around converters: torch, onnx2tf and the quantizer print progress bars and notices from Python and C++ alike."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+
+from contract.errors import ConversionError, KirError
+
+TAIL_CHARACTERS = 400
+
+# (message pattern, category, reason)
+_IGNORED = (
+    (r"You are using the legacy TorchScript-based ONNX export", DeprecationWarning, "chosen: convert/onnx_export.py"),
+    (r"The feature will be removed. Please remove usage", DeprecationWarning, "the same, from inside torch"),
+)
+
+
+@contextlib.contextmanager
+def quiet(what: str) -> Iterator[None]:
+    """Send file descriptors 1 and 2 to a scratch file. An exception becomes a ConversionError with that file's last lines.
+
+    what: says in the error what was being done. Not for concurrent use in threads of one process.
+    """
+    level = logging.getLogger("torch.onnx").level
+    with tempfile.TemporaryFile("w+b") as log:
+        saved = _redirect(log.fileno())
+        try:
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            with warnings.catch_warnings():
+                for message, category, _ in _IGNORED:
+                    warnings.filterwarnings("ignore", message=message, category=category)
+                yield
+        except (KirError, KeyboardInterrupt):
+            raise
+        except (Exception, SystemExit) as error:  # onnx2tf leaves with sys.exit
+            sys.stdout.flush()
+            sys.stderr.flush()
+            log.seek(0)
+            tail = log.read().decode(errors="replace")[-TAIL_CHARACTERS:]
+            raise ConversionError(f"{what} failed", got=f"{type(error).__name__}: {error} {tail}".strip()) from error
+        finally:
+            logging.getLogger("torch.onnx").setLevel(level)
+            _restore(saved)
+
+
+def _redirect(target: int) -> tuple[int, int]:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    return saved
+
+
+def _restore(saved: tuple[int, int]) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for handle, number in zip(saved, (1, 2), strict=True):
+        os.dup2(handle, number)
+        os.close(handle)

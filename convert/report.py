@@ -1,0 +1,140 @@
+"""The verification report: frozen, prints a table, gives a dict, saves itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.measure import Distance, Ranking
+from convert.quantize import FLOAT
+
+FORMAT = "kir-verification/1"
+FLOAT_TOLERANCE, INT8_TOLERANCE = 1e-5, 1e-4
+FLOAT_MARGIN, INT8_MARGIN = 8.0, 0.05
+
+
+@dataclass(frozen=True)
+class Gates:
+    """float_max_abs: ONNX and TFLite float against torch. halves_max_abs: page + watch + swipe against the whole net.
+    tau, top1: mean Kendall tau and agreement of the first, of the fused value, for quantised graphs."""
+
+    float_max_abs: float = 1e-4
+    halves_max_abs: float = 1e-4
+    tau: float = 0.98
+    top1: float = 0.97
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """One file. latency_us: 20th percentile, set inputs + invoke + get outputs, one thread; 0 = not measured."""
+
+    graph: str
+    variant: str
+    max_abs: float
+    mean_abs: float
+    cosine: float
+    tau: float
+    top1: float
+    top6: float
+    n_bytes: int
+    latency_us: float
+    latency_p50_us: float
+    partitions: int
+    passed: bool
+
+    @staticmethod
+    def of(
+        graph: str,
+        variant: str,
+        found: Distance,
+        ranks: Ranking | None,
+        n_bytes: int,
+        times_us: Sequence[float] = (),
+        partitions: int = 0,
+        *,
+        passed: bool,
+    ) -> VariantReport:
+        ranks = ranks or Ranking(1.0, 1.0, 1.0)
+        p20, p50 = (times_us[len(times_us) // 5], times_us[len(times_us) // 2]) if times_us else (0.0, 0.0)
+        return VariantReport(
+            graph, variant, **asdict(found), **asdict(ranks), n_bytes=n_bytes, latency_us=round(p20, 2),
+            latency_p50_us=round(p50, 2), partitions=partitions, passed=passed,
+        )  # fmt: skip
+
+    @property
+    def tolerance(self) -> float:
+        """How far another CPU's outputs may lie from the golden ones. Dynamic int8 rounds activations, so a last bit
+        can become a quantisation step: a twentieth of the variant's own error, 1e-4 at least."""
+        if self.variant == FLOAT:
+            return max(FLOAT_TOLERANCE, FLOAT_MARGIN * self.max_abs)
+        return max(INT8_TOLERANCE, INT8_MARGIN * self.max_abs)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was measured and what ships. together: the ranking of all shipped variants at once."""
+
+    rows: tuple[VariantReport, ...]
+    shipped: Mapping[str, str]
+    together: Ranking
+    halves_max_abs: float
+    gates: Gates
+    n_samples: int
+    data: str
+
+    def row(self, graph: str, variant: str) -> VariantReport:
+        return next(row for row in self.rows if (row.graph, row.variant) == (graph, variant))
+
+    @property
+    def shipped_bytes(self) -> int:
+        """What a phone downloads: shipped variants of every graph but `whole`."""
+        return sum(self.row(k, v).n_bytes for k, v in self.shipped.items() if not k.startswith("whole"))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            **asdict(self),
+            "rows": [asdict(row) for row in self.rows],
+            "shipped": dict(self.shipped),
+            "shipped_bytes": self.shipped_bytes,
+            "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Verification:
+        return Verification(
+            rows=tuple(VariantReport(**row) for row in data["rows"]),
+            shipped=dict(data["shipped"]),
+            together=Ranking(**data["together"]),
+            halves_max_abs=float(data["halves_max_abs"]),
+            gates=Gates(**data["gates"]),
+            n_samples=int(data["n_samples"]),
+            data=str(data["data"]),
+        )
+
+    def save(self, path: str | Path) -> Path:
+        path = Path(path)
+        path.write_text(json.dumps(self.to_json(), indent=2, sort_keys=True) + "\n")
+        return path
+
+    def table(self) -> str:
+        """One line per file; * = ships."""
+        head = f"{'graph':<11} {'variant':<17} {'bytes':>8} {'p50 us':>7} {'max abs':>9} {'tau':>7} {'top-1':>6} {'top-6':>6} {'parts':>5}"
+        lines = [head, "-" * len(head)]
+        for row in self.rows:
+            mark = "*" if self.shipped.get(row.graph) == row.variant else " " if row.passed else "!"
+            lines.append(
+                f"{row.graph:<11} {row.variant + mark:<17} {row.n_bytes:>8} {row.latency_p50_us:>7.0f} {row.max_abs:>9.2g} "
+                f"{row.tau:>7.4f} {row.top1:>6.3f} {row.top6:>6.3f} {row.partitions:>5}"
+            )
+        lines.append(
+            f"together: tau {self.together.tau:.4f}, top-1 {self.together.top1:.3f}; halves against whole "
+            f"{self.halves_max_abs:.2g}; {self.shipped_bytes} bytes to a phone; {self.n_samples} windows ({self.data}); "
+            "* ships, ! misses the gate"
+        )
+        return "\n".join(lines)

@@ -1,0 +1,87 @@
+"""What conversion starts from: a KIR checkpoint as graphs, spec, capacities, fusion weights and decoded rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ConversionError
+from contract.rows import INT8, decode_rows, encode_rows
+from contract.spec import FeatureSpec
+from contract.vocabulary import TASKS
+from convert.onnx_export import TorchGraph
+from training.checkpoint import load_checkpoint
+from training.kir import graphs as torch_graphs
+from training.kir import load_kir
+from training.tables import SparseTables
+
+# value = Σ weight · sigmoid(score), when the checkpoint names no weights of its own. Watching comes first; a like is
+# rarer and dearer. `kir evaluate` and the edge take the weights from the checkpoint and the manifest.
+FUSION = {"effective_view": 1.0, "like": 1.0, "has_next": 1.0, "watch_time": 1.0}
+FIRST_ROWS_REVISION = 1
+
+
+@dataclass(frozen=True)
+class KirSource:
+    """One KIR checkpoint, ready to convert. `graphs` share one folded copy of the net's weights.
+
+    capacities: {"L", "P", "k", "N": [buckets], "t": [watch buckets]} as in the manifest, and "G", "D" of the cache.
+    """
+
+    dense_version: str
+    rows_revision: int
+    spec: FeatureSpec
+    capacities: Mapping[str, Any]
+    fusion: Mapping[str, float]
+    graphs: Mapping[str, TorchGraph]
+    tables: SparseTables
+    card: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fusion_weights(self) -> NDArray[np.float32]:
+        """float32 [T], in the order of the score columns."""
+        return np.array([self.fusion.get(task, 0.0) for task in TASKS], np.float32)
+
+    def decoded_tables(self, encoding: str = INT8) -> dict[str, NDArray[np.float32]]:
+        """Rows as a phone gets them: encoded and decoded again."""
+        return {name: decode_rows(encode_rows(rows, encoding)) for name, rows in self.tables.numpy_rows().items()}
+
+
+def load_source(checkpoint: str | Path) -> KirSource:
+    """Read a KIR checkpoint. Raises CheckpointError for anything else, ConversionError when its graphs contradict it."""
+    found = load_checkpoint(checkpoint, kind="kir")
+    net = load_kir(found)
+    config = net.config
+    graphs = {}
+    for (name, bucket), graph in torch_graphs(net).items():
+        one = TorchGraph(name, bucket, graph.module, graph.inputs, tuple(graph.outputs))
+        graphs[one.key] = one
+    capacities = {
+        "L": config.watched,
+        "P": config.placed,
+        "k": config.beams,
+        "N": sorted(int(g.bucket[1:]) for g in graphs.values() if g.name == "swipe"),
+        "t": sorted(int(g.bucket[1:]) for g in graphs.values() if g.name == "watch"),
+        "G": config.planes,
+        "D": config.width,
+    }
+    fusion = dict(found.config.get("fusion") or found.model_config.get("fusion") or FUSION)
+    if set(fusion) - set(TASKS):
+        raise ConversionError("fusion names unknown tasks", where=found.path, got=sorted(fusion), allowed=TASKS)
+    return KirSource(
+        dense_version=found.version,
+        rows_revision=int(found.config["training"].get("rows_revision", FIRST_ROWS_REVISION)),
+        spec=found.spec,
+        capacities=capacities,
+        fusion=fusion,
+        graphs=graphs,
+        tables=found.tables,
+        card=found.card_path.read_text() if found.card_path.is_file() else "",
+        provenance={"training": dict(found.config["training"]), "model": config.to_json()},
+    )
