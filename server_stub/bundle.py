@@ -1,7 +1,7 @@
 """The server bundle on disk: read, every byte checked against bundle.json before anything is built from it.
 
-`read_index` reads bundle.json alone (cheap: the server polls it); `verify` hashes files; `load_models`, `load_rows` build.
-Layout: docs/architecture.md, "Server bundle". bundle.json is written last, so what it lists is complete.
+`read_index` reads bundle.json alone (cheap: the server polls it); `verify` hashes files; `load_models`, `load_rows`
+build. Layout: docs/architecture.md, "Server bundle". bundle.json is written last, so what it lists is complete.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ def read_index(root: str | Path) -> BundleIndex:
 
 
 def verify(index: BundleIndex, paths: Iterable[str]) -> None:
-    """Compare sizes and SHA-256. Raises InputError for an absent file, IntegrityError for another one than was listed."""
+    """Compare sizes and SHA-256.
+
+    Raises InputError for an absent file, IntegrityError for another one than was listed.
+    """
     for name in paths:
         path = index.root / name
         sha256, n_bytes = index.files[name]
@@ -111,7 +114,10 @@ class Models:
 
 
 def load_models(index: BundleIndex, *, threads: int = 1) -> Models:
-    """Verify and load encoder, ANN index, ranker, catalogue and users. Raises InputError, IntegrityError, VersionMismatch."""
+    """Verify and load encoder, ANN index, ranker, catalogue and users.
+
+    Raises InputError, IntegrityError, VersionMismatch.
+    """
     needed = ["catalogue.parquet", "users.parquet"]
     needed += [f"retrieval/{name}" for name in ("encoder.onnx", "spec.json", "tables.safetensors", "items.faiss")]
     needed += ["retrieval/item_ids.npy", *(f"ranker/{n}" for n in ("ranker.onnx", "spec.json", "tables.safetensors"))]

@@ -1,6 +1,7 @@
 """The two doors that gRPC and HTTP share: bytes in, bytes out, work in an executor, at most so many requests at once.
 
-A page request never fails as an RPC: what goes wrong is a refusal inside the answer, so that every transport carries it.
+A page request never fails as an RPC: what goes wrong is a refusal inside the answer, so that every transport carries
+it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Doors:
     async def feedback(self, data: bytes) -> bytes:
         """Bytes of a ReportFeedbackRequest -> bytes of a ReportFeedbackResponse.
 
-        Raises InputError for bytes that are no report, Overloaded when the phone had better keep its events and try later.
+        Raises InputError for bytes that are no report, Overloaded when the phone had better keep its events and try
+        later.
         """
         request = feedback_pb2.ReportFeedbackRequest()
         try:

@@ -1,8 +1,8 @@
 """Feedback intake: checked, counted once, joined with the page log, told to the recommender, written as event files.
 
-(session_id, seq, revision) is the idempotency key: a phone repeats a batch until it is answered, and nothing counts twice.
-An event of an unknown page is kept, joined with the catalogue alone. What was answered and not yet written when the process
-is killed is lost: at most `flush_ms` of events; a stop writes everything.
+(session_id, seq, revision) is the idempotency key: a phone repeats a batch until it is answered, and nothing counts
+twice. An event of an unknown page is kept, joined with the catalogue alone. What was answered and not yet written
+when the process is killed is lost: at most `flush_ms` of events, and never more than `flush_events`; a stop writes all.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class FeedbackIntake:
     directory: Path | None = None
     clock: Clock = wall_clock_ms
     buffer_max: int = BUFFER_MAX
+    flush_events: int = 2_000
     stats: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -92,6 +93,8 @@ class FeedbackIntake:
             self._tell(row)
         with self._lock:
             self.stats.update(accepted=len(taken), duplicates=duplicates, rejected=len(reasons))
+        if len(self._rows) >= self.flush_events:
+            self._flush_or_log()
         return pb.ReportFeedbackResponse(
             accepted=len(taken), duplicates=duplicates, rejected=len(reasons), reasons=reasons[:REASONS_MAX]
         )
@@ -109,6 +112,13 @@ class FeedbackIntake:
             play_time_ms=int(row.get("play_time_ms", NULL_INT)),
             signals=signals_of(row),
         )
+
+    def _flush_or_log(self) -> None:
+        """The events are in the buffer, so the phone is not told; the next flush tries again."""
+        try:
+            self.flush()
+        except OSError:
+            log.exception("feedback could not be written")
 
     def flush(self) -> int:
         """Write buffered events and pages, one new part each; the number of events written.

@@ -71,7 +71,10 @@ class _User:
 
 
 class Histories:
-    """Thread-safe. The users touched last are kept in memory, at most `users_max`; the log's are built when first asked for."""
+    """Thread-safe.
+
+    The users touched last are kept in memory, at most `users_max`; the log's are built when first asked for.
+    """
 
     def __init__(self, log: Events | None = None, *, capacity: int = KUAIFORMER_HISTORY, users_max: int = USERS_MAX):
         self.capacity = capacity
@@ -90,7 +93,8 @@ class Histories:
     def record(self, user_id: int, interaction: Interaction, catalogue: Catalogue) -> bool:
         """Add one interaction; True when it became part of the history. The same (video, time) counts once.
 
-        A later amendment that makes it positive adds it; one that takes the like back leaves it (the next restart forgets it).
+        A later amendment that makes it positive adds it; one that takes the like back leaves it (the next restart
+        forgets it).
         """
         key = (interaction.video_id, interaction.time_ms)
         with self._lock:

@@ -41,7 +41,8 @@ class HttpDoor:
         self._doors = doors
         self._cdn = cdn.resolve() if cdn else None
         self._health = health
-        app = web.Application(client_max_size=message_bytes_max, middlewares=[_cors(cors_origin)] if cors_origin else [])
+        middlewares = [_cors(cors_origin)] if cors_origin else []
+        app = web.Application(client_max_size=message_bytes_max, middlewares=middlewares)
         app.router.add_post("/v1/page", self._page)
         app.router.add_post("/v1/feedback", self._feedback)
         if cors_origin:
@@ -49,7 +50,7 @@ class HttpDoor:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get(f"/{POINTER_NAME}", self._pointer)
         app.router.add_get("/models/{path:.+}", self._model)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
 
     async def start(self, host: str, port: int, tls: tuple[Path, Path] | None) -> int:
         """Bind and serve; the port. Raises InputError when the port is taken or the certificate can't be used."""
@@ -59,7 +60,7 @@ class HttpDoor:
             if tls is not None:
                 context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
                 context.load_cert_chain(*map(str, tls))
-            await web.TCPSite(self._runner, host, port, ssl_context=context, shutdown_timeout=5.0).start()
+            await web.TCPSite(self._runner, host, port, ssl_context=context).start()
         except OSError as error:  # ssl.SSLError is one
             raise InputError("HTTP can't listen here", where=f"{host}:{port}", got=str(error)) from None
         bound: int = self._runner.addresses[0][1]

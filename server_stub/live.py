@@ -1,13 +1,16 @@
-"""What may change while the server runs: rows of a new dense version, a retrained retrieval or ranker, the CDN's pointer.
+"""What may change while the server runs: rows of a new dense version, a retrained retrieval or ranker, the CDN's
+pointer.
 
-bundle.json and current.json are looked at every poll; what they name is loaded aside, verified, and swapped in whole. What
-can't be loaded is logged, and the server goes on with what it has.
+bundle.json and current.json are looked at every poll; what they name is loaded aside, verified, and swapped in whole.
+What can't be loaded is logged, and the server goes on with what it has.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from contract.errors import KirError
@@ -24,8 +27,8 @@ log = logging.getLogger(__name__)
 class LiveParts:
     """Applies what changed on disk. Not thread-safe: one caller at a time (`poll` in a worker).
 
-    digests: rows already taken from the bundle, by dense version; a version whose files did not change is left alone, so
-    that updates since then stay.
+    digests: rows already taken from the bundle, by dense version; a version whose files did not change is left alone,
+    so that updates since then stay.
     """
 
     pages: PageMaker
@@ -51,7 +54,7 @@ class LiveParts:
             self._guarded(POINTER_NAME, self._poll_pointer)
         self._choose_current()
 
-    def _guarded(self, what: str, work) -> None:  # type: ignore[no-untyped-def]
+    def _guarded(self, what: str, work: Callable[[], None]) -> None:
         try:
             work()
             self._complaints.pop(what, None)
@@ -66,7 +69,7 @@ class LiveParts:
             if first:
                 self._take_rows(index, name)
             else:
-                self._guarded(f"rows/{name}", lambda name=name: self._take_rows(index, name))
+                self._guarded(f"rows/{name}", partial(self._take_rows, index, name))
         for name in set(self.digests) - set(index.dense_versions):
             self.store.remove_version(name)
             del self.digests[name]
@@ -86,6 +89,8 @@ class LiveParts:
         if rows.rows_revision >= live.get(dense_version, -1):
             rows.add_to(self.store)
             log.info("rows of %s at revision %d are live", dense_version, rows.rows_revision)
+        else:
+            log.warning("rows of %s: revision %d is older than the live one", dense_version, rows.rows_revision)
         self.digests[dense_version] = digest
 
     def _poll_pointer(self) -> None:

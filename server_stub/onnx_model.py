@@ -34,7 +34,10 @@ class OnnxModel:
         self.outputs = {o.name: _shape(o.shape) for o in self._session.get_outputs()}
 
     def check(self, widths: Mapping[str, int], output: str) -> None:
-        """widths: input -> last dimension the spec gives, or ANY. Raises VersionMismatch when graph and spec disagree."""
+        """widths: input -> last dimension the spec gives, or ANY.
+
+        Raises VersionMismatch when graph and spec disagree.
+        """
         unknown = sorted(set(self.shapes) - set(widths))
         if unknown or output not in self.outputs:
             got = (sorted(self.shapes), sorted(self.outputs))

@@ -22,7 +22,8 @@ _ENCODING_NAMES = {value: name for name, value in ENCODINGS.items()}
 
 @dataclass(frozen=True)
 class PageRequest:
-    """page_size 0 = the server's default; held: (dense_version, fingerprint), the preferred one first; watched oldest first."""
+    """page_size 0 = the server's default; held: (dense_version, fingerprint), the preferred one first; watched oldest
+    first."""
 
     user_id: int
     session_id: int = 0

@@ -1,6 +1,7 @@
 """From a page request to a page: candidates in server order, the version handshake, de-duplicated sparse rows.
 
-`PageMaker.answer` is the whole door: bytes of a GetPageRequest in, bytes of a GetPageResponse out, the same for gRPC and HTTP.
+`PageMaker.answer` is the whole door: bytes of a GetPageRequest in, bytes of a GetPageResponse out, the same for gRPC
+and HTTP.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ class Handshake:
 def shake_hands(held: tuple[tuple[str, str], ...], live: list[LiveVersion], current: str) -> Handshake:
     """The first held model that is live and has its spec's fingerprint wins.
 
-    `fetch_version` is the current version whenever the phone does not hold it as it should be. A current version whose rows are
-    not live yet is not announced (a release puts rows on the server first): the newest live one is, in its place.
+    `fetch_version` is the current version whenever the phone does not hold it as it should be. A current version
+    whose rows are not live yet is not announced (a release puts rows on the server first): the newest live one is, in
+    its place.
     """
     by_name = {version.dense_version: version for version in live}
     target = current if current in by_name else (live[-1].dense_version if live else "")
@@ -72,7 +74,10 @@ class PageStats:
 
 @dataclass
 class PageMaker:
-    """Everything a page needs. Thread-safe as far as its parts are. `current` is set by the server when the pointer moves."""
+    """Everything a page needs.
+
+    Thread-safe as far as its parts are. `current` is set by the server when the pointer moves.
+    """
 
     recommender: Recommends
     store: EmbeddingStore
@@ -84,7 +89,10 @@ class PageMaker:
     stats: PageStats = field(default_factory=PageStats)
 
     def answer(self, data: bytes) -> bytes:
-        """Bytes of a GetPageRequest -> bytes of a GetPageResponse. Never raises: what goes wrong is a refusal inside."""
+        """Bytes of a GetPageRequest -> bytes of a GetPageResponse.
+
+        Never raises: what goes wrong is a refusal inside.
+        """
         try:
             request = parse_request(data, self.config.page_size_max)
             page = self.make(request)
@@ -167,8 +175,9 @@ def rows_of(
 ) -> tuple[Rows, int, int]:
     """(rows of all owners in shared tables, rows_revision, how many keys had no row).
 
-    columns: owner -> the raw columns of its entries. A key without a row takes row 0; a null key of a multi-valued feature is no
-    entry. Raises InputError when the version is not live any more or the spec has a block that no page carries.
+    columns: owner -> the raw columns of its entries. A key without a row takes row 0; a null key of a multi-valued
+    feature is no entry. Raises InputError when the version is not live any more or the spec has a block that no page
+    carries.
     """
     keys: dict[tuple[str, str], NDArray[np.uint64]] = {}
     table_of: dict[tuple[str, str], str] = {}

@@ -71,8 +71,8 @@ class Ranker:
     def pxtr(self, user: Columns, history: UserHistory, candidates: Columns) -> Floats:
         """float32 [n, X] probabilities, NaN where the graph gave no number.
 
-        user: user_id, user_activity, user_register_days, hour, each [1]; candidates: video_id, author_id, tags, duration_ms,
-        upload_age_days, each [n].
+        user: user_id, user_activity, user_register_days, hour, each [1]; candidates: video_id, author_id, tags,
+        duration_ms, upload_age_days, each [n].
         """
         n = len(candidates["video_id"])
         if n == 0:
@@ -95,7 +95,10 @@ class Ranker:
         return dense_block(self._spec, block, columns, np.zeros((n, self._spec.width(block)), np.float32))
 
     def order(self, pxtr_nX: Floats) -> tuple[NDArray[np.int64], Floats]:
-        """Best first, ties in the order given: (int64 [n], fused value float32 [n] as given). A missing pXTR counts as 0."""
+        """Best first, ties in the order given: (int64 [n], fused value float32 [n] as given).
+
+        A missing pXTR counts as 0.
+        """
         value_n = np.nan_to_num(pxtr_nX, nan=0.0) @ self.weights_X
         return np.argsort(-value_n, kind="stable"), value_n
 

@@ -4,7 +4,8 @@
     recommender.add_interaction(user_id=7, video_id=42, signals={"like": 1})
     recommender.recommend(user_id=7, k=20).video_id
 
-What a user does counts at the next call: feedback enters the stored history, the caller's `watched` list is laid over it.
+What a user does counts at the next call: feedback enters the stored history, the caller's `watched` list is laid over
+it.
 """
 
 from __future__ import annotations
@@ -238,7 +239,8 @@ def _ranked(models: Models, pool: Recommendation, user_key: int, history: Any, k
 
 
 def popular_items(models: Models, histories: Histories) -> Ids:
-    """All retrievable items, the most often watched long or liked first, ties to the newer upload, then the smaller id."""
+    """All retrievable items, the most often watched long or liked first, ties to the newer upload, then the smaller
+    id."""
     counts = histories.popularity()
     ids = np.sort(models.retrieval.item_ids)
     rows = models.catalogue.index_of(ids)

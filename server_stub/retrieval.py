@@ -1,7 +1,7 @@
 """Retrieval: history -> encoder (onnxruntime) -> K interests -> faiss -> candidates.
 
-KuaiFormer (KDD 2025, section 2.2): several interest vectors per user, an item's score is its best inner product with any
-of them. Each interest fills its own quota first, so that a loud interest does not silence the others.
+KuaiFormer (KDD 2025, section 2.2): several interest vectors per user, an item's score is its best inner product with
+any of them. Each interest fills its own quota first, so that a loud interest does not silence the others.
 
 Shapes: L history, R row width, K interests, D width, I items, M candidates.
 """

@@ -3,6 +3,8 @@
     async with Server(ServerConfig(bundle=Path("bundle"))) as server:
         print(server.grpc_port, server.http_port)
         await server.wait()
+
+Synchronous code takes `server_stub.testing.InProcessServer`.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ class Backend:
 class Server:
     """One server. Start it once. Raises KirError when the bundle does not load or a port is taken.
 
-    grpc_port, http_port: what was bound (http_port None without HTTP); pages, intake, store: the parts, for in-process use.
+    grpc_port, http_port: what was bound (http_port None without HTTP); pages, intake, store: the parts, for
+    in-process use.
     """
 
     def __init__(
@@ -112,14 +115,16 @@ class Server:
         self.pages = PageMaker(
             backend.recommender, self.store, config, page_log, self._clock, self._page_ids, backend.current
         )
-        self.intake = FeedbackIntake(backend.recommender, page_log, config.events, self._clock)
+        self.intake = FeedbackIntake(
+            backend.recommender, page_log, config.events, self._clock, flush_events=config.flush_events
+        )
         bundle = config.bundle if self._backend is None else None
         self.live = LiveParts(self.pages, self.store, bundle, config.cdn, config.threads)
         self.live.load()
         self.intake.restore()
 
     async def _every(self, period_ms: int, work: Any) -> None:
-        """Run `work` in a thread again and again; size-triggered flushes come at the latest one period late."""
+        """Run `work` in a thread again and again."""
         while True:
             await asyncio.sleep(period_ms / 1000)
             try:

@@ -28,7 +28,7 @@ from server_stub.store import EmbeddingStore
 KEYS_MAX = 100_000
 PAGE, FEEDBACK, EMBEDDING = "kir.v1.PageService", "kir.v1.FeedbackService", "kir.v1.EmbeddingService"
 SERVICES = (PAGE, FEEDBACK, EMBEDDING)
-_FILES = (page_pb2, feedback_pb2, pb)  # imported: reflection finds their descriptors in the default pool
+_FILES = (page_pb2, feedback_pb2, pb)  # reflection finds their descriptors in the default pool
 _ENCODING_NAMES = {value: name for name, value in ENCODINGS.items()}
 log = logging.getLogger(__name__)
 
@@ -59,15 +59,17 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
     def __init__(self, store: EmbeddingStore, doors: Doors, current: Callable[[], str], remote_updates: bool = False):
         self._store, self._doors, self._current, self._remote = store, doors, current, remote_updates
 
-    async def GetRows(self, request: pb.GetRowsRequest, context: Any) -> pb.GetRowsResponse:  # noqa: N802
+    async def GetRows(self, request: pb.GetRowsRequest, context: Any) -> pb.GetRowsResponse:
         return await self._answer(context, self._get, request)
 
-    async def UpdateRows(self, request: pb.UpdateRowsRequest, context: Any) -> pb.UpdateRowsResponse:  # noqa: N802
+    async def UpdateRows(self, request: pb.UpdateRowsRequest, context: Any) -> pb.UpdateRowsResponse:
         if not self._remote and not _is_local(context.peer()):
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "rows are updated from the server's own machine only")
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED, "rows are updated from the server's own machine only"
+            )
         return await self._answer(context, self._update, request)
 
-    async def ListVersions(self, request: pb.ListVersionsRequest, context: Any) -> pb.ListVersionsResponse:  # noqa: N802
+    async def ListVersions(self, request: pb.ListVersionsRequest, context: Any) -> pb.ListVersionsResponse:
         current = self._current()
         versions = [
             pb.LiveVersion(
@@ -141,7 +143,7 @@ class GrpcDoor:
         handlers = (raw_handler(PAGE, "GetPage", doors.page), raw_handler(FEEDBACK, "ReportFeedback", doors.feedback))
         self._server.add_generic_rpc_handlers(handlers)
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(servicer, self._server)
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
@@ -158,7 +160,9 @@ class GrpcDoor:
         except (RuntimeError, OSError, ValueError) as error:
             raise InputError("gRPC can't listen here", where=address, got=str(error)) from None
         if bound == 0:
-            raise InputError("gRPC can't listen here", where=address, fix="is the port taken, or the certificate broken?")
+            raise InputError(
+                "gRPC can't listen here", where=address, fix="is the port taken, or the certificate broken?"
+            )
         await self._server.start()
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)

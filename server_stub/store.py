@@ -1,13 +1,14 @@
 """Embedding tables held in memory and updated while they serve: key -> slot by faiss.MapLong2Long, one numpy gather.
 
-`EmbeddingTable` is one table; `EmbeddingStore` holds those of every live dense version. A gather for a page and an update
-exclude each other, so that a page never mixes two revisions. Measured alternatives: shared/reference/serving.md section 2.
+`EmbeddingTable` is one table; `EmbeddingStore` holds those of every live dense version. A gather for a page and an
+update exclude each other, so that a page never mixes two revisions.
 
 Shapes: R rows, W width, Q keys asked for. Row 0 is the default row (MISSING_KEY); unknown keys take it.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import threading
@@ -36,7 +37,7 @@ class EmbeddingTable:
     """
 
     def __init__(self, keys: Keys, rows: Floats, *, dtype: str = "float32", where: object = "table"):
-        import faiss  # late: `kir serve --help` stays light
+        faiss: Any = importlib.import_module("faiss")  # late: `kir serve --help` stays light; its stubs are wrong
 
         if dtype not in DTYPES:
             raise InputError("unknown row dtype", where=where, got=dtype, allowed=sorted(DTYPES))
@@ -126,7 +127,10 @@ Tables = dict[str, EmbeddingTable]
 
 
 def read_tables(path: str | Path, spec: FeatureSpec, *, dtype: str = "float32") -> Tables:
-    """Tables of a spec from a checkpoint's safetensors layout. Raises InputError or SpecError when one is absent or misfits."""
+    """Tables of a spec from a checkpoint's safetensors layout.
+
+    Raises InputError or SpecError when one is absent or misfits.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -176,7 +180,10 @@ class _Version:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Rows of one moment. rows: table -> float32 [1 + found, W], row 0 the default row; slots: int64, as asked; missing: count."""
+    """Rows of one moment.
+
+    rows: table -> float32 [1 + found, W], row 0 the default row; slots: int64, as asked; missing: count.
+    """
 
     rows_revision: int
     rows: Mapping[str, Floats]
@@ -185,7 +192,10 @@ class Gathered:
 
 
 class EmbeddingStore:
-    """Rows of every live dense version. Thread-safe: one lock, held for a gather (well under a millisecond) or an update."""
+    """Rows of every live dense version.
+
+    Thread-safe: one lock, held for a gather (well under a millisecond) or an update.
+    """
 
     def __init__(self, dtype: str = "float32"):
         self.dtype = dtype
@@ -222,8 +232,8 @@ class EmbeddingStore:
     def gather(self, dense_version: str, keys: Mapping[str, Keys]) -> Gathered:
         """De-duplicated rows of several tables at one revision, for one page.
 
-        keys: table -> uint64 [Q]. Rows after row 0 are in ascending key order. A slot is -1 for MISSING_KEY and 0 for a key
-        without a row, which counts as missing. Raises InputError when the version or a table is not live.
+        keys: table -> uint64 [Q]. Rows after row 0 are in ascending key order. A slot is -1 for MISSING_KEY and 0 for
+        a key without a row, which counts as missing. Raises InputError when the version or a table is not live.
         """
         rows, slots, missing = {}, {}, 0
         with self._lock:

@@ -2,8 +2,8 @@
 
 python -m tests.server_stub.tiny_bundle DIR   writes one, for trying `kir serve --bundle DIR`.
 
-Videos belong to TOPICS topics (video number modulo TOPICS) and video rows are topic vectors plus noise, so that retrieval
-has something to find: interest 0 is the mean of the history, interest 1 the mean of its last 4.
+Videos belong to TOPICS topics (video number modulo TOPICS) and video rows are topic vectors plus noise, so that
+retrieval has something to find: interest 0 is the mean of the history, interest 1 the mean of its last 4.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def topic_vectors(ids: NDArray[np.uint64], width: int, rng: np.random.Generator)
 
 
 def write_tables(path: Path, spec: FeatureSpec, items: Catalogue, seed: int) -> None:
-    """Rows of every table of a spec in the checkpoint's layout; half of the videos' tags and authors known, all videos."""
+    """Rows of every table of a spec in the checkpoint's layout."""
     rng = np.random.default_rng(seed)
     keys, arrays = table_keys(items), {}
     for table, width in spec.tables.items():
@@ -117,7 +117,9 @@ def write_tables(path: Path, spec: FeatureSpec, items: Catalogue, seed: int) -> 
     save_file(arrays, path)
 
 
-def save_graph(path: Path, nodes: list[Any], inputs: dict[str, list[Any]], outputs: dict[str, list[Any]], **constants: Any):
+def save_graph(
+    path: Path, nodes: list[Any], inputs: dict[str, list[Any]], outputs: dict[str, list[Any]], **constants: Any
+):
     def info(shapes: dict[str, list[Any]]) -> list[Any]:
         return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
 
@@ -190,7 +192,9 @@ def write_ranker(path: Path, spec: FeatureSpec, seed: int) -> None:
     save_graph(path, nodes, inputs, {"pxtr": ["n", X_PXTR]}, w_user=w_user, w_candidate=w_candidate, **AXES)
 
 
-def write_rows(root: Path, dense_version: str, *, spec: FeatureSpec | None = None, revision: int = 1, seed: int = 3) -> Path:
+def write_rows(
+    root: Path, dense_version: str, *, spec: FeatureSpec | None = None, revision: int = 1, seed: int = 3
+) -> Path:
     """BUNDLE/rows/<dense_version>; call `write_index` afterwards."""
     spec = spec or kir_spec()
     directory = root / "rows" / dense_version
@@ -205,7 +209,10 @@ def write_index(root: Path, retrieval_version: str = "kuaiformer-tiny", ranker_v
     """bundle.json over what is there, written last."""
     paths = sorted(p for p in root.rglob("*") if p.is_file() and p.name != "bundle.json" and not p.name.startswith("."))
     files = {
-        p.relative_to(root).as_posix(): {"sha256": hashlib.sha256(p.read_bytes()).hexdigest(), "bytes": p.stat().st_size}
+        p.relative_to(root).as_posix(): {
+            "sha256": hashlib.sha256(p.read_bytes()).hexdigest(),
+            "bytes": p.stat().st_size,
+        }
         for p in paths
     }
     data = {"format": "kir-bundle/1", "retrieval_version": retrieval_version, "ranker_version": ranker_version}
@@ -214,7 +221,9 @@ def write_index(root: Path, retrieval_version: str = "kuaiformer-tiny", ranker_v
     return aside.replace(root / "bundle.json")
 
 
-def write_bundle(root: Path, dense_versions: Sequence[str] = ("kir-a",), *, seed: int = 1, n_items: int = N_ITEMS) -> Path:
+def write_bundle(
+    root: Path, dense_versions: Sequence[str] = ("kir-a",), *, seed: int = 1, n_items: int = N_ITEMS
+) -> Path:
     """A whole bundle. The dense versions share one spec and differ in their rows."""
     items, rng = make_catalogue(n_items), np.random.default_rng(seed)
     retrieval, ranker = kuaiformer_spec(video=WIDTH, attribute=4), ranker_spec(width=WIDTH)
