@@ -1,4 +1,4 @@
-"""The phone: numpy, LiteRT and a gRPC client. Downloads the dense net, keeps the candidate pool, reranks at every swipe.
+"""The phone: numpy, LiteRT and a gRPC client. Fetches the dense net, keeps the candidate pool, reranks at each swipe.
 
 What is listed here is the public surface; modules that begin with an underscore may change.
 """

@@ -2,8 +2,8 @@
 
 Legend: G planes, L1 = L + 1 slots (slot 0 the start token), D width, t tokens of one `watch` run.
 
-Driven by `contract.watched.Change`: an append works out one slot (T1), an amendment its slot and those after it, an eviction
-slots 1 … (nothing is shifted: upper layers mix dropped videos in), a new model or page rows whatever they touch.
+Driven by `contract.watched.Change`: an append works out one slot (T1), an amendment its slot and those after it,
+an eviction slots 1 … (nothing is shifted: upper layers mix dropped videos in), a new model or page rows whatever they touch.
 `refresh` is the only expensive call; the session makes it off the swipe path. Not thread-safe.
 """
 
@@ -18,7 +18,8 @@ from contract.vocabulary import MASK_VALUE
 from edge._engine import Engine, Memory
 
 Floats = NDArray[np.float32]
-Blocks = Callable[[int, int], tuple[Floats, Floats]]  # (first slot, end slot) -> watched_rows [n, Rw], watched_dense [n, Fw]
+# (first slot, end slot) -> watched_rows [n, Rw], watched_dense [n, Fw]
+Blocks = Callable[[int, int], tuple[Floats, Floats]]
 
 
 class WatchCache:

@@ -76,7 +76,7 @@ class PageClient:
         tls: bool = False,
         ca_certificates: bytes | None = None,
         deadline_s: float = 2.0,
-        retry: Retry = Retry(),  # noqa: B008 - frozen
+        retry: Retry = Retry(),
         sleep: Callable[[float], None] = time.sleep,
     ):
         self.target, self._deadline_s, self._retry, self._sleep = target, deadline_s, retry, sleep

@@ -200,5 +200,3 @@ def _fill(runner: GraphRunner, blocks: Mapping[str, Floats]) -> None:
             buffer[0, len(block) :] = 0.0
         else:
             buffer[...] = block
-
-

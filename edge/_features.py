@@ -63,7 +63,7 @@ class PageFeatures:
 
 
 def page_features(spec: FeatureSpec, page: Page, n: int, request_ids: Sequence[int]) -> PageFeatures:
-    """Features of the first n candidates of a page without an `unfit_reason`; request_ids: the request's watched list."""
+    """Features of the first n candidates of a page that fits; request_ids: the request's watched list."""
     rows = _RowReader(spec, page)
     user = {
         "user_activity": np.array([page.user_activity]),
@@ -102,7 +102,9 @@ class _RowReader:
     def block(self, block: str, n: int) -> Floats:
         """[n, width] of a served block; an index that is absent or of another length gives default rows."""
         owner = _OWNER_OF_BLOCK[block]
-        slots = {c.field.name: self._entries(owner, c.field.name, n, c.field.max_len) for c in self._spec.columns(block)}
+        slots = {
+            c.field.name: self._entries(owner, c.field.name, n, c.field.max_len) for c in self._spec.columns(block)
+        }
         self.default_rows += sum(int((s[:, 0] <= 0).sum()) for s in slots.values() if s.shape[1] == 1)
         return pool_rows(self._spec, block, self.tables, slots, np.zeros((n, self._spec.width(block)), np.float32))
 
@@ -152,7 +154,8 @@ class WatchedRows:
     def adopt(self, features: PageFeatures, video_ids: Sequence[int], revision: int) -> int:
         """Take a page's rows for slots that have none yet. video_ids: of slots 1 … Returns the first changed slot.
 
-        A slot that has its row keeps it: a token is frozen when appended. The start token takes the first page's default.
+        A slot that has its row keeps it: a token is frozen when appended. The start token takes the first
+        page's default.
         """
         first = len(self.rows)
         if self.revision[0] < 0:

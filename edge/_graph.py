@@ -1,4 +1,4 @@
-"""One LiteRT graph bound to its contract: tensors by exact name, XNNPACK applied for sure, buffers used again and again.
+"""One LiteRT graph bound to its contract: tensors by exact name, XNNPACK applied for sure, buffers reused.
 
 Not thread-safe: a runner belongs to one engine, an engine to one session.
 """
@@ -38,7 +38,7 @@ class GraphRunner:
             raise NoModelError(
                 "graph runs without XNNPACK",
                 where=self.name,
-                fix="is /sys/devices/system/cpu readable? allow_no_delegate=True accepts slow kernels and other numbers",
+                fix="is /sys/devices/system/cpu readable? allow_no_delegate=True accepts slow kernels",
             )
         self._inputs = self._bind(contract.inputs, self._interpreter.get_input_details(), "input")
         self._outputs = self._bind(contract.outputs, self._interpreter.get_output_details(), "output")
@@ -58,7 +58,7 @@ class GraphRunner:
             )
         return {str(d["name"]): int(d["index"]) for d in details}
 
-    def run(self, given: Mapping[str, Floats] = {}) -> dict[str, Floats]:  # noqa: B006 - never written
+    def run(self, given: Mapping[str, Floats] = {}) -> dict[str, Floats]:
         """Outputs by name, each a fresh array. `given` replaces `inputs` by name (exact shape, float32)."""
         set_tensor = self._interpreter.set_tensor
         for name, index in self._inputs.items():

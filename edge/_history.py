@@ -25,7 +25,8 @@ SHOWN_MAX = 512
 class Shown:
     """One impression and what is known of it.
 
-    item          its columns in the watched list, without feedback; row_R: its sparse row there, None without a fitting page
+    item          its columns in the watched list, without feedback; row_R: its sparse row there, None without a
+                  fitting page
     dense_version, rows_revision   what row_R belongs to
     signals       everything observed so far; revision of the newest feedback, -1 before the first
     """
@@ -65,8 +66,8 @@ class WatchHistory:
     def apply(self, feedback: Feedback) -> Applied:
         """Merge a feedback. The list must have room: call `evict` first when `full`.
 
-        The first feedback of an impression appends, in the order in which feedback arrives; later revisions amend one of
-        the last items; older items, and revisions that come after a newer one, change nothing here.
+        The first feedback of an impression appends, in the order in which feedback arrives; later revisions
+        amend one of the last items; older items, and revisions that come after a newer one, change nothing here.
         """
         shown = self._shown.get(feedback.video_id)
         if shown is None:
@@ -106,7 +107,7 @@ class WatchHistory:
         ]
 
     def resized(self, capacity: int) -> WatchedList:
-        """The list for a model with another L: itself, or a new one with the newest videos that leave room for one more."""
+        """The list for a model with another L: itself, or a new one with the newest L - 1 videos at most."""
         if capacity == self.watched.capacity:
             return self.watched
         resized, columns = WatchedList(capacity), self.watched.columns()

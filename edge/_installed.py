@@ -40,7 +40,9 @@ class InstalledModel:
         """
         where = f"{self.dense_version}/{file}"
         if file not in self.paths or file not in self.manifest.files:
-            raise IntegrityError("file of the model is not here", where=where, fix="fetch the version with all its files")
+            raise IntegrityError(
+                "file of the model is not here", where=where, fix="fetch the version with all its files"
+            )
         try:
             content = self.paths[file].read_bytes()
         except OSError as error:
@@ -55,7 +57,10 @@ class InstalledModel:
 
     @staticmethod
     def open_published(folder: str | Path) -> InstalledModel:
-        """A version directory as published, or a CDN directory (its current version). Raises NoModelError, ManifestError."""
+        """A version directory as published, or a CDN directory: its current version.
+
+        Raises NoModelError when there is none, ManifestError when it can't be trusted.
+        """
         root = Path(folder)
         if (root / POINTER_NAME).is_file():
             root = (root / Pointer.from_bytes((root / POINTER_NAME).read_bytes()).manifest).parent

@@ -1,7 +1,7 @@
 """The candidate pool: pages on the phone, what of them is left to show, and when to ask for more.
 
-Soft TTL: time to ask for a new page. Hard TTL: the page is cleared when a new page arrives; until then its candidates are
-the last tier. At most two pages. Times are monotonic milliseconds. Not thread-safe.
+Soft TTL: time to ask for a new page. Hard TTL: the page is cleared when a new page arrives; until then its candidates
+are the last tier. At most two pages. Times are monotonic milliseconds. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edge._reranker import ScoredPage
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """max_candidates: over all pages; prefetch_below: ask for a page when fewer fresh candidates are left; seen: ids kept."""
+    """max_candidates: over all pages; prefetch_below: ask when fewer fresh candidates are left; seen: ids kept."""
 
     max_pages: int = 2
     max_candidates: int = 200
@@ -32,7 +32,7 @@ class PoolConfig:
 
 @dataclass(eq=False)
 class PooledPage:
-    """A page in the pool. remaining: indices not shown, in server order; scored: None when no model can score it, and why."""
+    """A page in the pool. remaining: indices not shown, in server order; scored: None when no model can score it."""
 
     page: Page
     arrived_ms: int
@@ -51,7 +51,7 @@ class PooledPage:
 class CandidatePool:
     """Pages in order of arrival. A video is in the pool once, and never after it was shown (the last `seen` ids)."""
 
-    def __init__(self, config: PoolConfig = PoolConfig()):  # noqa: B008 - frozen
+    def __init__(self, config: PoolConfig = PoolConfig()):
         self.config = config
         self.pages: list[PooledPage] = []
         self._seen: OrderedDict[int, None] = OrderedDict()
@@ -89,7 +89,7 @@ class CandidatePool:
         self.pages = [p for p in self.pages if p.remaining]
 
     def tier(self, now_ms: int) -> list[PooledPage]:
-        """The pages to choose from now, oldest first: fresh ones that the model can score, else fresh ones, else expired.
+        """The pages to choose from now, oldest first: fresh ones that the model can score, else fresh, else expired.
 
         Pages of one tier are either all scored by the same model or all not. Raises PoolExhausted when nothing is left.
         """

@@ -78,7 +78,7 @@ class Reranker:
         return self.cache.fresh < self.watched.length
 
     def refresh(self) -> None:
-        """Work out keys and values that are not up to date. Needs a page of this version before: the start token's row."""
+        """Work out keys and values that are not up to date; nothing before the first page, which brings the start."""
         if self.stale and self.rows.revision[0] >= 0:
             self.cache.refresh(self.watched.length, self._blocks)
 

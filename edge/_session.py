@@ -6,7 +6,7 @@
     session.maintain()                             # … and only then do what need not be waited for
     session.feedback(Feedback(choice.video_id, play_time_ms=8_000, signals={"like": True}))
 
-The swipe path is `next`: it raises PoolExhausted and nothing else; whatever fails ends in the server's order with a reason.
+The swipe path is `next`: it raises PoolExhausted and nothing else; whatever fails ends in the server's order.
 Not thread-safe: one thread drives a session. Pages are fetched ahead and feedback is uploaded by threads of their own.
 """
 
@@ -102,7 +102,7 @@ class EdgeSession:
     # -- the model
 
     def start(self) -> str:
-        """Load the active model. Returns "" or why there is none ("no_model", "corrupt_model"); pages work either way."""
+        """Load the active model. Returns "" or why there is none: "no_model", "corrupt_model". Pages work anyway."""
         try:
             if self._store is None:
                 return self._no_model_reason
@@ -123,8 +123,9 @@ class EdgeSession:
         return self._reranker.dense_version if self._reranker else ""
 
     def update(self) -> str | None:
-        """Download what the CDN calls current and offer it. Returns its version, None when nothing is new. Raises as the
-        store does; the running model stays.
+        """Download what the CDN calls current and offer it. Returns its version, None when nothing is new.
+
+        Raises as the store does; the running model stays.
         """
         if not isinstance(self._store, ModelStore):
             return None
@@ -134,7 +135,7 @@ class EdgeSession:
         return version
 
     def offer(self, installed: InstalledModel) -> None:
-        """A model to take over with the first page that fits it. Raises NoModelError or IntegrityError when it can't run."""
+        """A model to take over with the first page that fits it. Raises as `Engine` when it can't run here."""
         self._offered = Engine(installed, allow_no_delegate=self.config.allow_no_delegate)
 
     # -- pages
@@ -218,20 +219,22 @@ class EdgeSession:
     def next(self, device: DeviceState | None = None) -> Choice:
         """The next video. Raises PoolExhausted when nothing is left, and nothing else."""
         start = time.perf_counter_ns()
-        self._device = device = device or self._device
+        self._device = device or self._device
         self._settle()
         tier = self._tier()
         settled = time.perf_counter_ns()
         now_ms = self._time.now_ms()
-        decision = choose(
+        return self._commit(self._decide(tier, now_ms), now_ms, start, settled)
+
+    def _decide(self, tier: list[PooledPage], now_ms: int) -> Decision:
+        return choose(
             tier,
             self._reranker,
             now_ms=now_ms,
-            device=device,
+            device=self._device,
             swipe_index=self.position,
             avoid_authors=recent_authors(self._authors, self.config.author_gap),
         )
-        return self._commit(decision, now_ms, start, settled)
 
     def _tier(self) -> list[PooledPage]:
         try:

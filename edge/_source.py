@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import urllib3
 
 from contract.errors import DownloadError
 
 CHUNK_BYTES = 64 * 1024
+Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]  # (file, bytes so far, bytes in all)
 
 
@@ -120,7 +121,7 @@ class HttpSource:
         finally:
             response.close()
 
-    def _with_retries(self, path: str, attempt: Callable[[], Any]) -> Any:
+    def _with_retries(self, path: str, attempt: Callable[[], Result]) -> Result:
         for number in range(1, self.attempts + 1):
             try:
                 return attempt()

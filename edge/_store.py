@@ -5,8 +5,8 @@
     CACHE/versions/<dense_version>.json   the manifest, written last: a version is there when this file is
     CACHE/active.json                     which version runs, which ran before, which was rolled back
 
-Every change is written aside, synced and renamed, so that a phone that dies between any two steps finds the old model or
-the new one. Whatever is refused is named in the error, and the running model stays.
+Every change is written aside, synced and renamed, so that a phone that dies between any two steps finds the old model
+or the new one. Whatever is refused is named in the error, and the running model stays.
 Thread-safe: one lock per store, and a file lock between processes for whatever writes.
 """
 
@@ -122,8 +122,8 @@ class ModelStore:
         """Fetch what the CDN calls current. Returns the version that is ready to `activate`, None when nothing is new.
 
         Nothing is new when the active version is the current one and whole, or when the current one was rolled back.
-        Raises DownloadError, ManifestError, IntegrityError or VersionMismatch, each naming the file; ModelStoreError when
-        this device can't hold it. The active model stays in every case.
+        Raises DownloadError, ManifestError, IntegrityError or VersionMismatch, each naming the file; ModelStoreError
+        when this device can't hold it. The active model stays in every case.
         """
         if self._source is None:
             raise DownloadError("this store has no source", where=self.cache, fix="give a CDN URL or directory")
@@ -136,7 +136,9 @@ class ModelStore:
             check_bytes(raw, FileEntry(pointer.manifest_sha256, pointer.manifest_bytes), pointer.manifest)
             manifest = Manifest.from_bytes(raw, pointer.manifest)
             if manifest.dense_version != pointer.dense_version:
-                raise ManifestError("manifest is of another version", where=pointer.manifest, got=manifest.dense_version)
+                raise ManifestError(
+                    "manifest is of another version", where=pointer.manifest, got=manifest.dense_version
+                )
             check_runtime(manifest)
             fetched = [self._fetch_file(manifest, file) for file in self._needed(manifest)]
             self._write(self._record(pointer.dense_version), raw)
@@ -260,7 +262,9 @@ class ModelStore:
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
-        """The store's locks; whatever the device's file system refuses becomes a ModelStoreError that names the file."""
+        """The store's locks; whatever the device's file system refuses becomes a ModelStoreError that names the
+        file.
+        """
         with self._lock:
             try:
                 self.cache.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,8 @@ class Choice:
 
     chooser, reason   "model" and "", or "server_order" and why ("no_model", "rows_status:no_live_version", …)
     considered        ids of the candidates it was chosen from, in server order; the chosen one is among them
-    scores_NT         float32 [N, T] logits of `considered`, values_N float32 [N] fused; None when the model did not choose
+    scores_NT         float32 [N, T] logits of `considered`, values_N float32 [N] fused; None when the model did not
+                      choose
     remaining         indices of the chosen one's page that could have been shown instead
     position          number of the swipe in its session, from 0; seq is the same number in events
     stages_us         microseconds per stage: maintain, features, engine, choice, total

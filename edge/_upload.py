@@ -1,6 +1,7 @@
 """Feedback upload: a bounded queue, batches, retries. Off the swipe path, in a thread of its own.
 
-Sending twice is harmless: (session_id, seq, revision) is the idempotency key, so a batch whose answer was lost is sent again.
+Sending twice is harmless: (session_id, seq, revision) is the idempotency key, so a batch whose answer was lost is
+sent again.
 `FeedbackUploader` is thread-safe.
 """
 

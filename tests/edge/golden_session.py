@@ -67,9 +67,7 @@ class Reference:
             "user_dense": dense_block(spec, "user_dense", user, np.zeros((1, spec.width("user_dense")), np.float32)),
             "candidate_rows": self.padded(served(spec, "candidate_rows", page, CANDIDATE, n)),
             "candidate_dense": self.padded(
-                dense_block(
-                    spec, "candidate_dense", columns, np.zeros((n, spec.width("candidate_dense")), np.float32)
-                )
+                dense_block(spec, "candidate_dense", columns, np.zeros((n, spec.width("candidate_dense")), np.float32))
             ),
         }
         tables = page.rows.decoded()

@@ -31,9 +31,9 @@ def candidates_of(video_ids: Sequence[int]) -> Candidates:
     tags = np.full((n, TAGS_MAX), MISSING_KEY)
     tags[ids % 3 != 0, 0] = ids[ids % 3 != 0] % 5 + 1
     tags[ids % 4 == 0, 1] = ids[ids % 4 == 0] % 11 + 20
-    pxtr = (((ids[:, None] * np.uint64(31) + np.arange(X_PXTR, dtype=np.uint64) * np.uint64(17)) % 97 + 1) / 100).astype(
-        np.float32
-    )
+    pxtr = (
+        ((ids[:, None] * np.uint64(31) + np.arange(X_PXTR, dtype=np.uint64) * np.uint64(17)) % 97 + 1) / 100
+    ).astype(np.float32)
     pxtr[ids % 7 == 0] = np.nan
     return Candidates(
         video_id=ids,

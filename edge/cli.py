@@ -1,0 +1,154 @@
+"""The edge's commands: `kir replay` and `kir swipe`.
+
+kir replay --model CDN/models/kir-1f3a…       # a published version on disk; or --cdn URL_OR_DIR
+kir swipe --server localhost:50051 --cdn CDN --user 1 --swipes 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from contract.errors import InputError, KirError, PoolExhausted, ServerError, ServerUnavailable
+from contract.keys import key_of_id
+from contract.vocabulary import NETWORKS
+from edge._client import PageClient
+from edge._clock import FakeClock, SystemClock
+from edge._installed import InstalledModel
+from edge._replay import replay
+from edge._session import EdgeSession, SessionConfig
+from edge._store import ModelStore
+from edge._types import Choice, DeviceState, Feedback
+from edge._upload import FeedbackClient, FeedbackUploader
+
+PAGE_WAIT_S = 10.0
+
+
+def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--cdn", help="URL or directory of a CDN: its current version")
+    place.add_argument("--model", type=Path, help="directory of one published version, or of a CDN")
+    parser.add_argument("--json", type=Path, help="write the report to this file as well")
+
+
+def run_replay(args: argparse.Namespace) -> int:
+    """Print the table; 0 when every golden case agrees, 1 otherwise."""
+    if args.model is not None:
+        report = replay(InstalledModel.open_published(args.model))
+    else:
+        with tempfile.TemporaryDirectory() as cache:
+            store = ModelStore(cache, args.cdn, fetch="all")
+            version = store.update()
+            assert version is not None  # the cache is empty, so whatever is current is new
+            report = replay(store.load(version))
+    print(report.table())
+    if args.json is not None:
+        report.save(args.json)
+    return 0 if report.ok else 1
+
+
+def add_swipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--server", required=True, metavar="HOST:PORT", help="the page server")
+    parser.add_argument("--cdn", help="URL or directory of the CDN; without it the server's order is shown")
+    parser.add_argument("--user", type=int, default=1, help="user id (default: %(default)s)")
+    parser.add_argument("--swipes", type=int, default=20, help="videos to watch (default: %(default)s)")
+    parser.add_argument("--cache", type=Path, help="where models are kept (default: a temporary directory)")
+    parser.add_argument(
+        "--network", default="wifi", choices=NETWORKS, help="the phone's network (default: %(default)s)"
+    )
+    parser.add_argument("--tls", action="store_true", help="encrypt the connection to the server")
+    parser.add_argument("--ca", type=Path, help="PEM file of the certificates to trust, implies --tls")
+
+
+def run_swipe(args: argparse.Namespace) -> int:
+    """A headless phone: fetch the model and pages, swipe, report feedback, print every choice and a JSON line at
+    the end.
+    """
+    if args.swipes < 1:
+        raise InputError("--swipes starts at 1", got=args.swipes)
+    user_id = key_of_id(args.user)
+    ca = None
+    if args.ca is not None:
+        try:
+            ca = args.ca.read_bytes()
+        except OSError as error:
+            raise InputError("--ca can't be read", where=args.ca, got=error.strerror) from None
+    with tempfile.TemporaryDirectory() as temporary:
+        store = ModelStore(args.cache or temporary, args.cdn)
+        pages = PageClient(args.server, tls=args.tls, ca_certificates=ca)
+        sink = FeedbackClient(args.server, tls=args.tls, ca_certificates=ca)
+        clock = FakeClock(SystemClock().wall_ms(), SystemClock().monotonic_ms())  # plays take no real time
+        session = EdgeSession(user_id, store, pages, FeedbackUploader(sink), clock=clock, config=SessionConfig())
+        with closing(pages), closing(sink), closing(session):
+            _get_model(session, args.cdn)
+            session.fetch_page()
+            return _swipe(session, clock, args)
+
+
+def _get_model(session: EdgeSession, cdn: str | None) -> None:
+    """The newest model, else the one that is here, else none: each said in one line."""
+    reason = session.start()
+    if cdn is not None:
+        try:
+            version = session.update()
+            print(f"model: {version or session.dense_version} {'(new)' if version else '(up to date)'}")
+            return
+        except KirError as error:
+            print(f"model: no update: {error}")
+    print(f"model: {session.dense_version or f'none ({reason}), the server decides the order'}")
+
+
+def _swipe(session: EdgeSession, clock: FakeClock, args: argparse.Namespace) -> int:
+    print(f"{'swipe':>5}  {'video':>12}  {'page':<12}  {'place':>5}  {'chooser':<12}  {'us':>7}  reason")
+    times_us, by_model = [], 0
+    device = DeviceState(network=NETWORKS.index(args.network))
+    for number in range(args.swipes):
+        choice = _next(session, device)
+        times_us.append(choice.stages_us["total"])
+        by_model += choice.chooser == "model"
+        print(
+            f"{number:>5}  {choice.video_id:>12}  {choice.page_id[:12]:<12}  {choice.candidate_index:>5}  "
+            f"{choice.chooser:<12}  {choice.stages_us['total']:>7.0f}  {choice.reason or '-'}"
+        )
+        session.maintain()
+        feedback = scripted_feedback(choice)
+        clock.advance((feedback.play_time_ms or 0) + 400)
+        session.feedback(feedback)
+    summary = {
+        "swipes": args.swipes,
+        "by_model": by_model,
+        "p50_us": round(float(np.percentile(times_us, 50)), 1),
+        "p99_us": round(float(np.percentile(times_us, 99)), 1),
+        "dense_version": session.dense_version,
+    }
+    print(json.dumps(summary))
+    return 0
+
+
+def _next(session: EdgeSession, device: DeviceState) -> Choice:
+    try:
+        return session.next(device)
+    except PoolExhausted:
+        if not session.wait_page(PAGE_WAIT_S):
+            session.fetch_page()
+    try:
+        return session.next(device)
+    except PoolExhausted:
+        error = session.last_error
+        if isinstance(error, ServerError):
+            raise error from None
+        raise ServerUnavailable("the server has no more videos for this user", got=error and str(error)) from None
+
+
+def scripted_feedback(choice: Choice) -> Feedback:
+    """What the scripted viewer does with a video: fixed by its id, so that two runs can be compared."""
+    draw = hashlib.sha256(str(choice.video_id).encode()).digest()
+    play_time_ms = 1_000 + draw[0] * 120
+    signals = {"long_view": play_time_ms > 18_000, "like": draw[1] < 25, "click": True}
+    return Feedback(choice.video_id, play_time_ms, signals)
