@@ -122,6 +122,11 @@ class EdgeSession:
         """The model at work; "" when there is none."""
         return self._reranker.dense_version if self._reranker else ""
 
+    @property
+    def n_watched(self) -> int:
+        """Videos in the watched list."""
+        return self._history.watched.n_watched
+
     def update(self) -> str | None:
         """Download what the CDN calls current and offer it. Returns its version, None when nothing is new.
 

@@ -1,0 +1,72 @@
+"""The reranker's arms of the closed loop and of the replay: the edge runtime as shipped, on the session's clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from contract.page import Page
+from contract.vocabulary import SIGNALS
+
+
+def signals_of(values: Any) -> dict[str, bool]:
+    """int8 [len(SIGNALS)] -> name: bool, the unobserved (-1) left out."""
+    return {name: bool(value) for name, value in zip(SIGNALS, values, strict=True) if value >= 0}
+
+
+class EdgeChooser:
+    """An `EdgeSession` behind the closed loop's `Chooser`.
+
+    per_swipe   feedback reaches the session at once; otherwise with the next page: the reranker works once a page
+    choosers    how often who chose (model, or the reason of the fallback)
+    """
+
+    def __init__(self, installed: Any, user_id: int, session_id: int, start_ms: int, per_swipe: bool):
+        from edge import EdgeSession, FakeClock
+
+        self._clock = FakeClock(wall_ms=start_ms)
+        self._session = EdgeSession(user_id, installed, clock=self._clock, session_id=session_id)
+        self._session.start()
+        self._per_swipe = per_swipe
+        self._page: Page | None = None
+        self._late: list[Any] = []
+        self.choosers: dict[str, int] = {}
+
+    def page(self, page: Page, now_ms: int) -> None:
+        self._at(now_ms)
+        for feedback in self._late:
+            self._session.feedback(feedback)
+            self._session.maintain()
+        self._late.clear()
+        self._page = page
+        self._session.on_page(page)
+
+    def choose(self, remaining: list[int], now_ms: int) -> int:
+        self._at(now_ms)
+        choice = self._session.next()
+        self._session.maintain()
+        who = choice.reason or str(choice.chooser)
+        self.choosers[who] = self.choosers.get(who, 0) + 1
+        if choice.candidate_index not in remaining:
+            raise AssertionError(f"the edge showed candidate {choice.candidate_index} twice")
+        return choice.candidate_index
+
+    def observe(self, index: int, response: Any, shown_at_ms: int, now_ms: int) -> None:
+        from edge import Feedback
+
+        assert self._page is not None
+        self._at(now_ms)
+        play_time_ms = None if response.play_time_ms < 0 else int(response.play_time_ms)
+        feedback = Feedback(
+            int(self._page.candidates.video_id[index]),
+            play_time_ms,
+            signals_of(response.signals),
+            has_next=response.has_next,
+            shown_at_ms=shown_at_ms,
+        )
+        if self._per_swipe:
+            self._session.feedback(feedback)
+        else:
+            self._late.append(feedback)
+
+    def _at(self, now_ms: int) -> None:
+        self._clock.advance(max(0, now_ms - self._clock.wall_ms()))
