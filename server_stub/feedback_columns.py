@@ -14,6 +14,7 @@ from contract.v1 import feedback_pb2 as pb
 from contract.vocabulary import MISSING_KEY, NETWORKS, NULL_INT, SIGNALS
 from server_stub.histories import item_columns
 from server_stub.page_log import SentPage
+from server_stub.page_request import TIME_MAX_MS
 
 CHOOSERS = {
     pb.CHOOSER_KIND_MODEL: "model",
@@ -24,7 +25,6 @@ _COUNTS = ("seq", "revision", "candidate_index", "position")
 _OPTIONAL_COUNTS = ("play_time_ms", "profile_stay_ms", "comment_stay_ms", "buffered_ms")
 _TEXTS = ("page_id", "dense_version", "variant", "fallback_reason")
 _FLAGS = (*SIGNALS, "has_next", "landscape")
-TIME_MAX_MS = 2**53
 TEXT_MAX = 128
 
 Row = dict[str, Any]

@@ -17,6 +17,7 @@ from server_stub.histories import Interaction
 HELD_MAX, WATCHED_MAX, EXCLUDE_MAX = 16, 512, 10_000
 NAME_MAX = 128
 DAY_MS = 86_400_000
+TIME_MAX_MS = 2**53
 _ENCODING_NAMES = {value: name for name, value in ENCODINGS.items()}
 
 
@@ -61,7 +62,7 @@ def parse_request(data: bytes, page_size_max: int) -> PageRequest:
         watched=tuple(_watched(video) for video in message.watched),
         exclude=exclude,
         encoding=_ENCODING_NAMES.get(message.row_encoding, INT8),
-        client_time_ms=max(message.client_time_ms, 0),
+        client_time_ms=message.client_time_ms if 0 < message.client_time_ms < TIME_MAX_MS else 0,
     )
 
 
@@ -75,7 +76,7 @@ def _watched(video: pb.WatchedVideo) -> Interaction:
     play = video.play_time_ms if video.HasField("play_time_ms") else NULL_INT
     _limit("watched play_time_ms", play <= DAY_MS, play, f"up to {DAY_MS}")
     signals = {name: int(getattr(video, name)) for name in ("like", "long_view") if video.HasField(name)}
-    shown = video.shown_at_ms if 0 < video.shown_at_ms < 2**53 else NULL_INT
+    shown = video.shown_at_ms if 0 < video.shown_at_ms < TIME_MAX_MS else NULL_INT
     return Interaction(video.video_id, shown, play, signals)
 
 
