@@ -6,6 +6,7 @@ Legend: G cache planes, L1 watched slots, D width, t tokens of a watch graph, N 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,23 @@ WATCH_INPUTS = ("watched_rows", "watched_dense")
 SINGLES = 2  # the last so many watched videos go through the one-token graph, the others through the rebuild graph
 
 
+@dataclass(frozen=True)
+class Layout:
+    """L watched videos, t of each watch graph (ascending), shape [1, G, L1, D] of the cache, k beams, P placed slots."""
+
+    L: int
+    t: tuple[int, ...]
+    past: tuple[int, ...]
+    k: int
+    P: int
+
+    @staticmethod
+    def of(capacities: Mapping[str, Any], past: tuple[int, ...]) -> Layout:
+        return Layout(int(capacities["L"]), tuple(sorted(capacities["t"])), past, int(capacities["k"]), int(capacities["P"]))
+
+
 def run_halves(
-    sample: Sample, capacities: Mapping[str, Any], run: Mapping[str, Run], record: dict[str, list[Feeds]] | None = None
+    sample: Sample, layout: Layout, run: Mapping[str, Run], record: dict[str, list[Feeds]] | None = None
 ) -> Floats:
     """Scores [1, N, T] of a sample by page + watch + swipe. run: graph key -> how to run it.
 
@@ -40,7 +56,7 @@ def run_halves(
 
     inputs = sample.inputs
     page = call(f"page/{bucket}", {name: inputs[name] for name in PAGE_INPUTS if name in inputs})
-    memory = watch_all(sample, capacities, call)
+    memory = watch_all(sample, layout, call)
     feeds = {
         "query": page["query"],
         "candidate_pre": page["candidate_pre"],
@@ -48,19 +64,19 @@ def run_halves(
         **{name: inputs[name] for name in SWIPE_INPUTS if name in inputs},
     }
     if record is not None:
-        record.setdefault(f"place/{bucket}", []).append({**feeds, **_placed(sample, capacities, page["placed_kv"])})
+        record.setdefault(f"place/{bucket}", []).append({**feeds, **_placed(sample, layout, page["placed_kv"])})
         record.setdefault(f"whole/{bucket}", []).append(inputs)
     return call(f"swipe/{bucket}", feeds)["scores"]
 
 
-def watch_all(sample: Sample, capacities: Mapping[str, Any], call: Callable[[str, Feeds], Mapping[str, Floats]]) -> Floats:
+def watch_all(sample: Sample, layout: Layout, call: Callable[[str, Feeds], Mapping[str, Floats]]) -> Floats:
     """Memory [1, L1, 4D] of all filled slots, through the cache as a rebuild after eviction fills it."""
-    slots, t_all = int(capacities["L"]) + 1, sorted(capacities["t"])
-    past = np.zeros((1, int(capacities["G"]), slots, int(capacities["D"])), np.float32)
+    slots = layout.L + 1
+    past = np.zeros(layout.past, np.float32)
     memory: Floats | None = None
     at, length = 0, sample.n_watched + 1
     while at < length:
-        t = t_all[0] if length - at <= SINGLES else t_all[-1]
+        t = layout.t[0] if length - at <= SINGLES else layout.t[-1]
         n = min(t, length - at, max(length - SINGLES - at, 1))
         position = np.zeros((1, t, slots), np.float32)
         position[0, np.arange(n), at + np.arange(n)] = 1.0
@@ -83,9 +99,9 @@ def _tokens(block: Floats, at: int, n: int, t: int) -> Floats:
     return out
 
 
-def _placed(sample: Sample, capacities: Mapping[str, Any], placed_kv: Floats) -> dict[str, Floats]:
+def _placed(sample: Sample, layout: Layout, placed_kv: Floats) -> dict[str, Floats]:
     """Beam b has placed the candidates b, b+1, …, one fewer than its number of slots in turn."""
-    k, P = int(capacities["k"]), int(capacities["P"])
+    k, P = layout.k, layout.P
     placed = np.zeros((1, k, P, placed_kv.shape[-1]), np.float32)
     mask = np.full((1, k, P), MASK_VALUE, np.float32)
     for beam in range(k):

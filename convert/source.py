@@ -14,6 +14,7 @@ from contract.errors import ConversionError
 from contract.rows import INT8, decode_rows, encode_rows
 from contract.spec import FeatureSpec
 from contract.vocabulary import TASKS
+from convert.chain import Layout
 from convert.onnx_export import TorchGraph
 from training.checkpoint import load_checkpoint
 from training.kir import graphs as torch_graphs
@@ -30,7 +31,7 @@ FIRST_ROWS_REVISION = 1
 class KirSource:
     """One KIR checkpoint, ready to convert. `graphs` share one folded copy of the net's weights.
 
-    capacities: {"L", "P", "k", "N": [buckets], "t": [watch buckets]} as in the manifest, and "G", "D" of the cache.
+    capacities: {"L", "P", "k", "N": [buckets], "t": [watch buckets]}, as in the manifest.
     """
 
     dense_version: str
@@ -42,6 +43,12 @@ class KirSource:
     tables: SparseTables
     card: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> Layout:
+        """What the halves' runner needs of the capacities, and the cache's shape."""
+        past = next(tuple(g.inputs["past"].shape) for g in self.graphs.values() if g.name == "watch")
+        return Layout.of(self.capacities, past)
 
     @property
     def fusion_weights(self) -> NDArray[np.float32]:
@@ -68,8 +75,6 @@ def load_source(checkpoint: str | Path) -> KirSource:
         "k": config.beams,
         "N": sorted(int(g.bucket[1:]) for g in graphs.values() if g.name == "swipe"),
         "t": sorted(int(g.bucket[1:]) for g in graphs.values() if g.name == "watch"),
-        "G": config.planes,
-        "D": config.width,
     }
     fusion = dict(found.config.get("fusion") or found.model_config.get("fusion") or FUSION)
     if set(fusion) - set(TASKS):

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from contract.errors import InputError
 from contract.events import Events
-from contract.parquet import read_events
 from contract.vocabulary import DECODERS, MISSING_KEY, NETWORKS, PXTR_HEADS, SIGNALS, TAGS_MAX
 from contract.watched import WatchedList
 from convert.phone import Rows, Sample, whole_inputs
@@ -21,15 +20,6 @@ from convert.source import KirSource
 HELD_OUT_SHARE = 0.2  # windows end in the last fifth of the log's time
 CANDIDATE_COLUMNS = ("video_id", "author_id", "tags", "duration_ms", "upload_age_days", "pxtr")
 START_MS = 1_700_000_000_000
-
-
-def load_windows(source: KirSource, data: str | Events | None, n: int, seed: int = 0) -> tuple[list[Sample], str]:
-    """n samples and, in words, where they came from. data: event file or directory, Events, or None for synthetic ones."""
-    if data is None:
-        return list(make_windows(source, synthetic_events(source, seed), n, seed)), "synthetic events over the model's keys"
-    if isinstance(data, Events):
-        return list(make_windows(source, data, n, seed)), f"{len(data)} events, windows from the last fifth"
-    return list(make_windows(source, read_events(data), n, seed)), f"{data}, windows from the last fifth"
 
 
 def make_windows(source: KirSource, events: Events, n: int, seed: int = 0) -> Iterator[Sample]:

@@ -1,0 +1,42 @@
+"""The model card that is published: the training card with what conversion measured."""
+
+from __future__ import annotations
+
+from convert.report import Verification
+from convert.source import KirSource
+
+
+def model_card(source: KirSource, report: Verification) -> str:
+    """Markdown. Facts only: what it is, what it takes, how it was checked, what it is not for."""
+    spec, capacities = source.spec, source.capacities
+    facts = {
+        "dense version": source.dense_version,
+        "rows revision": source.rows_revision,
+        "feature spec": f"{spec.name}, fingerprint {spec.fingerprint}, {len(spec.fields)} fields",
+        "watched list": f"{capacities['L']} videos",
+        "candidates": f"buckets {capacities['N']}",
+        "value": " + ".join(f"{weight:g}·σ({task})" for task, weight in source.fusion.items()),
+        "size on a phone": f"{report.shipped_bytes} bytes in {sum(not k.startswith('whole') for k in report.shipped)} files",
+        "verified on": f"{report.n_samples} windows ({report.data})",
+        "ranking kept": f"Kendall tau {report.together.tau:.4f}, first choice {report.together.top1:.3f}, against float torch",
+    }
+    lines = [
+        f"# KIR {source.dense_version}",
+        "",
+        "Reranks the candidates of a page at every swipe, on the device, from what has just been watched.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
+        "",
+        "Scores of two dense versions are not comparable. Latency was measured on the converting machine, not on a phone.",
+        "",
+        "## Conversion",
+        "",
+        "```",
+        report.table(),
+        "```",
+    ]
+    if source.card.strip():
+        lines += ["", "## Training", "", source.card.strip().replace("\n# ", "\n### ").removeprefix("# ")]
+    return "\n".join(lines) + "\n"

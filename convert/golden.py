@@ -1,0 +1,208 @@
+"""Golden cases: tensors per graph, and one session that any edge in any language can replay.
+
+The session's scores come from the float TFLite `whole`, worked out anew at every swipe from what the contract says, with
+rows as a server encodes them and a phone decodes them. `contract.golden` says what happens at a step.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.events import Events
+from contract.features import block_keys, pool_rows
+from contract.golden import FeedbackStep, GoldenSession, PageStep, Step, SwipeStep, fused_values
+from contract.page import CANDIDATE, ROWS_OK, USER, Candidates, Page, Rows, encode_page, parse_page
+from contract.rows import encode_rows
+from contract.vocabulary import DECODERS, MISSING_KEY, NETWORKS, SIGNALS
+from contract.watched import WatchedList
+from convert.chain import Run
+from convert.phone import Sample, whole_inputs
+from convert.source import KirSource
+
+Floats = NDArray[np.float32]
+_OWNERS = {"user_rows": USER, "candidate_rows": CANDIDATE}
+SPARE = 2  # candidates left over when the next page comes
+PAST_EVICTION = 4  # swipes after the one that fills the list
+
+
+def tensor_case(feeds: Mapping[str, Floats], shipped: Mapping[str, Floats], floats: Mapping[str, Floats]) -> bytes:
+    """.npz: inputs and the shipped variant's outputs by tensor name; the float file's as "float32.<name>"."""
+    arrays = {**feeds, **shipped, **{f"float32.{name}": value for name, value in floats.items()}}
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **{name: np.ascontiguousarray(value) for name, value in arrays.items()})
+    return file.getvalue()
+
+
+def page_rows(source: KirSource, columns: Mapping[str, Mapping[str, NDArray[Any]]]) -> Rows:
+    """De-duplicated rows of user and candidates, as a server sends them. columns: owner -> raw columns."""
+    spec, taken, slots, table_of = source.spec, {}, {}, {}
+    for block, owner in _OWNERS.items():
+        for name, keys in block_keys(spec, block, columns[owner]).items():
+            table = next(c.field.table for c in spec.columns(block) if c.field.name == name)
+            slots[owner, name] = source.tables.slots(table, keys)
+            table_of[owner, name] = table
+    all_rows = source.tables.numpy_rows()
+    tables = {}
+    for table in spec.tables:
+        mine = [slots[key] for key, name in table_of.items() if name == table]
+        used = np.unique(np.concatenate([np.zeros(1, np.int64), *(s[s >= 0] for s in mine)]))
+        taken[table] = used
+        tables[table] = encode_rows(all_rows[table][used])
+    compact = {}
+    for key, found in slots.items():
+        place = np.searchsorted(taken[table_of[key]], np.maximum(found, 0))
+        compact[key] = np.maximum(place, 0) if found.shape[1] == 1 else np.where(found >= 0, place, -1)
+    return Rows(tables, compact, table_of)
+
+
+def make_page(source: KirSource, log: Events, at: NDArray[np.int64], user_event: int, page_id: str, now_ms: int) -> bytes:
+    """Bytes of a page whose candidates are the events `at`, for the user of event `user_event`."""
+    candidates = Candidates(
+        **{name: log[name][at] for name in ("video_id", "author_id", "tags", "duration_ms", "upload_age_days", "pxtr")}
+    )
+    one = slice(user_event, user_event + 1)
+    columns = {USER: {"user_id": log["user_id"][one]}, CANDIDATE: vars(candidates)}
+    page = Page(
+        page_id=page_id,
+        candidates=candidates,
+        server_time_ms=now_ms,
+        dense_version=source.dense_version,
+        rows_revision=source.rows_revision,
+        spec_fingerprint=source.spec.fingerprint,
+        rows_status=ROWS_OK if source.spec.tables else "not_needed",
+        user_activity=int(log["user_activity"][user_event]),
+        user_register_days=int(log["user_register_days"][user_event]),
+        hour=int(log["hour"][user_event]),
+        rows=page_rows(source, columns),
+    )
+    return encode_page(page).SerializeToString(deterministic=True)
+
+
+class SessionReference:
+    """The phone of a golden session without any cache: one page, one watched list, everything anew at each swipe."""
+
+    def __init__(self, source: KirSource, whole: Mapping[str, Run]):
+        self.source, self.whole = source, whole
+        self.watched = WatchedList(int(source.capacities["L"]))
+        self.rows: list[Floats] = []
+        self.samples: list[Sample] = []
+
+    def open_page(self, raw: bytes) -> None:
+        self.page = parse_page(raw)
+        self.decoded = self.page.rows.decoded()
+        self.left = list(range(len(self.page.candidates)))
+        if not self.rows and self.source.spec.width("watched_rows"):
+            self.rows = [self._watched_row(None)]
+
+    def _served(self, block: str, n: int) -> Floats:
+        spec = self.source.spec
+        slots = {c.field.name: self.page.rows.slots[_OWNERS[block], c.field.name] for c in spec.columns(block)}
+        return pool_rows(spec, block, self.decoded, slots, np.zeros((n, spec.width(block)), np.float32))
+
+    def _watched_row(self, index: int | None) -> Floats:
+        """Row of a candidate as a watched video: the same feature of the same table. None: the start token's."""
+        spec = self.source.spec
+        twin = {(c.field.feature, c.field.table): c.field.name for c in spec.columns("candidate_rows")}
+        slots = {}
+        for column in spec.columns("watched_rows"):
+            field = column.field
+            key = CANDIDATE, twin.get((field.feature, field.table), "")
+            known = index is not None and key in self.page.rows.slots
+            slots[field.name] = self.page.rows.slots[key][index : index + 1] if known else np.full((1, 1), -1)  # type: ignore[operator]
+        out = np.zeros((1, spec.width("watched_rows")), np.float32)
+        return pool_rows(spec, "watched_rows", self.decoded, slots, out)[0]
+
+    def swipe(self, at_ms: int, network: int, decoder: int, number: int, buffered_ms: NDArray[np.int32]) -> SwipeStep:
+        """buffered_ms: int32 of every candidate of the page. Chooses, then evicts."""
+        page, spec = self.page, self.source.spec
+        n = len(page.candidates)
+        rows = {block: self._served(block, m) for block, m in (("user_rows", 1), ("candidate_rows", n)) if spec.width(block)}
+        if self.rows:
+            rows["watched_rows"] = np.stack(self.rows)
+        now = {"network": network, "decoder": decoder, "swipe_index": number}
+        user = ("user_activity", "user_register_days", "hour")
+        sample = whole_inputs(
+            spec,
+            self.source.capacities,
+            user={name: np.array([getattr(page, name)]) for name in user},
+            candidates={**vars(page.candidates), "server_position": page.server_position, "buffered_ms": buffered_ms},
+            swipe={name: np.array([value]) for name, value in now.items()},
+            watched=self.watched,
+            rows=rows,
+            now_ms=at_ms,
+        )
+        self.samples.append(sample)
+        scores_NT = self.whole[f"whole/N{sample.bucket}"](sample.inputs)["scores"][0][self.left]
+        values = fused_values(scores_NT, self.source.fusion_weights)
+        best = int(np.argmax(values))
+        ids = [int(page.candidates.video_id[i]) for i in self.left]
+        step = SwipeStep(
+            at_ms=at_ms,
+            **now,
+            video_ids=ids,
+            buffered_ms=[int(buffered_ms[i]) for i in self.left],
+            scores=[[float(x) for x in row] for row in scores_NT],
+            values=[float(x) for x in values],
+            choice=ids[best],
+        )
+        del self.left[best]
+        dropped = self.watched.evict_if_full().dropped
+        del self.rows[1 : 1 + dropped]
+        return step
+
+    def feedback(self, step: FeedbackStep) -> None:
+        c = self.page.candidates
+        index = int(np.flatnonzero(c.video_id == np.uint64(step.video_id))[0])
+        item = {name: getattr(c, name)[index] for name in ("video_id", "author_id", "tags", "duration_ms", "pxtr")}
+        signals = [step.signals.get(name, -1) for name in SIGNALS]
+        times = {"play_time_ms": step.play_time_ms, "shown_at_ms": step.shown_at_ms}
+        self.watched.append({**item, "signals": signals, **times})
+        if self.rows:
+            self.rows.append(self._watched_row(index))
+
+
+def make_session(source: KirSource, log: Events, whole: Mapping[str, Run], seed: int = 0) -> tuple[GoldenSession, list[Sample]]:
+    """A session of at least two pages that goes past one eviction, and its swipes as samples.
+
+    log: where candidates and the user come from. whole: key of each `whole` graph -> how to run it.
+    """
+    rng = np.random.default_rng([seed, 0x60])
+    L, N = int(source.capacities["L"]), max(source.capacities["N"])
+    log = log.take(np.flatnonzero(log["video_id"] != MISSING_KEY))
+    videos = np.unique(log["video_id"], return_index=True)[1]
+    n = min(N, len(videos))
+    user_event = int(rng.integers(len(log)))
+    reference, steps = SessionReference(source, whole), list[Step]()
+    now, number, seen = max(int(log["time_ms"].max()), 0) + 1000, 0, np.zeros(0, np.int64)
+    while number < L + 1 + PAST_EVICTION or len([s for s in steps if isinstance(s, PageStep)]) < 2:
+        fresh = np.setdiff1d(videos, seen)
+        at = rng.permutation(fresh if len(fresh) >= n else videos)[:n]
+        seen = np.union1d(seen, at)
+        raw = make_page(source, log, at, user_event, f"golden-{len(steps)}", now)
+        steps.append(PageStep(now, raw))
+        reference.open_page(raw)
+        for _ in range(max(n - SPARE, 1)):
+            buffered = rng.integers(-1, 12_000, n, dtype=np.int32)
+            now += 700
+            network, decoder = int(rng.integers(len(NETWORKS))), int(rng.integers(len(DECODERS)))
+            swipe = reference.swipe(now, network, decoder, number, buffered)
+            feedback = _feedback(swipe.choice, now, rng)
+            reference.feedback(feedback)
+            steps += [swipe, feedback]
+            now, number = feedback.at_ms, number + 1
+            if number > L + PAST_EVICTION + n:
+                break
+    session = GoldenSession(source.dense_version, source.rows_revision, int(log["user_id"][user_event]), tuple(steps))
+    return session, reference.samples
+
+
+def _feedback(video_id: int, shown_at_ms: int, rng: np.random.Generator) -> FeedbackStep:
+    """Play time and some signals; some are left out, one in eight plays is not observed."""
+    play = -1 if rng.random() < 0.125 else int(rng.integers(500, 40_000))
+    signals = {name: int(rng.random() < 0.3) for name in SIGNALS if rng.random() < 0.8}
+    return FeedbackStep(shown_at_ms + max(play, 0) + 200, video_id, shown_at_ms, play, signals)

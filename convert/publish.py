@@ -1,0 +1,264 @@
+"""A converted model into a CDN directory: an immutable version directory, then the one pointer, moved last.
+
+    from convert.publish import publish, rollback, check_published
+    publish("converted", "cdn"); print(check_published("cdn").table())
+
+Layout: docs/architecture.md, "Published model".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from contract.errors import InputError, IntegrityError, ManifestError
+from contract.golden import GoldenSession
+from contract.manifest import (
+    MANIFEST_NAME,
+    POINTER_NAME,
+    FileEntry,
+    Golden,
+    Graph,
+    Manifest,
+    Pointer,
+    Variant,
+)
+from contract.spec import FeatureSpec
+from contract.vocabulary import TASKS
+from convert.files import flush, flush_tree, sha256_of, write_durably
+from convert.model import CARD, FORMAT, MODEL, REPORT, SESSION, tensors_of
+from convert.quantize import FLOAT
+from convert.report import VariantReport, Verification
+
+MIN_RUNTIME = {"ai-edge-litert": "2.3.0"}  # what the chain ran on; older ones were not tried
+
+
+@dataclass(frozen=True)
+class Published:
+    """What stands where. moved: whether the pointer names another version than before."""
+
+    dense_version: str
+    directory: Path
+    files: int
+    n_bytes: int
+    moved: bool
+
+    def table(self) -> str:
+        pointer = "pointer moved" if self.moved else "pointer unchanged"
+        return f"{self.dense_version}: {self.files} files, {self.n_bytes} bytes in {self.directory}; {pointer}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "directory": str(self.directory)}
+
+
+def publish(result_dir: str | Path, cdn_root: str | Path) -> Published:
+    """Put a converted model into the CDN and point at it. Publishing the same again changes nothing.
+
+    Raises InputError for a directory that is no finished conversion, ManifestError when this version is there with
+    other content: versions are immutable.
+    """
+    result, root = Path(result_dir), Path(cdn_root)
+    about, report = _read_result(result)
+    version = str(about["dense_version"])
+    directory = root / "models" / version
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    aside = directory.with_name(f".{version}.{os.getpid()}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        manifest = _write_version(result, about, report, aside)
+        raw = (aside / MANIFEST_NAME).read_bytes()
+        if directory.exists():
+            if not (directory / MANIFEST_NAME).is_file() or (directory / MANIFEST_NAME).read_bytes() != raw:
+                raise ManifestError(
+                    "this version is published with other content", where=directory,
+                    fix="a version is immutable: train again, or publish the conversion it came from",
+                )  # fmt: skip
+            check_version(directory)
+        else:
+            flush_tree(aside)
+            os.replace(aside, directory)
+            flush(directory.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    moved = _point(root, version)
+    return Published(version, directory, len(manifest.files) + 1, _size(manifest) + len(raw), moved)
+
+
+def rollback(cdn_root: str | Path, version: str) -> Published:
+    """Point at a version that is already there, checked file by file first. Raises InputError, IntegrityError."""
+    root = Path(cdn_root)
+    directory = root / "models" / version
+    if "/" in version or not (directory / MANIFEST_NAME).is_file():
+        have = sorted(p.parent.name for p in (root / "models").glob(f"*/{MANIFEST_NAME}"))
+        raise InputError("no such published version", where=root, got=version, allowed=have)
+    manifest = check_version(directory)
+    n_bytes = _size(manifest) + (directory / MANIFEST_NAME).stat().st_size
+    return Published(version, directory, len(manifest.files) + 1, n_bytes, _point(root, version))
+
+
+@dataclass(frozen=True)
+class Check:
+    """A CDN directory in which every byte is accounted for."""
+
+    current: str
+    versions: tuple[str, ...]
+    files: int
+    n_bytes: int
+
+    def table(self) -> str:
+        lines = [f"{'*' if name == self.current else ' '} {name}" for name in self.versions]
+        return "\n".join([*lines, f"{self.files} files, {self.n_bytes} bytes, every hash as published (* current)"])
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_published(cdn_root: str | Path) -> Check:
+    """Hash everything again: the pointer, the manifest it names, every file of every version, golden session included.
+
+    Raises InputError when there is no pointer, ManifestError for a pointer or manifest that can't be trusted,
+    IntegrityError naming the file that is absent, extra or altered.
+    """
+    root = Path(cdn_root)
+    path = root / POINTER_NAME
+    if not path.is_file():
+        raise InputError("nothing is published here", where=path, fix="publish with: kir publish DIR --cdn ROOT")
+    pointer = Pointer.from_bytes(path.read_bytes(), str(path))
+    named = root / pointer.manifest
+    if not named.is_file():
+        raise IntegrityError("the pointer names an absent manifest", where=named)
+    raw = named.read_bytes()
+    if (hashlib.sha256(raw).hexdigest(), len(raw)) != (pointer.manifest_sha256, pointer.manifest_bytes):
+        raise IntegrityError("manifest is not the one the pointer names", where=named)
+    directories = sorted(p for p in (root / "models").iterdir() if p.is_dir() and not p.name.startswith("."))
+    manifests = [check_version(directory) for directory in directories]
+    return Check(
+        current=pointer.dense_version,
+        versions=tuple(m.dense_version for m in manifests),
+        files=sum(len(m.files) + 1 for m in manifests) + 1,
+        n_bytes=sum(_size(m) for m in manifests),
+    )
+
+
+def check_version(directory: str | Path) -> Manifest:
+    """One version directory: manifest, names, sizes, hashes, nothing more and nothing less; the session parses."""
+    directory = Path(directory)
+    where = directory / MANIFEST_NAME
+    if not where.is_file():
+        raise IntegrityError("version without a manifest", where=directory)
+    manifest = Manifest.from_bytes(where.read_bytes(), str(where))
+    if manifest.dense_version != directory.name:
+        raise IntegrityError("manifest of another version", where=where, got=manifest.dense_version)
+    have = {p.name for p in directory.iterdir()} - {MANIFEST_NAME}
+    if have != set(manifest.files):
+        odd = sorted(have ^ set(manifest.files))
+        raise IntegrityError("files differ from the manifest's list", where=directory, got=odd)
+    for name, entry in manifest.files.items():
+        path = directory / name
+        if path.stat().st_size != entry.n_bytes or sha256_of(path) != entry.sha256:
+            raise IntegrityError("file is not the one that was published", where=path, fix="publish it again")
+        if not name.startswith(entry.sha256[:20]):
+            raise IntegrityError("file does not have its hash's name", where=path, got=entry.sha256[:20])
+    if manifest.golden.session:
+        path = directory / manifest.golden.session
+        session = GoldenSession.from_bytes(path.read_bytes(), str(path))
+        if session.dense_version != manifest.dense_version:
+            raise IntegrityError("golden session of another version", where=path, got=session.dense_version)
+    return manifest
+
+
+def _size(manifest: Manifest) -> int:
+    return sum(entry.n_bytes for entry in manifest.files.values())
+
+
+def _point(root: Path, version: str) -> bool:
+    """Move the pointer, last of all. Returns whether it named something else before."""
+    path = f"models/{version}/{MANIFEST_NAME}"
+    raw = (root / path).read_bytes()
+    content = Pointer(version, path, hashlib.sha256(raw).hexdigest(), len(raw)).to_bytes()
+    place = root / POINTER_NAME
+    if place.is_file() and place.read_bytes() == content:
+        return False
+    write_durably(place, content)
+    return True
+
+
+def _read_result(result: Path) -> tuple[dict[str, Any], Verification]:
+    try:
+        about = json.loads((result / MODEL).read_bytes())
+        report = Verification.from_json(json.loads((result / REPORT).read_bytes()))
+        if about["format"] != FORMAT:
+            raise InputError("another format of conversion", where=result / MODEL, got=about["format"], allowed=FORMAT)
+    except FileNotFoundError as error:
+        raise InputError("not a finished conversion", where=error.filename, fix="run: kir convert model") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("conversion is unreadable", where=result, got=str(error)) from None
+    return about, report
+
+
+class _Files:
+    """Copies files into the version directory under the names of their hashes."""
+
+    def __init__(self, directory: Path):
+        directory.mkdir(parents=True)
+        self.directory = directory
+        self.entries: dict[str, FileEntry] = {}
+
+    def add(self, path: Path) -> str:
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        name = f"{digest[:20]}{path.suffix}"
+        (self.directory / name).write_bytes(content)
+        self.entries[name] = FileEntry(digest, len(content))
+        return name
+
+
+def _write_version(result: Path, about: Mapping[str, Any], report: Verification, directory: Path) -> Manifest:
+    files = _Files(directory)
+    graphs, tensors = [], {}
+    for entry in about["graphs"]:
+        key = f"{entry['name']}/{entry['bucket']}"
+        variants = tuple(
+            _variant(report.row(key, name), files.add(result / path)) for name, path in sorted(entry["variants"].items())
+        )
+        inputs, outputs = tensors_of(entry["inputs"]), tensors_of(entry["outputs"])
+        graphs.append(Graph(entry["name"], entry["bucket"], inputs, outputs, variants, report.shipped[key]))
+        tensors[key] = files.add(result / entry["golden"])
+    manifest = Manifest(
+        dense_version=str(about["dense_version"]),
+        created_at=str(about["created_at"]),
+        spec=FeatureSpec.from_json(about["spec"], str(result / MODEL)),
+        capacities=about["capacities"],
+        tasks=TASKS,
+        fusion=about["fusion"],
+        graphs=tuple(graphs),
+        files=files.entries,
+        golden=Golden(int(about["rows_revision"]), tensors, files.add(result / SESSION)),
+        card=files.add(result / CARD),
+        min_runtime=MIN_RUNTIME,
+        verification={
+            "report": files.add(result / REPORT),
+            "data": report.data,
+            "n_samples": report.n_samples,
+            "together": asdict(report.together),
+            "halves_max_abs": report.halves_max_abs,
+            "gates": asdict(report.gates),
+            # A session replayed on float variants keeps to their tolerance; on the shipped ones, to these.
+            "session": {"reference": f"whole {FLOAT}", **about["session"]},
+        },
+        provenance={**about["provenance"], "recipes": about["recipes"]},
+    )
+    (directory / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+    return Manifest.from_bytes((directory / MANIFEST_NAME).read_bytes(), str(result))
+
+
+def _variant(row: VariantReport, file: str) -> Variant:
+    facts = asdict(row)
+    del facts["graph"], facts["variant"]
+    return Variant(row.variant, file, float(f"{row.tolerance:.2g}"), facts)
