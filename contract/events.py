@@ -174,7 +174,7 @@ def _checked(column: EventColumn, values: Any, n: int, where: str) -> NDArray[An
             array = np.empty(len(values), dtype=object)
             array[:] = list(values)
         else:
-            array = np.asarray(values).astype(dtype, copy=False)
+            array = _narrowed(values, np.dtype(dtype))
     except (TypeError, ValueError, OverflowError) as error:
         raise EventError(
             f"column '{column.name}' does not convert", where=where, got=str(error), allowed=dtype
@@ -185,4 +185,21 @@ def _checked(column: EventColumn, values: Any, n: int, where: str) -> NDArray[An
         raise EventError(f"column '{column.name}' has the wrong shape", where=where, got=array.shape, allowed=shape)
     if column.kind == "id" and not column.nullable and n and bool((array == MISSING_KEY).any()):
         raise EventError(f"column '{column.name}' may not be null", where=where)
+    return array
+
+
+def _narrowed(values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """`values` as dtype. Integers never wrap and are never rounded: ValueError or OverflowError instead."""
+    if dtype.kind == "f":
+        floats: NDArray[Any] = np.asarray(values).astype(dtype, copy=False)
+        return floats
+    # A list goes by Python's own integers: numpy alone would make floats of [2**63, 1].
+    given: NDArray[Any] = values if isinstance(values, np.ndarray) else np.asarray(values, dtype=object)
+    if given.dtype == dtype:
+        return given
+    with np.errstate(invalid="ignore"):
+        array = given.astype(dtype)
+    changed = array != given
+    if bool(np.any(changed)):
+        raise ValueError(f"{given[changed][0]!r} does not fit")
     return array

@@ -87,6 +87,11 @@ def read_events(path: str | Path | Iterable[str | Path]) -> Events:
     if heads != ",".join(PXTR_HEADS):
         raise EventError("pxtr columns of other heads", where=path, got=heads, allowed=",".join(PXTR_HEADS))
     known = [name for name in table.column_names if name in COLUMN]
+    schema = event_schema()
+    for name in known:
+        got, allowed = table.schema.field(name).type, schema.field(name).type
+        if got != allowed:
+            raise EventError(f"column '{name}' has another type", where=path, got=str(got), allowed=str(allowed))
     return Events({name: _from_arrow(COLUMN[name], table[name]) for name in known}, where=str(path))
 
 
@@ -117,6 +122,8 @@ def _from_arrow(column: EventColumn, chunked: Any) -> NDArray[Any]:
     array = chunked.combine_chunks()
     n = len(array)
     out = null_column(column, n)
+    if column.kind in ("tags", "ints") and array.flatten().null_count:
+        raise EventError(f"column '{column.name}' has nulls inside its lists")
     if column.kind in ("text", "ints"):
         for i, value in enumerate(array.to_pylist()):
             if value is not None:

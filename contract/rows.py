@@ -58,7 +58,7 @@ def _scales_rounded_up(peak: NDArray[np.float32]) -> NDArray[np.float16]:
     exact = np.minimum(np.maximum(peak / np.float32(127), np.float32(SCALE_FLOOR)), np.finfo(np.float16).max)
     scales = exact.astype(np.float16)
     low = scales.astype(np.float32) < exact
-    up: NDArray[np.float16] = np.where(low, np.nextafter(scales, np.float16(np.inf)), scales)
+    up: NDArray[np.float16] = np.nextafter(scales, np.float16(np.inf), out=scales, where=low)
     return up
 
 
