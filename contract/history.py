@@ -120,6 +120,13 @@ class PositiveIndex:
         told = _first_from(self.known_ms, start, limit, time_ms, strict=True)
         return start, np.where(time_ms < 0, limit, np.minimum(shown, told))
 
+    def bounds_in_log_order(
+        self, user_ids: NDArray[np.uint64], event: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Positives [start, end) of impressions without a time: those without a time that stand before row `event`."""
+        start, end = self.bounds(user_ids, np.zeros(len(user_ids), np.int64))
+        return start, _first_from(self.event, start, end, np.asarray(event, np.int64), strict=False)
+
     def windows(self, start: NDArray[np.int64], end: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """Places of the last `length` positives of each [start, end): int64 [n, length], right-aligned; padding -1."""
         index_nL = end[:, None] - length + np.arange(length)

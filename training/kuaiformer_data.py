@@ -1,4 +1,8 @@
-"""Batches for KuaiFormer: (history before the cut, next positive), one target per forward.
+"""Batches for KuaiFormer: (history before the cut, next positives).
+
+One forward of the encoder serves `targets` next positives: with 1 every positive is the target of its own history (the
+paper's Eq. 1); with more, cut points are `targets` apart, at a random phase in each epoch, which costs as many times
+less and is what serving does with one page for several swipes.
 
 Slots are looked up once for all positives; a batch only gathers. Examples of similar length share a batch, and the
 window is cut to the batch's longest history: same result (tests/training/test_kuaiformer.py), much less work.
@@ -17,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contract.catalogue import Catalogue
+from contract.errors import InputError
 from contract.history import KUAIFORMER_HISTORY, PositiveIndex
 from contract.spec import FeatureSpec
 from training.kuaiformer import LENGTHS
@@ -28,12 +33,22 @@ CUTS = np.array([n for n in LENGTHS if n in (4, 8, 16, 24, 32, 48) or n > 48])
 
 @dataclass(frozen=True)
 class KuaiFormerBatch:
-    """history: field -> int64 [B, L, M]; mask: float32 [B, L]; item: field -> int64 [B, M]; target: int64 [B]."""
+    """B histories and their T targets.
+
+    history  field -> int64 [B, L, M]
+    mask     float32 [B, L]
+    item     field -> int64 [T, M]
+    target   int64 [T], slot of the target's video row
+    row      int64 [T], the history a target belongs to
+    owner    int64 [T], number of the user
+    """
 
     history: dict[str, Tensor]
     mask: Tensor
     item: dict[str, Tensor]
     target: Tensor
+    row: Tensor
+    owner: Tensor
 
 
 class HistorySlots:
@@ -60,9 +75,11 @@ class HistorySlots:
 
 
 class KuaiFormerData:
-    """Examples of a log: every positive is the target of the history that was available when it was shown.
+    """Examples of a log: the history that was available when a positive was shown, and the positives from there on.
 
-    per_user  at most so many targets of one user in an epoch, drawn anew each epoch; None = all
+    batch     targets of a batch, about: it holds batch / targets histories
+    targets   positives to be found from one history, at most
+    per_user  at most so many histories of one user in an epoch, drawn anew each epoch; None = all
     """
 
     def __init__(
@@ -72,54 +89,83 @@ class KuaiFormerData:
         tables: SparseTables,
         *,
         batch: int = 256,
+        targets: int = 1,
         per_user: int | None = None,
     ):
-        self.batch, self.per_user = batch, per_user
+        if targets < 1 or batch < 2 * targets:
+            raise InputError("a batch needs two histories or more", got=f"batch {batch}, {targets} targets each")
+        self.histories, self.targets, self.per_user = batch // targets, targets, per_user
         self.history = HistorySlots(index, spec, tables)
         self.items = tables.field_slots(spec, "item_rows", index.columns)
         self.target_P = tables.slots("video", index.columns["video_id"])
-        self.user_P = np.repeat(np.arange(len(index.user_id)), np.diff(index.offsets))
-        self.start_P = np.repeat(index.offsets[:-1], np.diff(index.offsets))
+        sizes = np.diff(index.offsets)
+        self.user_P = np.repeat(np.arange(len(index.user_id)), sizes)
+        self.start_P = np.repeat(index.offsets[:-1], sizes)
+        self.limit_P = np.repeat(index.offsets[1:], sizes)
         _, end_P = index.bounds(index.user_id[self.user_P], index.time_ms)
         # Where the log has no times its order is all there is: a positive sees those that stand before it.
         self.end_P = np.where(index.time_ms < 0, np.arange(len(index)), end_P)
+        cuts = -(-sizes // targets)
+        self._cuts = int(np.minimum(cuts, per_user or cuts.max(initial=0)).sum())
 
     def __len__(self) -> int:
-        """Examples of an epoch."""
-        if self.per_user is None:
-            return len(self.target_P)
-        return int(np.minimum(np.bincount(self.user_P), self.per_user).sum())
+        """Histories of an epoch."""
+        return self._cuts
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self) // self.batch if len(self) >= self.batch else int(len(self) > 1)
+        return len(self) // self.histories if len(self) >= self.histories else int(len(self) > 1)
 
     def counts(self, n_rows: int) -> Tensor:
         """How often each video slot is a target: float32 [n_rows], for the frequency estimator."""
         return torch.from_numpy(np.bincount(self.target_P, minlength=n_rows).astype(np.float32))
 
     def batches(self, epoch: int, seed: int) -> Iterator[KuaiFormerBatch]:
-        """`steps_per_epoch` batches; the same for the same (epoch, seed)."""
+        """At least `steps_per_epoch` batches; the same for the same (epoch, seed)."""
         random = np.random.default_rng((seed, epoch))
-        order = random.permutation(len(self.target_P))
-        if self.per_user is not None:
-            order = order[_rank_within(self.user_P[order]) < self.per_user]
+        order = self._cut_points(random)
         length_P = np.minimum(self.end_P - self.start_P, KUAIFORMER_HISTORY)
-        span = self.batch * BUCKET_BATCHES
+        span = self.histories * BUCKET_BATCHES
         groups: list[NDArray[np.int64]] = []
         for first in range(0, len(order), span):
             some = order[first : first + span]
             some = some[np.argsort(length_P[some], kind="stable")]
-            groups += [some[i : i + self.batch] for i in range(0, len(some), self.batch)]
-        whole = [g for g in groups if len(g) == self.batch] or [g for g in groups if len(g) > 1]
+            groups += [some[i : i + self.histories] for i in range(0, len(some), self.histories)]
+        whole = [g for g in groups if len(g) == self.histories] or [g for g in groups if len(g) > 1]
         for i in random.permutation(len(whole)):
             yield self.make(whole[i])
 
-    def make(self, examples: NDArray[np.int64]) -> KuaiFormerBatch:
-        """The batch of some positives, by their number in the index."""
-        history, mask = self.history.window(self.start_P[examples], self.end_P[examples])
-        item = {name: torch.from_numpy(slots[examples]) for name, slots in self.items.items()}
-        return KuaiFormerBatch(history, mask, item, torch.from_numpy(self.target_P[examples]))
+    def _cut_points(self, random: np.random.Generator) -> NDArray[np.int64]:
+        """Positives at which histories are cut, shuffled: the first of each user's stretches of `targets` positives.
+
+        A user's first stretch is shorter by a random number, so that every epoch cuts elsewhere; stretches that this
+        adds are left out, so that every epoch has the same number of them.
+        """
+        place_P = np.arange(len(self.target_P)) - self.start_P
+        phase = random.integers(0, self.targets, len(self.user_P))[self.start_P]
+        sizes = self.limit_P - self.start_P
+        # Cuts at 0 (if the phase is not 0), phase, phase + targets, …
+        cut = ((place_P >= phase) & ((place_P - phase) % self.targets == 0)) | (place_P == 0)
+        order = random.permutation(np.flatnonzero(cut))
+        allowed = -(-sizes // self.targets)
+        if self.per_user is not None:
+            allowed = np.minimum(allowed, self.per_user)
+        return order[_rank_within(self.user_P[order]) < allowed[order]]
+
+    def make(self, cuts: NDArray[np.int64]) -> KuaiFormerBatch:
+        """The batch of some histories, each named by its first target's number in the index."""
+        history, mask = self.history.window(self.start_P[cuts], self.end_P[cuts])
+        places_BJ = cuts[:, None] + np.arange(self.targets)
+        row, column = np.nonzero(places_BJ < self.limit_P[cuts][:, None])
+        places = places_BJ[row, column]
+        return KuaiFormerBatch(
+            history,
+            mask,
+            {name: torch.from_numpy(slots[places]) for name, slots in self.items.items()},
+            torch.from_numpy(self.target_P[places]),
+            torch.from_numpy(row),
+            torch.from_numpy(self.user_P[places]),
+        )
 
 
 def _rank_within(group: NDArray[np.int64]) -> NDArray[np.int64]:

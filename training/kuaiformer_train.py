@@ -50,14 +50,19 @@ class KuaiFormerTask(nn.Module):
     def loss(self, batch: KuaiFormerBatch) -> tuple[Tensor, dict[str, float]]:
         spec = self.net.spec
         interests_BKD = self.net(self.tables.rows(spec, "history_rows", batch.history), batch.mask)
-        items_BD = self.net.item_vector(self.tables.rows(spec, "item_rows", batch.item))
-        scores_BB = score(interests_BKD, items_BD) * self.scale
+        items_TD = self.net.item_vector(self.tables.rows(spec, "item_rows", batch.item))
+        scores_TT = score(interests_BKD, items_TD)[batch.row] * self.scale
         self.estimator.update(batch.target)
-        log_q_B = self.estimator.log_q(batch.target) if self.loss_config.logq else None
+        log_q_T = self.estimator.log_q(batch.target) if self.loss_config.logq else None
         loss = in_batch_softmax(
-            scores_BB, batch.target, log_q_B, smoothing=self.loss_config.smoothing, alpha=self.loss_config.alpha
+            scores_TT,
+            batch.target,
+            log_q_T,
+            owner_B=batch.owner,
+            smoothing=self.loss_config.smoothing,
+            alpha=self.loss_config.alpha,
         )
-        hits = (scores_BB.detach().argmax(dim=1) == torch.arange(len(batch.target))).float().mean()
+        hits = (scores_TT.detach().argmax(dim=1) == torch.arange(len(batch.target))).float().mean()
         return loss, {"accuracy": float(hits)}
 
 
@@ -85,6 +90,7 @@ def train_kuaiformer(
     holdout_days: int = 1,
     utc_offset_hours: float = 0.0,
     batch: int = 256,
+    targets: int = 4,
     per_user: int | None = None,
     key_dropout: float = 0.05,
     train_config: TrainConfig | None = None,
@@ -99,7 +105,8 @@ def train_kuaiformer(
 
     steps      stop after so many steps in all; the checkpoint then holds the state that `resume` goes on from
     resume     a checkpoint directory whose state to go on from; data, preset, epochs and seed must be the same
-    per_user   at most so many targets of a user per epoch
+    batch      targets of a batch; targets: next positives to be found from one history (see kuaiformer_data)
+    per_user   at most so many histories of a user per epoch
     Raises InputError for data without enough positives, CheckpointError for an existing `out_dir` without `overwrite`.
     """
     torch.manual_seed(seed)
@@ -110,7 +117,7 @@ def train_kuaiformer(
     if len(index) < 2:
         raise InputError("too few positives to train on", got=len(index), fix="give more events")
     tables = make_tables(seen, catalogue, config, dropout=key_dropout, seed=seed)
-    data = KuaiFormerData(index, config.spec(), tables, batch=batch, per_user=per_user)
+    data = KuaiFormerData(index, config.spec(), tables, batch=batch, targets=targets, per_user=per_user)
     estimator = FrequencyEstimator.from_counts(data.counts(tables.n_rows["video"]), batch)
     loss_config = loss_config or LossConfig()
     task = KuaiFormerTask(KuaiFormer(config, config.spec()), tables, estimator, loss_config)
@@ -134,7 +141,8 @@ def train_kuaiformer(
         metrics["protocol"] = protocol(events, catalogue, cut_ms)
     until_ms = int(seen["time_ms"].max(initial=-1)) + 1
     training = {
-        "data": data_name, "seed": seed, "events": len(seen), "positives": len(index), "batch": batch,
+        "data": data_name, "seed": seed, "events": len(seen), "positives": len(index),
+        "batch": batch, "targets": targets,
         "trained_until_ms": cut_ms if cut_ms is not None else until_ms, "utc_offset_hours": utc_offset_hours,
         "schedule": asdict(schedule), "loss": asdict(loss_config), "result": result.to_dict(),
     }  # fmt: skip

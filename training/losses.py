@@ -85,6 +85,7 @@ def in_batch_softmax(
     items_B: Tensor,
     log_q_B: Tensor | None = None,
     *,
+    owner_B: Tensor | None = None,
     smoothing: str = "none",
     alpha: float = 0.1,
 ) -> Tensor:
@@ -93,6 +94,7 @@ def in_batch_softmax(
     scores_BB  score of query i and item j
     items_B    item numbers: a column with the query's own item is no negative and is left out
     log_q_B    subtracted from the scores of positive and negatives alike (Eq. 11); None = no correction
+    owner_B    whose positive an item is: what the query's owner liked as well is no negative and is left out
     smoothing  none:     -log p(x+)
                standard: -(1-α) log p(x+) - α/B Σ log p(x~)
                paper:    -(1-α) log p(x+) - α/B Σ log(1 - p(x~)), as the copy of the paper at hand prints it; on
@@ -100,16 +102,16 @@ def in_batch_softmax(
     """
     if smoothing not in SMOOTHINGS:
         raise InputError("unknown smoothing", got=smoothing, allowed=SMOOTHINGS)
-    n = len(items_B)
     if log_q_B is not None:
         scores_BB = scores_BB - log_q_B
-    diagonal = torch.eye(n, dtype=torch.bool, device=scores_BB.device)
-    same = (items_B[:, None] == items_B[None, :]) & ~diagonal
-    log_p_BB = torch.log_softmax(scores_BB.masked_fill(same, ABSENT), dim=1)
+    no_negative = items_B[:, None] == items_B[None, :]
+    if owner_B is not None:
+        no_negative = no_negative | (owner_B[:, None] == owner_B[None, :])
+    diagonal = torch.eye(len(items_B), dtype=torch.bool, device=scores_BB.device)
+    log_p_BB = torch.log_softmax(scores_BB.masked_fill(no_negative & ~diagonal, ABSENT), dim=1)
     positive_B = -log_p_BB.diagonal()
     if smoothing == "none":
         return positive_B.mean()
-    negative = ~(same | diagonal)
-    others_BB = log_p_BB if smoothing == "standard" else torch.log1p(-log_p_BB.exp().clamp(max=1 - 1e-06))
-    others_B = -torch.where(negative, others_BB, 0.0).sum(dim=1) / n
+    others_BB = log_p_BB if smoothing == "standard" else torch.log1p(-log_p_BB.exp().clamp(max=1 - 1e-6))
+    others_B = -torch.where(no_negative | diagonal, 0.0, others_BB).sum(dim=1) / len(items_B)
     return ((1 - alpha) * positive_B + alpha * others_B).mean()

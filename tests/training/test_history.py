@@ -165,6 +165,14 @@ def test_null_times_count_as_earlier_and_have_no_gap():
     assert (end - start).tolist() == [3]
 
 
+def test_rows_without_time_see_what_stands_before_them():
+    events = log(6, users=1, time_ms=np.array([-1, -1, -1, -1, 50, 60]), long_view=np.array([1, 0, 1, 1, 1, 1]))
+    events = events.with_columns(like=np.zeros(6))
+    index = PositiveIndex.from_events(events)
+    start, end = index.bounds_in_log_order(events["user_id"], np.arange(6))
+    assert (end - start).tolist() == [0, 1, 1, 2, 3, 3]
+
+
 def test_windows_are_right_aligned_and_padded():
     index = PositiveIndex.from_events(log(3, users=1, long_view=np.ones(3), time_ms=np.arange(3)))
     places = index.windows(np.array([0, 0, 1]), np.array([3, 1, 1]), 4)

@@ -1,0 +1,100 @@
+"""How good pXTR are: AUC and calibration per head, and ranking within users (GAUC, nDCG@5) for long_view.
+
+Shapes: n impressions, X pXTR heads.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.events import Events
+from contract.vocabulary import PXTR_HEADS
+
+PSEUDO_COUNTS = 20.0  # of the baseline's smoothed rate
+
+
+def auc(labels: NDArray[np.integer], scores: NDArray[np.floating]) -> float:
+    """Area under the ROC curve, ties count a half; NaN when only one class is there."""
+    positive = labels == 1
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    if not n_positive or not n_negative:
+        return float("nan")
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    rank = np.cumsum(counts) - (counts - 1) / 2.0
+    return float((rank[inverse][positive].sum() - n_positive * (n_positive + 1) / 2.0) / (n_positive * n_negative))
+
+
+def within_user_ranking(
+    users: NDArray[np.uint64], labels: NDArray[np.integer], scores: NDArray[np.floating]
+) -> dict[str, float]:
+    """GAUC: AUC per user weighted by positives, over users with both classes. nDCG@5: over all users, 0 without a
+    positive.
+
+    `primary` is the mean of the two. Ties of nDCG keep the order of the log.
+    """
+    order = np.lexsort((np.arange(len(users)), users))
+    borders = (
+        np.flatnonzero(np.r_[True, users[order][1:] != users[order][:-1], True]) if len(users) else np.zeros(1, int)
+    )
+    weighted, weight, gains = 0.0, 0, []
+    discount = 1.0 / np.log2(np.arange(2, 7))
+    for first, last in pairwise(borders):
+        label, score = labels[order[first:last]] == 1, scores[order[first:last]]
+        positives = int(label.sum())
+        best = np.argsort(-score, kind="stable")[:5]
+        gains.append(float((label[best] * discount[: len(best)]).sum() / discount[: max(min(positives, 5), 1)].sum()))
+        if 0 < positives < len(label):
+            weighted += positives * auc(label.astype(int), score)
+            weight += positives
+    gauc = weighted / weight if weight else float("nan")
+    ndcg = float(np.mean(gains)) if gains else float("nan")
+    return {"gauc": gauc, "ndcg@5": ndcg, "primary": (gauc + ndcg) / 2}
+
+
+def item_rate(earlier: Events, video_id: NDArray[np.uint64], head: str = "long_view") -> NDArray[np.float64]:
+    """The floor: smoothed rate of a head per video from earlier impressions."""
+    seen = earlier[head] >= 0
+    videos, inverse = np.unique(earlier["video_id"][seen], return_inverse=True)
+    shown = np.bincount(inverse, minlength=len(videos))
+    positive = np.bincount(inverse, weights=earlier[head][seen] == 1, minlength=len(videos))
+    base = positive.sum() / max(shown.sum(), 1)
+    if not len(videos):
+        return np.full(len(video_id), base)
+    place = np.minimum(np.searchsorted(videos, video_id), len(videos) - 1)
+    known = videos[place] == video_id
+    return np.where(known, (positive[place] + PSEUDO_COUNTS * base) / (shown[place] + PSEUDO_COUNTS), base)
+
+
+def ranker_metrics(events: Events, pxtr_nX: NDArray[np.float32], earlier: Events) -> dict[str, float]:
+    """AUC per head with labels of both classes, predicted over observed rate, and within-user ranking by long_view."""
+    found: dict[str, float] = {}
+    for x, head in enumerate(PXTR_HEADS):
+        seen = (events[head] >= 0) & ~np.isnan(pxtr_nX[:, x])
+        value = auc(events[head][seen], pxtr_nX[seen, x])
+        if not np.isnan(value):
+            found[f"auc_{head}"] = value
+            found[f"calibration_{head}"] = float(pxtr_nX[seen, x].mean() / (events[head][seen] == 1).mean())
+    x = PXTR_HEADS.index("long_view")
+    seen = (events["long_view"] >= 0) & ~np.isnan(pxtr_nX[:, x])
+    if seen.any():
+        users, labels = events["user_id"][seen], events["long_view"][seen]
+        found |= _numbers("", within_user_ranking(users, labels, pxtr_nX[seen, x]))
+        floor = within_user_ranking(users, labels, item_rate(earlier, events["video_id"][seen]))
+        found |= _numbers("item_rate_", floor)
+    return found
+
+
+def _numbers(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    return {prefix + name: value for name, value in metrics.items() if not np.isnan(value)}
+
+
+def ranker_protocol(events: Events, cut_ms: int) -> str:
+    """One line that says what a figure means."""
+    return (
+        f"{len(events)} impressions of {len(np.unique(events['user_id']))} users from {cut_ms} ms on; labels and "
+        "histories up to the cut only; GAUC weighted by positives, nDCG@5 over all users; item_rate = smoothed "
+        "long_view rate per video"
+    )
