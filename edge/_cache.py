@@ -3,7 +3,7 @@
 Legend: G planes, L1 = L + 1 slots (slot 0 the start token), D width, t tokens of one `watch` run.
 
 Driven by `contract.watched.Change`: an append works out one slot (T1), an amendment its slot and those after it,
-an eviction slots 1 … (nothing is shifted: upper layers mix dropped videos in), a new model or page rows whatever they touch.
+an eviction slots 1 … (nothing is shifted: upper layers mix dropped videos in), new rows whatever they touch.
 `refresh` is the only expensive call; the session makes it off the swipe path. Not thread-safe.
 """
 

@@ -47,8 +47,8 @@ def choose(
     """One of the tier's remaining candidates, none of them empty.
 
     The model's choice is the highest fused value, ties to the earlier page and then to the server's order.
-    Without a model, or when it fails or gives values that are no numbers, the server's order decides. Authors to avoid are passed over
-    while anyone else is left.
+    Without a model, or when it fails or gives values that are no numbers, the server's order decides. Authors to avoid
+    are passed over while anyone else is left.
     """
     places = [(page, index) for page in tier for index in page.remaining]
     considered = [page.video_ids[index] for page, index in places]

@@ -113,9 +113,6 @@ class CandidatePool:
         for page in self.pages:
             page.scored, page.reason = None, reason
 
-    def clear(self) -> None:
-        self.pages = []
-
     def wants_page(self, now_ms: int) -> bool:
         """Whether to ask the server: few fresh candidates left, or the newest page is past its soft TTL."""
         fresh = sum(len(p.remaining) for p in self.pages if not p.hard_expired(now_ms))

@@ -22,6 +22,7 @@ from contract.golden import FeedbackStep, GoldenSession, PageStep, SwipeStep, fu
 from contract.manifest import Graph, Manifest
 from edge._engine import Engine
 from edge._installed import InstalledModel
+from edge._pool import CandidatePool
 from edge._session import EdgeSession, SessionConfig
 from edge._types import DeviceState, Feedback
 
@@ -165,12 +166,15 @@ class _GoldenPhone:
         self.session = EdgeSession(golden.user_id, installed, clock=self.clock, config=config, session_id=0)
         self.session.start()
         shipped = [g.variant().tolerance for g in self.manifest.graphs if g.name in ("page", "watch", "swipe")]
-        self.tolerance = 3 * max(shipped)  # three graphs in a row
+        # The golden session is the float whole net's; the publisher measured how far its shipped variants stray from it.
+        told = self.manifest.verification.get("session", {})
+        self.tolerance = float(told.get("score_tolerance", 3 * max(shipped)))
+        self.value_tolerance = float(told.get("value_tolerance", _value_tolerance(self.manifest, self.tolerance)))
 
     def take(self, step: PageStep | FeedbackStep | SwipeStep, case: str) -> ReplayLine | None:
         self.clock.now_ms = step.at_ms
         if isinstance(step, PageStep):
-            self.session.pool.clear()  # a golden swipe chooses from the last page
+            self.session.pool = CandidatePool()  # a golden swipe chooses from the last page, whatever was shown before
             report = self.session.on_page(step.page)
             return ReplayLine(case, 0.0, 0.0, f"page can't be scored: {report.reason}") if report.reason else None
         if isinstance(step, FeedbackStep):
@@ -192,15 +196,14 @@ class _GoldenPhone:
         if list(decision.considered) != list(step.video_ids):
             return ReplayLine(case, float("nan"), self.tolerance, "other candidates were left")
         max_abs = _max_abs(np.array(step.scores, np.float32), decision.scores_NT)
-        values_tolerance = _value_tolerance(self.manifest, self.tolerance)
         golden_place = list(step.video_ids).index(step.choice)
         behind = float(decision.values_N.max() - decision.values_N[golden_place])
         problem = ""
         if max_abs > self.tolerance:
             problem = "scores differ"
-        elif not rankings_agree(np.array(step.values), decision.values_N, values_tolerance):
+        elif not rankings_agree(np.array(step.values), decision.values_N, self.value_tolerance):
             problem = "ranking differs"
-        elif behind > 2 * values_tolerance:
+        elif behind > 2 * self.value_tolerance:
             problem = f"another choice: {decision.page.video_ids[decision.index]} instead of {step.choice}"
         page = decision.page
         golden = replace(decision, index=list(page.video_ids).index(step.choice))
