@@ -112,14 +112,16 @@ class SparseTables(nn.Module):
         read = slots.clamp(min=0)
         if self.training and self.dropout:
             read = read * (torch.rand(read.shape, device=read.device) >= self.dropout)
-        rows = F.embedding(read, weight, sparse=weight.requires_grad and len(weight) >= SPARSE_FROM_ROWS)
+        sparse = weight.requires_grad and len(weight) >= SPARSE_FROM_ROWS
         if slots.shape[-1] == 1:
-            return rows.squeeze(-2)
-        present = (slots >= 0).to(rows.dtype)
+            return F.embedding(read.squeeze(-1), weight, sparse=sparse)
+        present = (slots >= 0).to(weight.dtype)
         # A field without any entry counts its first place, which reads row 0.
-        first = (present.sum(-1) == 0).to(rows.dtype)
-        present = torch.cat([present[..., :1] + first[..., None], present[..., 1:]], dim=-1)
-        return torch.einsum("...m,...mw->...w", present / present.sum(-1, keepdim=True), rows)
+        first = (present.sum(-1, keepdim=True) == 0).to(weight.dtype)
+        share = torch.cat([present[..., :1] + first, present[..., 1:]], dim=-1)
+        share = (share / share.sum(-1, keepdim=True)).reshape(-1, slots.shape[-1])
+        flat = F.embedding_bag(read.reshape(share.shape), weight, mode="sum", per_sample_weights=share, sparse=sparse)
+        return flat.reshape(*slots.shape[:-1], weight.shape[1])
 
     def optimizers(self, learning_rate: float) -> list[torch.optim.Optimizer]:
         """Adagrad, as in Yi et al. 2019: one for small tables (dense, fused), one for large (sparse gradients)."""
