@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from contract.errors import CheckpointError
 from contract.vocabulary import MASK_VALUE
 from training.checkpoint import Checkpoint
 from training.kir_config import PRESETS, KirConfig, S, T
@@ -240,12 +239,9 @@ class Graph(NamedTuple):
 
 
 def load_kir(checkpoint: Checkpoint) -> Kir:
-    """The dense net of a checkpoint of kind "kir", in eval mode. Raises CheckpointError when weights and sizes differ."""
-    kir = Kir(KirConfig.from_json(checkpoint.config["model"]), checkpoint.spec)
-    try:
-        kir.load_state_dict(checkpoint.dense)
-    except RuntimeError as error:
-        raise CheckpointError("weights do not fit the model's sizes", where=checkpoint.path, got=str(error)) from None
+    """The dense net of a checkpoint of kind "kir", in eval mode. Raises CheckpointError when tensors differ."""
+    kir = Kir(KirConfig.from_json(checkpoint.model_config), checkpoint.spec)
+    checkpoint.load_into(kir)
     return kir.eval()
 
 

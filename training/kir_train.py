@@ -1,0 +1,248 @@
+"""Training the reranker on a log: all positions of every window at once, all tasks together, tables beside the net.
+
+    .venv/bin/python -m training.simulator --users 100 --days 3 --out runs/sim
+    .venv/bin/python -m training.kir_train --events runs/sim/events.parquet --out runs/kir     (a minute on one core)
+
+Source: KIR (CIKM 2022) sections 4 and 5 for tasks and placed context; weights of tasks and of the fusion are data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contract.errors import InputError
+from contract.events import Events
+from contract.parquet import read_events
+from contract.spec import FeatureSpec
+from contract.specs import kir_spec
+from contract.vocabulary import TASKS
+from training.checkpoint import Checkpoint, load_checkpoint, model_card, save_checkpoint
+from training.kir import Kir, KirConfig
+from training.kir_data import Batch, Batches, KirData, coverage, prepare, pxtr_constants
+from training.kir_eval import fused, ranking_metrics, score, server_scores
+from training.tables import SparseTables, table_keys
+from training.trainer import TrainConfig, Trainer
+
+TASK_WEIGHTS = {"effective_view": 1.0, "like": 0.5, "has_next": 0.3, "watch_time": 2.0}
+# The session's watch time: the watched share of a minute, and a little for staying (Eq. 4 and 5 of KIR put it in s_i).
+FUSION = {"watch_time": 1.0, "has_next": 0.1, "like": 0.05, "effective_view": 0.0}
+KEY_DROPOUT = 0.1
+MIN_COVERAGE = 0.01
+HELD_OUT = 0.1
+WINDOWS = 64
+
+Log = Callable[[str], None]
+
+
+class KirTask(nn.Module):
+    """The net with its tables and its loss, as `training.trainer` wants it."""
+
+    def __init__(self, net: Kir, tables: SparseTables):
+        super().__init__()
+        self.net, self.tables = net, tables
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Logits [B, M, T]."""
+        rows = {block: self.tables.rows(self.net.spec, block, slots) for block, slots in batch.slots.items()}
+        return self.net({**batch.blocks, **rows})
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Weighted sum of the tasks' mean cross-entropies over the labels that are known (soft for watch_time)."""
+        logits, known = self.scores(batch), ~torch.isnan(batch.labels)
+        losses = F.binary_cross_entropy_with_logits(logits, batch.labels.nan_to_num(), reduction="none") * known
+        losses_T = losses.sum((0, 1)) / known.sum((0, 1)).clamp(min=1)
+        weights_T = torch.tensor([TASK_WEIGHTS[task] for task in TASKS])
+        return (losses_T * weights_T).sum(), dict(zip(TASKS, losses_T.tolist(), strict=True))
+
+
+def split_by_time(data: KirData, held_out: float) -> NDArray[np.bool_]:
+    """True for training events: those before the last `held_out` share of the log; without times, of each user's."""
+    time_ms, n = data.events["time_ms"], len(data)
+    known = time_ms >= 0
+    if known.mean() > 0.5:
+        return ~known | (time_ms < np.quantile(time_ms[known], 1 - held_out))
+    user = np.unique(data.events["user_id"], return_inverse=True)[1]
+    size = np.bincount(user)
+    rank = np.arange(n) - (np.cumsum(size) - size)[user]
+    return rank < (1 - held_out) * size[user]
+
+
+def start_biases(net: Kir, data: KirData, train: NDArray[np.bool_]) -> None:
+    """Each task starts at its base rate, so that the first steps need not find it."""
+    labels_nT = data.labels_nT[train]
+    known_T = np.maximum((~np.isnan(labels_nT)).sum(0), 1)
+    rate_T = np.clip(np.nansum(labels_nT, axis=0) / known_T, 1e-4, 1 - 1e-4)
+    logit_T = torch.from_numpy(np.log(rate_T / (1 - rate_T)).astype(np.float32))
+    with torch.no_grad():
+        net.task.bias.copy_(logit_T.repeat_interleave(net.config.experts))
+
+
+def choose_spec(
+    data: KirData, train: NDArray[np.bool_], pxtr_only: bool, least: float
+) -> tuple[FeatureSpec, dict[str, float], list[str]]:
+    """The shipped spec minus the fields this log (almost) never fills; the coverage; what was dropped."""
+    spec = kir_spec().without_served() if pxtr_only else kir_spec()
+    shares = coverage(spec, data, train)
+    dropped = [name for name, share in shares.items() if share < least]
+    return spec.without(dropped), shares, dropped
+
+
+def new_keys(spec: FeatureSpec, data: KirData, train: NDArray[np.bool_]) -> dict[str, NDArray[np.uint64]]:
+    """Keys of the training events, per table: later ones are unknown, as they would be on the day."""
+    columns = {name: column[:-2][train] for name, column in data.columns.items()}
+    blocks = [b for b in ("user_rows", "candidate_rows") if spec.width(b)]
+    return table_keys(spec, [(block, columns) for block in blocks])
+
+
+def _start(
+    data: KirData, train: NDArray[np.bool_], preset: str, seed: int, pxtr_only: bool
+) -> tuple[Kir, SparseTables, dict[str, Any]]:
+    spec, shares, dropped = choose_spec(data, train, pxtr_only, MIN_COVERAGE)
+    torch.manual_seed(seed)
+    net = Kir(KirConfig.of(preset), spec)
+    net.set_pxtr_constants(*pxtr_constants(data, train))
+    start_biases(net, data, train)
+    tables = SparseTables.from_spec_and_keys(spec, new_keys(spec, data, train), dropout=KEY_DROPOUT, seed=seed)
+    return net, tables, {"coverage": shares, "min_coverage": MIN_COVERAGE, "dropped_fields": dropped}
+
+
+def _continue(data: KirData, train: NDArray[np.bool_], before: Checkpoint) -> tuple[Kir, SparseTables, dict[str, Any]]:
+    """The checkpoint's net and spec, its tables grown by the new keys. pXTR constants stay, as part of the net."""
+    net = Kir(KirConfig.from_json(before.model_config), before.spec)
+    before.load_into(net)
+    tables = before.tables
+    tables.dropout = KEY_DROPOUT
+    tables.grow(new_keys(before.spec, data, train))
+    kept = {name: before.config["training"].get(name) for name in ("min_coverage", "dropped_fields")}
+    return net, tables, {**kept, "coverage": coverage(before.spec, data, train), "init_from": before.version}
+
+
+def evaluate(task: KirTask, data: KirData, held_out: NDArray[np.bool_], threshold: float) -> dict[str, float]:
+    """Ranking on held-out events, of the net and of the server's own order (`server_*`)."""
+    scores_nT, rows = score(task, Batches(data, task.net.spec, task.tables, held_out, windows=4 * WINDOWS))
+    if not len(rows):
+        return {}
+    found = ranking_metrics(scores_nT, data, rows, threshold)
+    baseline, _ = server_scores(data, rows)
+    server = ranking_metrics(np.repeat(baseline[:, None], len(TASKS), axis=1), data, rows, threshold)
+    fused_T = np.repeat(fused(scores_nT, FUSION)[:, None], len(TASKS), axis=1)
+    value = ranking_metrics(fused_T, data, rows, threshold)
+    return {
+        **found,
+        **{f"server_{name}": x for name, x in server.items() if name.endswith(("effective_view", "watch_time"))},
+        **{f"fused_{name}": x for name, x in value.items() if name.endswith("watch_time")},
+    }
+
+
+def train_kir(
+    events: Events,
+    out_dir: str | Path,
+    preset: str = "tiny",
+    *,
+    seed: int = 0,
+    epochs: int = 2,
+    max_seconds: float | None = None,
+    init_from: Checkpoint | str | Path | None = None,
+    pxtr_only: bool = False,
+    held_out: float = HELD_OUT,
+    overwrite: bool = False,
+    log: Log | None = None,
+) -> Checkpoint:
+    """Train and save the reranker; returns the checkpoint (kind "kir").
+
+    preset       tiny | small (KirConfig); taken from the checkpoint when init_from is given
+    max_seconds  budget of the training loop alone; preparation and evaluation come on top
+    init_from    fine-tune this checkpoint into the next version: same spec and sizes, tables grown by new keys
+    pxtr_only    no served fields: the phone needs no rows
+    held_out     share of the log, latest in time, that is kept for the metrics
+
+    Raises InputError when there is nothing to train on.
+    """
+    say = log or (lambda line: None)
+    began = time.perf_counter()
+    if isinstance(init_from, str | Path):
+        init_from = load_checkpoint(init_from, kind="kir")
+    config = KirConfig.from_json(init_from.model_config) if init_from else KirConfig.of(preset)
+    data = prepare(events, config.watched)
+    train = split_by_time(data, held_out)
+    if not train.any():
+        raise InputError("no events to train on", got=f"{len(events)} events, held out {held_out}")
+    net, tables, facts = (
+        _continue(data, train, init_from) if init_from else _start(data, train, preset, seed, pxtr_only)
+    )
+    task = KirTask(net, tables)
+    batches = Batches(data, net.spec, tables, train, windows=WINDOWS, placed=config.placed)
+    say(f"{int(train.sum())} targets in {len(batches.pieces)} windows; prepared in {time.perf_counter() - began:.1f} s")
+    plan = TrainConfig(
+        epochs=epochs, max_seconds=max_seconds, seed=seed, learning_rate=1e-3 if init_from else 4e-3, table_rate=0.05
+    )
+    result = Trainer(task, batches.epoch, len(batches), plan, label="kir", quiet=log is None).run()
+    threshold = float(np.nanmean(data.labels_nT[train, TASKS.index("watch_time")]))
+    metrics = evaluate(task, data, ~train, threshold)
+    say(f"trained {result.steps} steps in {result.seconds:.1f} s; " + _headline(metrics))
+    facts |= {
+        "seed": seed, "impressions": len(data), "training_impressions": int(train.sum()), "held_out": held_out,
+        "users": len(np.unique(data.events["user_id"])), "plan": asdict(plan), "result": result.to_dict(),
+        "task_weights": TASK_WEIGHTS, "key_dropout": KEY_DROPOUT, "watch_share_threshold": threshold,
+        "server_baseline": server_scores(data, np.arange(min(len(data), 10_000)))[1], "pxtr_only": pxtr_only,
+    }  # fmt: skip
+    return save_checkpoint(
+        out_dir,
+        kind="kir",
+        model=net,
+        tables=tables,
+        spec=net.spec,
+        model_config={**config.to_json(), "fusion": FUSION},
+        training=facts,
+        metrics=metrics,
+        card_text=_card(config, net, facts, metrics),
+        overwrite=overwrite,
+    )
+
+
+def _headline(metrics: dict[str, float]) -> str:
+    names = ("auc_effective_view", "gauc_effective_view", "server_gauc_effective_view")
+    return ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics) or "nothing held out"
+
+
+def _card(config: KirConfig, net: Kir, facts: dict[str, Any], metrics: dict[str, float]) -> str:
+    lines = {
+        "preset": config.preset,
+        "dense parameters": sum(p.numel() for p in net.parameters()),
+        "training impressions": facts["training_impressions"],
+        "fields without data, dropped": ", ".join(facts["dropped_fields"] or ["none"]),
+        "fusion": ", ".join(f"{task} {weight:g}" for task, weight in FUSION.items()),
+    }
+    note = "`server_*` ranks by what the server sent alone; GAUC is per user, weighted by impressions."
+    return model_card("KIR, the on-device reranker", lines, metrics, note)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train the on-device reranker.")
+    parser.add_argument("--events", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--max-seconds", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init-from", type=Path)
+    parser.add_argument("--pxtr-only", action="store_true")
+    parser.add_argument("--overwrite", action="store_true")
+    args = vars(parser.parse_args(argv))
+    checkpoint = train_kir(read_events(args.pop("events")), args.pop("out"), args.pop("preset"), **args, log=print)
+    print(f"{checkpoint.version} in {checkpoint.path}")
+
+
+if __name__ == "__main__":
+    main()
