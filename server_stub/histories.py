@@ -98,14 +98,10 @@ class Histories:
         """
         key = (interaction.video_id, interaction.time_ms)
         with self._lock:
-            user = self._users.get(user_id) or self._load(user_id)
-            self._users[user_id] = user
-            self._users.move_to_end(user_id)
-            while len(self._users) > self._users_max:
-                self._users.popitem(last=False)
+            user = self._user(user_id, keep=True)
             appended = interaction.positive and not user.recorded.get(key, False)
             if appended:
-                self._append(user.history, interaction, catalogue)
+                _append(user.history, [interaction], catalogue)
             user.recorded[key] = user.recorded.get(key, False) or appended
             while len(user.recorded) > SEEN_MAX:
                 user.recorded.popitem(last=False)
@@ -123,22 +119,28 @@ class Histories:
         A watched video that the history already holds is not added again.
         """
         with self._lock:
-            user = self._users.get(user_id)
-            history = copy.deepcopy(user.history) if user else self._load(user_id).history
+            history = copy.deepcopy(self._user(user_id, keep=False).history)
         held = set(history.columns()["video_id"].tolist())
-        for interaction in watched:
-            if interaction.positive and interaction.video_id not in held:
-                self._append(history, interaction, catalogue)
-                held.add(interaction.video_id)
+        new = {w.video_id: w for w in watched if w.positive and w.video_id not in held}
+        _append(history, list(new.values()), catalogue)
         return history
 
-    def _load(self, user_id: int) -> _User:
-        if self._index is None:
-            return _User(UserHistory(self.capacity))
-        return _User(self._index.user_history(user_id, self.capacity))
+    def _user(self, user_id: int, keep: bool) -> _User:
+        """The user, from memory or from the log. Those without any history are remembered only when `keep` says so."""
+        user = self._users.get(user_id)
+        if user is None:
+            history = self._index.user_history(user_id, self.capacity) if self._index else UserHistory(self.capacity)
+            user = _User(history)
+        if keep or len(user.history):
+            self._users[user_id] = user
+            self._users.move_to_end(user_id)
+            while len(self._users) > self._users_max:
+                self._users.popitem(last=False)
+        return user
 
-    @staticmethod
-    def _append(history: UserHistory, interaction: Interaction, catalogue: Catalogue) -> None:
-        columns = item_columns(catalogue, np.array([interaction.video_id], np.uint64))
-        item = {name: columns[name][0] for name in ("video_id", "author_id", "tags", "duration_ms")}
+
+def _append(history: UserHistory, interactions: list[Interaction], catalogue: Catalogue) -> None:
+    columns = item_columns(catalogue, np.array([i.video_id for i in interactions], np.uint64))
+    for place, interaction in enumerate(interactions):
+        item = {name: columns[name][place] for name in ("video_id", "author_id", "tags", "duration_ms")}
         history.append({**item, "play_time_ms": interaction.play_time_ms}, interaction.time_ms)

@@ -46,7 +46,7 @@ class HttpDoor:
         app.router.add_post("/v1/page", self._page)
         app.router.add_post("/v1/feedback", self._feedback)
         if cors_origin:
-            app.router.add_route("OPTIONS", "/v1/{call}", _preflight)
+            app.router.add_route("OPTIONS", "/v1/{call:page|feedback}", _preflight)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get(f"/{POINTER_NAME}", self._pointer)
         app.router.add_get("/models/{path:.+}", self._model)
