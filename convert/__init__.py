@@ -1,4 +1,4 @@
-"""Conversion: checkpoints -> ONNX -> TFLite float -> quantised variants -> verified -> published model and server bundle.
+"""Conversion: checkpoints -> ONNX -> TFLite float -> quantised -> verified -> published model, and the server bundle.
 
-Nothing at package level imports torch, onnx or TFLite; see `convert.cli` for the commands and docs/conversion.md for why.
+Nothing at package level imports torch, onnx or TFLite. Commands: `convert.cli`; what was measured: docs/conversion.md.
 """

@@ -1,5 +1,4 @@
-"""Every graph of a model made: ONNX, float TFLite, quantised variants; all in one process, for most of the time would go
-into starting others."""
+"""Every graph of a model made: ONNX, float TFLite, quantised variants. In one process: starting others costs more."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BuiltGraph:
-    """Files of one graph. variants: recipe name -> .tflite; seconds: stage -> wall time."""
+    """Files of one graph. variants: recipe name -> .tflite; integer: those that multiply in int8."""
 
     name: str
     bucket: str
@@ -28,6 +27,7 @@ class BuiltGraph:
     onnx: Path
     variants: Mapping[str, Path]
     seconds: Mapping[str, float]
+    integer: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -57,7 +57,8 @@ def build_graph(graph: TorchGraph, directory: str | Path, recipes: Sequence[Reci
     clock.append(time.perf_counter())
     stages = ("onnx", "tflite", "quantise")
     seconds = {stage: clock[i + 1] - clock[i] for i, stage in enumerate(stages)}
-    return BuiltGraph(graph.name, graph.bucket, inputs, outputs, onnx, variants, seconds)
+    integer = tuple(recipe.name for recipe in recipes if recipe.integer)
+    return BuiltGraph(graph.name, graph.bucket, inputs, outputs, onnx, variants, seconds, integer)
 
 
 def build_all(
@@ -71,7 +72,9 @@ def build_all(
     found: dict[str, BuiltGraph] = {}
     for graph in graphs:
         # `whole` is the reference and never leaves float.
-        built = build_graph(graph, directory, [r for r in recipes if r.name == FLOAT] if graph.name == "whole" else recipes)
+        built = build_graph(
+            graph, directory, [r for r in recipes if r.name == FLOAT] if graph.name == "whole" else recipes
+        )
         found[built.key] = built
         took = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items())
         progress(f"  {built.key:<12} {took}")

@@ -9,6 +9,7 @@ from convert.source import KirSource
 def model_card(source: KirSource, report: Verification) -> str:
     """Markdown. Facts only: what it is, what it takes, how it was checked, what it is not for."""
     spec, capacities = source.spec, source.capacities
+    n_files = sum(not key.startswith("whole") for key in report.shipped)
     facts = {
         "dense version": source.dense_version,
         "rows revision": source.rows_revision,
@@ -16,9 +17,9 @@ def model_card(source: KirSource, report: Verification) -> str:
         "watched list": f"{capacities['L']} videos",
         "candidates": f"buckets {capacities['N']}",
         "value": " + ".join(f"{weight:g}·σ({task})" for task, weight in source.fusion.items()),
-        "size on a phone": f"{report.shipped_bytes} bytes in {sum(not k.startswith('whole') for k in report.shipped)} files",
+        "size on a phone": f"{report.shipped_bytes} bytes in {n_files} files",
         "verified on": f"{report.n_samples} windows ({report.data})",
-        "ranking kept": f"Kendall tau {report.together.tau:.4f}, first choice {report.together.top1:.3f}, against float torch",
+        "ranking kept": f"Kendall tau {report.together.tau:.4f}, top-1 {report.together.top1:.3f} of float torch",
     }
     lines = [
         f"# KIR {source.dense_version}",
@@ -29,7 +30,7 @@ def model_card(source: KirSource, report: Verification) -> str:
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts.items()),
         "",
-        "Scores of two dense versions are not comparable. Latency was measured on the converting machine, not on a phone.",
+        "Scores of two dense versions are not comparable. Latency is the converting machine's, not a phone's.",
         "",
         "## Conversion",
         "",

@@ -27,7 +27,7 @@ SINGLES = 2  # the last so many watched videos go through the one-token graph, t
 
 @dataclass(frozen=True)
 class Layout:
-    """L watched videos, t of each watch graph (ascending), shape [1, G, L1, D] of the cache, k beams, P placed slots."""
+    """L watched videos, t of each watch graph (ascending), past [1, G, L1, D] the cache, k beams, P placed slots."""
 
     L: int
     t: tuple[int, ...]
@@ -37,7 +37,9 @@ class Layout:
 
     @staticmethod
     def of(capacities: Mapping[str, Any], past: tuple[int, ...]) -> Layout:
-        return Layout(int(capacities["L"]), tuple(sorted(capacities["t"])), past, int(capacities["k"]), int(capacities["P"]))
+        return Layout(
+            int(capacities["L"]), tuple(sorted(capacities["t"])), past, int(capacities["k"]), int(capacities["P"])
+        )
 
 
 def run_halves(

@@ -1,13 +1,15 @@
 """Golden cases: tensors per graph, and one session that any edge in any language can replay.
 
-The session's scores come from the float TFLite `whole`, worked out anew at every swipe from what the contract says, with
-rows as a server encodes them and a phone decodes them. `contract.golden` says what happens at a step.
+The session's scores are those of the shipped files, worked out anew at every swipe from what the contract says (no
+cache, no edge code), with rows as a server encodes them and a phone decodes them; so another edge has to agree within
+what CPUs differ by. How far the shipped files stray from the float whole net stands in the manifest beside it.
+`contract.golden` says what happens at a step.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,11 @@ from contract.page import CANDIDATE, ROWS_OK, USER, Candidates, Page, Rows, enco
 from contract.rows import encode_rows
 from contract.vocabulary import DECODERS, MISSING_KEY, NETWORKS, SIGNALS
 from contract.watched import WatchedList
-from convert.chain import Run
 from convert.phone import Sample, whole_inputs
 from convert.source import KirSource
 
 Floats = NDArray[np.float32]
+Score = Callable[[Sample], Floats]
 _OWNERS = {"user_rows": USER, "candidate_rows": CANDIDATE}
 SPARE = 2  # candidates left over when the next page comes
 PAST_EVICTION = 4  # swipes after the one that fills the list
@@ -34,7 +36,9 @@ def tensor_case(feeds: Mapping[str, Floats], shipped: Mapping[str, Floats], floa
     """.npz: inputs and the shipped variant's outputs by tensor name; the float file's as "float32.<name>"."""
     arrays = {**feeds, **shipped, **{f"float32.{name}": value for name, value in floats.items()}}
     file = io.BytesIO()
-    np.savez_compressed(file, allow_pickle=False, **{name: np.ascontiguousarray(value) for name, value in arrays.items()})
+    np.savez_compressed(
+        file, allow_pickle=False, **{name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    )
     return file.getvalue()
 
 
@@ -60,7 +64,9 @@ def page_rows(source: KirSource, columns: Mapping[str, Mapping[str, NDArray[Any]
     return Rows(tables, compact, table_of)
 
 
-def make_page(source: KirSource, log: Events, at: NDArray[np.int64], user_event: int, page_id: str, now_ms: int) -> bytes:
+def make_page(
+    source: KirSource, log: Events, at: NDArray[np.int64], user_event: int, page_id: str, now_ms: int
+) -> bytes:
     """Bytes of a page whose candidates are the events `at`, for the user of event `user_event`."""
     candidates = Candidates(
         **{name: log[name][at] for name in ("video_id", "author_id", "tags", "duration_ms", "upload_age_days", "pxtr")}
@@ -86,8 +92,8 @@ def make_page(source: KirSource, log: Events, at: NDArray[np.int64], user_event:
 class SessionReference:
     """The phone of a golden session without any cache: one page, one watched list, everything anew at each swipe."""
 
-    def __init__(self, source: KirSource, whole: Mapping[str, Run]):
-        self.source, self.whole = source, whole
+    def __init__(self, source: KirSource, score: Score):
+        self.source, self.score = source, score
         self.watched = WatchedList(int(source.capacities["L"]))
         self.rows: list[Floats] = []
         self.samples: list[Sample] = []
@@ -121,7 +127,9 @@ class SessionReference:
         """buffered_ms: int32 of every candidate of the page. Chooses, then evicts."""
         page, spec = self.page, self.source.spec
         n = len(page.candidates)
-        rows = {block: self._served(block, m) for block, m in (("user_rows", 1), ("candidate_rows", n)) if spec.width(block)}
+        rows = {
+            block: self._served(block, m) for block, m in (("user_rows", 1), ("candidate_rows", n)) if spec.width(block)
+        }
         if self.rows:
             rows["watched_rows"] = np.stack(self.rows)
         now = {"network": network, "decoder": decoder, "swipe_index": number}
@@ -137,13 +145,15 @@ class SessionReference:
             now_ms=at_ms,
         )
         self.samples.append(sample)
-        scores_NT = self.whole[f"whole/N{sample.bucket}"](sample.inputs)["scores"][0][self.left]
+        scores_NT = self.score(sample)[0][self.left]
         values = fused_values(scores_NT, self.source.fusion_weights)
         best = int(np.argmax(values))
         ids = [int(page.candidates.video_id[i]) for i in self.left]
         step = SwipeStep(
             at_ms=at_ms,
-            **now,
+            network=network,
+            decoder=decoder,
+            swipe_index=number,
             video_ids=ids,
             buffered_ms=[int(buffered_ms[i]) for i in self.left],
             scores=[[float(x) for x in row] for row in scores_NT],
@@ -166,10 +176,10 @@ class SessionReference:
             self.rows.append(self._watched_row(index))
 
 
-def make_session(source: KirSource, log: Events, whole: Mapping[str, Run], seed: int = 0) -> tuple[GoldenSession, list[Sample]]:
+def make_session(source: KirSource, log: Events, score: Score, seed: int = 0) -> tuple[GoldenSession, list[Sample]]:
     """A session of at least two pages that goes past one eviction, and its swipes as samples.
 
-    log: where candidates and the user come from. whole: key of each `whole` graph -> how to run it.
+    log: where candidates and the user come from. score: whole-net inputs of a swipe -> scores [1, N, T].
     """
     rng = np.random.default_rng([seed, 0x60])
     L, N = int(source.capacities["L"]), max(source.capacities["N"])
@@ -177,7 +187,7 @@ def make_session(source: KirSource, log: Events, whole: Mapping[str, Run], seed:
     videos = np.unique(log["video_id"], return_index=True)[1]
     n = min(N, len(videos))
     user_event = int(rng.integers(len(log)))
-    reference, steps = SessionReference(source, whole), list[Step]()
+    reference, steps = SessionReference(source, score), list[Step]()
     now, number, seen = max(int(log["time_ms"].max()), 0) + 1000, 0, np.zeros(0, np.int64)
     while number < L + 1 + PAST_EVICTION or len([s for s in steps if isinstance(s, PageStep)]) < 2:
         fresh = np.setdiff1d(videos, seen)

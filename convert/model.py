@@ -1,14 +1,14 @@
 """One KIR checkpoint converted and verified, into a directory that `kir publish` takes.
 
-    from convert.model import convert_model
-    result = convert_model("checkpoints/kir", "converted", events="events.parquet")
-    print(result.table())
+from convert.model import convert_model
+result = convert_model("checkpoints/kir", "converted", events="events.parquet")
+print(result.table())
 
-    DIR/model.json            version, spec, capacities, graphs, recipes, when
-    DIR/verification.json     the report
-    DIR/graphs/*.onnx *.tflite
-    DIR/golden/*.npz session.json
-    DIR/card.md
+DIR/model.json            version, spec, capacities, graphs, recipes, when
+DIR/verification.json     the report
+DIR/graphs/*.onnx *.tflite
+DIR/golden/*.npz session.json
+DIR/card.md
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from contract.manifest import Tensor
 from contract.parquet import read_events
 from convert.build import BuiltGraph, Progress, build_all
 from convert.card import model_card
+from convert.chain import run_halves
 from convert.golden import make_session, tensor_case
 from convert.quantize import DEFAULT_RECIPES, FLOAT, load_recipes
 from convert.report import Gates, Verification
 from convert.source import KirSource, load_source
 from convert.tflite import TfliteGraph
-from convert.verify import session_distance, verify
+from convert.verify import distance_to_whole, verify
 from convert.windows import make_windows, synthetic_events
 
 FORMAT = "kir-converted/1"
@@ -141,15 +142,15 @@ def write_goldens(
     source: KirSource, built: Mapping[str, BuiltGraph], report: Verification, log: Events, out: Path, seed: int
 ) -> dict[str, Any]:
     """golden/<graph>.npz and golden/session.json. Returns how far the shipped variants stray from the session."""
-    floats = {key: TfliteGraph(graph.variants[FLOAT]) for key, graph in built.items()}
-    session, samples = make_session(source, log, {key: file.run for key, file in floats.items()}, seed)
+    floats = {key: TfliteGraph(graph.variants[FLOAT]).run for key, graph in built.items()}
     shipped = {key: TfliteGraph(built[key].variants[name]).run for key, name in report.shipped.items()}
-    found, feeds = session_distance(source, samples, shipped, {key: file.run for key, file in floats.items()})
+    session, samples = make_session(source, log, lambda sample: run_halves(sample, source.layout, shipped), seed)
+    found, feeds = distance_to_whole(source, samples, shipped, floats)
     (out / "golden").mkdir()
     for key in built:
         # Graphs of a bucket that the session does not touch are tried on their example inputs.
         case = feeds.get(key) or {name: tensor.numpy() for name, tensor in source.graphs[key].inputs.items()}
-        raw = tensor_case(case, shipped[key](case), floats[key].run(case))
+        raw = tensor_case(case, shipped[key](case), floats[key](case))
         (out / "golden" / f"{key.replace('/', '-')}.npz").write_bytes(raw)
     (out / SESSION).write_bytes(session.to_bytes())
     return found

@@ -2,8 +2,8 @@
 
 Opset 20 because GELU is an operator there (18 spells it with Erf, 23 keeps fused attention: neither loads in LiteRT).
 
-The tracing exporter, on purpose: on KIR's graphs it takes 0.1-0.4 s of CPU each where the dynamo exporter takes 2.5-6 s,
-and after onnx2tf both give the same operators and the same numbers (docs/conversion.md). It writes down one run, so a
+The tracing exporter, on purpose: on KIR's graphs it takes 0.1-0.4 s of CPU where the dynamo exporter takes 2.5-6 s, and
+after onnx2tf both give the same operators and the same numbers (docs/conversion.md). It writes down one run, so a
 graph must not branch on data; the verification chain compares it with eager torch on other inputs.
 """
 
@@ -41,7 +41,7 @@ class TorchGraph:
 
     @property
     def key(self) -> str:
-        """"swipe/N24"; the bare name when there is no bucket."""
+        """ "swipe/N24"; the bare name when there is no bucket."""
         return f"{self.name}/{self.bucket}" if self.bucket else self.name
 
     @property

@@ -1,6 +1,6 @@
 """A slow, obvious phone: whole-net inputs at a swipe, from the contract's functions alone.
 
-Goldens and held-out inputs come from here, so that what the edge computes fast is compared with what is written plainly.
+Goldens and held-out inputs come from here, so that what the edge does fast is compared with what is written plainly.
 """
 
 from __future__ import annotations

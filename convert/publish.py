@@ -33,8 +33,7 @@ from contract.spec import FeatureSpec
 from contract.vocabulary import TASKS
 from convert.files import flush, flush_tree, sha256_of, write_durably
 from convert.model import CARD, FORMAT, MODEL, REPORT, SESSION, tensors_of
-from convert.quantize import FLOAT
-from convert.report import VariantReport, Verification
+from convert.report import Verification
 
 MIN_RUNTIME = {"ai-edge-litert": "2.3.0"}  # what the chain ran on; older ones were not tried
 
@@ -225,7 +224,7 @@ def _write_version(result: Path, about: Mapping[str, Any], report: Verification,
     for entry in about["graphs"]:
         key = f"{entry['name']}/{entry['bucket']}"
         variants = tuple(
-            _variant(report.row(key, name), files.add(result / path)) for name, path in sorted(entry["variants"].items())
+            _variant(report, key, name, files.add(result / path)) for name, path in sorted(entry["variants"].items())
         )
         inputs, outputs = tensors_of(entry["inputs"]), tensors_of(entry["outputs"])
         graphs.append(Graph(entry["name"], entry["bucket"], inputs, outputs, variants, report.shipped[key]))
@@ -249,8 +248,8 @@ def _write_version(result: Path, about: Mapping[str, Any], report: Verification,
             "together": asdict(report.together),
             "halves_max_abs": report.halves_max_abs,
             "gates": asdict(report.gates),
-            # A session replayed on float variants keeps to their tolerance; on the shipped ones, to these.
-            "session": {"reference": f"whole {FLOAT}", **about["session"]},
+            # The golden session's scores are the shipped files'; so far they are from the float whole net.
+            "session_to_float_whole": about["session"],
         },
         provenance={**about["provenance"], "recipes": about["recipes"]},
     )
@@ -258,7 +257,7 @@ def _write_version(result: Path, about: Mapping[str, Any], report: Verification,
     return Manifest.from_bytes((directory / MANIFEST_NAME).read_bytes(), str(result))
 
 
-def _variant(row: VariantReport, file: str) -> Variant:
-    facts = asdict(row)
+def _variant(report: Verification, key: str, name: str, file: str) -> Variant:
+    facts = asdict(report.row(key, name))
     del facts["graph"], facts["variant"]
-    return Variant(row.variant, file, float(f"{row.tolerance:.2g}"), facts)
+    return Variant(name, file, float(f"{report.tolerance(key, name):.2g}"), facts)

@@ -26,6 +26,11 @@ class Recipe:
     quantizer: str | None
     recipe: tuple[dict[str, Any], ...]
 
+    @property
+    def integer(self) -> bool:
+        """Whether products are int8: such outputs differ between CPUs by more than a float's last bit."""
+        return any(rule["op_config"]["compute_precision"] == "INTEGER" for rule in self.recipe)
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "recipe": list(self.recipe)}
 

@@ -1,4 +1,4 @@
-"""Silence around converters: torch, onnx2tf and the quantizer print progress bars and notices from Python and C++ alike."""
+"""Silence around converters: torch, onnx2tf and the quantizer print bars and notices, from Python and from C++."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _IGNORED = (
 
 @contextlib.contextmanager
 def quiet(what: str) -> Iterator[None]:
-    """Send file descriptors 1 and 2 to a scratch file. An exception becomes a ConversionError with that file's last lines.
+    """Send descriptors 1 and 2 to a scratch file. An exception becomes a ConversionError with that file's last lines.
 
     what: says in the error what was being done. Not for concurrent use in threads of one process.
     """

@@ -61,7 +61,7 @@ class KirSource:
 
 
 def load_source(checkpoint: str | Path) -> KirSource:
-    """Read a KIR checkpoint. Raises CheckpointError for anything else, ConversionError when its graphs contradict it."""
+    """Read a KIR checkpoint. Raises CheckpointError for anything else, ConversionError for unknown tasks."""
     found = load_checkpoint(checkpoint, kind="kir")
     net = load_kir(found)
     config = net.config

@@ -63,7 +63,7 @@ def convert_onnx(onnx_path: str | Path, path: str | Path, inputs: tuple[Tensor, 
 
 
 class TfliteGraph:
-    """A TFLite file in LiteRT on one thread, bound by tensor name, run on the plain CPU path (`set_tensor`, `invoke`)."""
+    """A TFLite file in LiteRT on one thread, bound by tensor name, on the plain CPU path (`set_tensor`, `invoke`)."""
 
     def __init__(self, model: str | Path | bytes, threads: int = 1):
         from ai_edge_litert.interpreter import Interpreter

@@ -34,9 +34,14 @@ Floats = NDArray[np.float32]
 
 
 def verify(
-    source: KirSource, built: Mapping[str, BuiltGraph], samples: Sequence[Sample], *, gates: Gates | None = None, data: str = ""
+    source: KirSource,
+    built: Mapping[str, BuiltGraph],
+    samples: Sequence[Sample],
+    *,
+    gates: Gates | None = None,
+    data: str = "",
 ) -> Verification:
-    """Run the chain. Raises VerificationFailed with the first graph that misses its gate; returns the report otherwise."""
+    """Run the chain. Raises VerificationFailed naming the first artifact that misses its gate."""
     try:
         return _Chain(source, built, samples, gates or Gates()).run(data)
     except ConversionError as error:
@@ -45,13 +50,12 @@ def verify(
         raise VerificationFailed(error.what, where=error.where, got=error.got, allowed=error.allowed) from error
 
 
-def session_distance(
+def distance_to_whole(
     source: KirSource, samples: Sequence[Sample], shipped: Mapping[str, Run], floats: Mapping[str, Run]
 ) -> tuple[dict[str, float], dict[str, Feeds]]:
-    """How far page + watch + swipe as shipped stray from the float whole net over a session's swipes, with margin.
+    """How far page + watch + swipe as shipped stray from the float whole net over a session's swipes.
 
-    Returns the tolerances a replay on shipped variants needs (scores, values), and one input per graph, from the swipe
-    with the fullest list.
+    Also one input per graph that ran, from the swipe with the fullest list.
     """
     scores, values = 0.0, 0.0
     feeds: dict[str, list[Feeds]] = {}
@@ -62,8 +66,7 @@ def session_distance(
         scores = max(scores, float(np.abs(want - got).max()))
         apart = fused_values(want, source.fusion_weights) - fused_values(got, source.fusion_weights)
         values = max(values, float(np.abs(apart).max()))
-    found = {"score_tolerance": max(1e-4, 1.5 * scores), "value_tolerance": max(1e-4, 1.5 * values)}
-    return found, {key: many[-1] for key, many in feeds.items()}
+    return {"scores_max_abs": scores, "values_max_abs": values}, {key: many[-1] for key, many in feeds.items()}
 
 
 class _Chain:
@@ -81,10 +84,14 @@ class _Chain:
         self._hold("halves in torch", self._distance_of_real(whole, eager), self.gates.halves_max_abs)
         missing = sorted(set(self.built) - set(self.feeds))
         if missing:
-            raise VerificationFailed("no held-out input reaches these graphs", got=missing, fix="verify with more windows")
+            raise VerificationFailed(
+                "no held-out input reaches these graphs", got=missing, fix="verify with more windows"
+            )
         self.reference = {key: [self.torch[key](feeds) for feeds in many] for key, many in self.feeds.items()}
         halves = [run_halves(s, self.source.layout, self.float_runs) for s in self.samples]
-        self.float_ranks = ranking(self.want, [self._values(s, h[0]) for s, h in zip(self.samples, halves, strict=True)])
+        self.float_ranks = ranking(
+            self.want, [self._values(s, h[0]) for s, h in zip(self.samples, halves, strict=True)]
+        )
         rows = [row for key in self.built for row in self._graph(key)]
         apart = self._distance_of_real(whole, halves)
         self._hold("page + watch + swipe in TFLite float against the whole net", apart, self.gates.halves_max_abs)
@@ -111,11 +118,13 @@ class _Chain:
             found = _distance(want, [file.run(one) for one in feeds])
             ranks = self._ranking(key, name)
             if name == FLOAT:
-                self._hold(f"{key} in TFLite float ({self.built[key].variants[name].name})", found, self.gates.float_max_abs)
+                self._hold(
+                    f"{key} in TFLite float ({self.built[key].variants[name].name})", found, self.gates.float_max_abs
+                )
             passed = self._inside(ranks)
-            rows.append(
-                VariantReport.of(key, name, found, ranks, file.n_bytes, times[name], file.partitions, passed=passed)
-            )
+            integer = name in self.built[key].integer
+            measured = (found, ranks, file.n_bytes, times[name], file.partitions)
+            rows.append(VariantReport.of(key, name, *measured, passed=passed, integer=integer))
         return rows
 
     def _latencies(self, key: str) -> dict[str, list[float]]:
@@ -149,31 +158,45 @@ class _Chain:
 
     def _ship(self, rows: Sequence[VariantReport]) -> tuple[dict[str, str], Ranking]:
         """Fastest variant inside the gate per graph, then all of them together; the worst falls back to float until
-        the whole holds."""
-        shipped = {key: FLOAT for key in self.built}
-        for key in self.built:
-            able = [r for r in rows if r.graph == key and r.variant in self.files[key] and r.passed]
-            if able:
-                fastest = min(r.latency_us for r in able)
-                shipped[key] = min((r for r in able if r.latency_us <= AS_FAST * fastest), key=lambda r: r.n_bytes).variant
-        tau = {(r.graph, r.variant): r.tau for r in rows}
+        the whole holds. The buckets of a graph ship the same variant: a cache must not depend on how it was filled.
+        """
+        names = list(dict.fromkeys(graph.name for graph in self.built.values()))
+        chosen = {name: self._fastest(name, rows) for name in names}
+        tau = {(r.graph.split("/")[0], r.variant): 1.0 for r in rows}
+        for r in rows:
+            tau[r.graph.split("/")[0], r.variant] = min(r.tau, tau[r.graph.split("/")[0], r.variant])
         while True:
-            together = self._ranking_of(
-                {key: self.files[key][name].run for key, name in shipped.items()}, range(len(self.samples))
-            )
-            lossy = [k for k, v in shipped.items() if v != FLOAT and k.split("/")[0] in HALVES]
+            shipped = {key: chosen[graph.name] for key, graph in self.built.items()}
+            runs = {key: self.files[key][variant].run for key, variant in shipped.items()}
+            together = self._ranking_of(runs, range(len(self.samples)))
             if self._inside(together):
                 return shipped, together
+            lossy = [name for name in HALVES if chosen[name] != FLOAT]
             if not lossy:
                 raise VerificationFailed("the float graphs together miss the ranking gate", got=str(together))
-            shipped[min(lossy, key=lambda key: tau[key, shipped[key]])] = FLOAT
+            chosen[min(lossy, key=lambda name: tau[name, chosen[name]])] = FLOAT
+
+    def _fastest(self, name: str, rows: Sequence[VariantReport]) -> str:
+        """Among variants that pass in every bucket, the smallest of those about as fast as the fastest."""
+        keys = [key for key, graph in self.built.items() if graph.name == name]
+        cost = {}
+        for variant in self.files[keys[0]]:
+            mine = [r for r in rows if r.graph in keys and r.variant == variant]
+            if all(r.passed for r in mine):
+                cost[variant] = sum(r.latency_us for r in mine), sum(r.n_bytes for r in mine)
+        if not cost:
+            return FLOAT
+        limit = AS_FAST * min(latency for latency, _ in cost.values())
+        return min((v for v in cost if cost[v][0] <= limit), key=lambda v: cost[v][1])
 
     def _values(self, sample: Sample, scores_NT: Floats) -> Floats:
         return fused_values(scores_NT[: sample.n_candidates], self.source.fusion_weights)
 
     def _distance_of_real(self, want: Sequence[Floats], got: Sequence[Floats]) -> Distance:
         """Scores [1, N, T] compared on real candidates."""
-        cut = [(a[:, : s.n_candidates], b[:, : s.n_candidates]) for s, a, b in zip(self.samples, want, got, strict=True)]
+        cut = [
+            (a[:, : s.n_candidates], b[:, : s.n_candidates]) for s, a, b in zip(self.samples, want, got, strict=True)
+        ]
         return distance([a for a, _ in cut], [b for _, b in cut])
 
     def _inside(self, ranks: Ranking) -> bool:
@@ -182,7 +205,9 @@ class _Chain:
     def _hold(self, what: str, found: Distance, allowed: float) -> None:
         if not found.max_abs <= allowed:
             raise VerificationFailed(
-                f"{what}: differs from torch", got=f"max abs {found.max_abs:.3g}", allowed=f"{allowed:g}",
+                f"{what}: differs from torch",
+                got=f"max abs {found.max_abs:.3g}",
+                allowed=f"{allowed:g}",
                 fix="nothing was published",
             )
 

@@ -1,6 +1,6 @@
-"""Held-out inputs for verification: windows of real events, laid out as a swipe would be. Synthetic ones when there are none.
+"""Held-out inputs for verification: windows of real events, laid out as a swipe would be; synthetic without data.
 
-The buckets take turns; every third window is padded, one in eight has nothing watched, one in eight a full watched list.
+The buckets take turns; every third window is padded, one in eight has nothing watched, one in eight a full list.
 """
 
 from __future__ import annotations

@@ -1,0 +1,198 @@
+"""The server bundle: everything a page server needs, and no torch.
+
+    from convert.bundle import write_bundle, add_rows
+    write_bundle("bundle", retrieval=…, ranker=…, kir=[…], catalogue=…, users=…, histories=…)
+    add_rows("bundle", "checkpoints/kir-next")        # before its pointer moves: rows first, then the phones
+
+Layout: docs/architecture.md, "Server bundle". bundle.json is written last, so what it lists is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contract.catalogue import read_catalogue, read_users
+from contract.errors import InputError, VersionMismatch
+from contract.parquet import read_events
+from contract.rows import encode_rows
+from convert.build import Progress
+from convert.files import flush, flush_tree, sha256_of, write_durably
+from convert.server_models import export_ranker, export_retrieval
+from convert.source import FIRST_ROWS_REVISION
+from training.checkpoint import Checkpoint, load_checkpoint
+
+FORMAT = "kir-bundle/1"
+INDEX_NAME = "bundle.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle directory holds."""
+
+    directory: Path
+    retrieval_version: str
+    ranker_version: str
+    dense_versions: tuple[str, ...]
+    files: int
+    n_bytes: int
+
+    def table(self) -> str:
+        lines = [
+            f"retrieval {self.retrieval_version}",
+            f"ranker    {self.ranker_version}",
+            *(f"rows      {version}" for version in self.dense_versions),
+            f"{self.files} files, {self.n_bytes} bytes in {self.directory}",
+        ]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "directory": str(self.directory), "dense_versions": list(self.dense_versions)}
+
+
+def write_bundle(
+    out: str | Path,
+    *,
+    retrieval: str | Path,
+    ranker: str | Path,
+    kir: Sequence[str | Path],
+    catalogue: str | Path,
+    users: str | Path,
+    histories: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda line: None,
+) -> Bundle:
+    """Write a bundle aside, then rename it. retrieval, ranker, kir: checkpoint directories; the others Parquet files.
+
+    histories: events that users had before the server starts. Raises CheckpointError, EventError, ConversionError,
+    VerificationFailed when an exported graph differs from torch, InputError when OUT exists.
+    """
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise InputError("bundle exists", where=out, fix="choose another --out, or pass --overwrite")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        items = read_catalogue(_copy(catalogue, aside / "catalogue.parquet"))
+        read_users(_copy(users, aside / "users.parquet"))
+        if histories is not None:
+            read_events(_copy(histories, aside / "histories.parquet"))
+        progress("retrieval")
+        encoder = load_checkpoint(retrieval, kind="kuaiformer")
+        export_retrieval(encoder, items, aside / "retrieval")
+        progress("ranker")
+        scorer = load_checkpoint(ranker, kind="ranker")
+        export_ranker(scorer, aside / "ranker")
+        for checkpoint in kir:
+            progress(f"rows of {checkpoint}")
+            _write_rows(aside, load_checkpoint(checkpoint, kind="kir"))
+        _write_index(aside, encoder.version, scorer.version)
+        flush_tree(aside)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(aside, out)
+        flush(out.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return read_bundle(out)
+
+
+def add_rows(bundle: str | Path, kir_checkpoint: str | Path) -> Bundle:
+    """Add one more dense version's rows to a bundle in use. The same rows again change nothing.
+
+    Raises VersionMismatch when this dense version has other rows here: live rows are updated over gRPC.
+    """
+    root = Path(bundle)
+    held = read_bundle(root)
+    found = load_checkpoint(kir_checkpoint, kind="kir")
+    place = root / "rows" / found.version
+    if place.exists() and found.version not in held.dense_versions:
+        shutil.rmtree(place)  # left by an interruption: bundle.json never listed it
+    if place.exists():
+        if sha256_of(place / "tables.safetensors") != sha256_of(found.tables_path):
+            raise VersionMismatch(
+                "this dense version has other rows in the bundle",
+                where=place,
+                fix="update live rows with the server's embedding update, or write the bundle again",
+            )
+        return held
+    aside = root / f".rows.{os.getpid()}.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        _write_rows(aside, found)
+        flush_tree(aside)
+        place.parent.mkdir(exist_ok=True)
+        os.replace(aside / "rows" / found.version, place)
+        flush(place.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    _write_index(root, held.retrieval_version, held.ranker_version)
+    return read_bundle(root)
+
+
+def read_bundle(root: str | Path) -> Bundle:
+    """bundle.json in short. Raises InputError."""
+    path = Path(root) / INDEX_NAME
+    try:
+        data = json.loads(path.read_bytes())
+        files = data["files"]
+        if data["format"] != FORMAT:
+            raise InputError("another bundle format", where=path, got=data["format"], allowed=FORMAT)
+    except FileNotFoundError:
+        raise InputError("no server bundle here", where=path, fix="write one with: kir convert server") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("bundle.json is unreadable", where=path, got=str(error)) from None
+    dense = sorted({name.split("/")[1] for name in files if name.startswith("rows/")})
+    n_bytes = sum(int(entry["bytes"]) for entry in files.values())
+    versions = str(data["retrieval_version"]), str(data["ranker_version"])
+    return Bundle(Path(root), *versions, tuple(dense), len(files), n_bytes)
+
+
+def _copy(source: str | Path, target: Path) -> Path:
+    if not Path(source).is_file():
+        raise InputError("file does not exist", where=source)
+    shutil.copyfile(source, target)
+    return target
+
+
+def _write_rows(root: Path, checkpoint: Checkpoint) -> None:
+    """rows/<dense_version>/. Rows that can't be sent (non-finite) are refused here, not on the server."""
+    for rows in checkpoint.tables.numpy_rows().values():
+        encode_rows(rows)
+    place = root / "rows" / checkpoint.version
+    place.mkdir(parents=True)
+    shutil.copyfile(checkpoint.tables_path, place / "tables.safetensors")
+    write_json(place / "spec.json", checkpoint.spec.to_json())
+    about = {
+        "dense_version": checkpoint.version,
+        "rows_revision": int(checkpoint.config["training"].get("rows_revision", FIRST_ROWS_REVISION)),
+        "spec_fingerprint": checkpoint.spec.fingerprint,
+    }
+    write_json(place / "rows.json", about)
+
+
+def write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def _write_index(root: Path, retrieval_version: str, ranker_version: str) -> None:
+    """bundle.json over every file there is, hidden ones and itself aside."""
+    files = {}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and name != INDEX_NAME and not any(part.startswith(".") for part in name.split("/")):
+            files[name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    data = {
+        "format": FORMAT,
+        "retrieval_version": retrieval_version,
+        "ranker_version": ranker_version,
+        "files": files,
+    }
+    write_durably(root / INDEX_NAME, (json.dumps(data, indent=2, sort_keys=True) + "\n").encode())

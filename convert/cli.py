@@ -1,0 +1,150 @@
+"""kir convert setup | model | server, kir publish, kir verify. One-minute CPU version:
+
+kir convert model CHECKPOINT --out converted && kir publish converted --cdn cdn && kir verify --cdn cdn
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from contract.errors import ConversionError, InputError
+
+# Names only: importing the recipes would be quick, importing what they need would not.
+DEFAULT_RECIPES = ("float32", "int8-dynamic", "int8-weight-only")
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `kir convert`."""
+    jobs = parser.add_subparsers(dest="job", metavar="JOB", required=True)
+    jobs.add_parser("setup", help="install onnx2tf, which no extra can name, and what it imports")
+    model = jobs.add_parser("model", help="KIR checkpoint -> verified ONNX, TFLite float and int8, golden cases")
+    model.add_argument("checkpoint", type=Path, help="KIR checkpoint directory")
+    model.add_argument("--out", type=Path, required=True, help="directory to write; `kir publish` takes it")
+    model.add_argument(
+        "--recipe", action="append", metavar="NAME|FILE.json",
+        help=f"quantisation recipe, may be repeated (default: {', '.join(DEFAULT_RECIPES)})",
+    )  # fmt: skip
+    model.add_argument("--data", type=Path, help="events to verify on: Parquet file or directory (default: synthetic)")
+    model.add_argument("--windows", type=int, default=256, help="held-out windows to verify on (default: 256)")
+    model.add_argument("--seed", type=int, default=0, help="draws windows and the golden session (default: 0)")
+    server = jobs.add_parser("server", help="retrieval, ranker and KIR checkpoints -> server bundle without torch")
+    server.add_argument("--retrieval", type=Path, required=True, help="KuaiFormer checkpoint directory")
+    server.add_argument("--ranker", type=Path, required=True, help="ranker checkpoint directory")
+    server.add_argument(
+        "--kir", type=Path, nargs="+", action="extend", required=True,
+        help="KIR checkpoint directories whose rows go live; two versions may",
+    )  # fmt: skip
+    server.add_argument("--catalogue", type=Path, required=True, help="catalogue.parquet")
+    server.add_argument("--users", type=Path, required=True, help="users.parquet")
+    server.add_argument("--histories", type=Path, help="events that users had before the server starts")
+    server.add_argument("--out", type=Path, required=True, help="bundle directory to write")
+    rows = jobs.add_parser("rows", help="add one KIR checkpoint's rows to a server bundle, before publishing it")
+    rows.add_argument("checkpoint", type=Path, help="KIR checkpoint directory")
+    rows.add_argument("--bundle", type=Path, required=True, help="bundle directory")
+    for job in (model, server, rows):
+        job.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
+    for job in (model, server):
+        job.add_argument("--overwrite", action="store_true", help="replace the output directory")
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """Exit status 0; raises KirError (VerificationFailed = 1, everything else = 2)."""
+    if args.job == "setup":
+        return install_onnx2tf()
+    if args.job == "model":
+        from convert.model import convert_model
+
+        result: Any = convert_model(
+            args.checkpoint,
+            args.out,
+            events=args.data,
+            recipes=tuple(args.recipe or DEFAULT_RECIPES),
+            windows=args.windows,
+            seed=args.seed,
+            overwrite=args.overwrite,
+            progress=print_progress,
+        )
+    elif args.job == "rows":
+        from convert.bundle import add_rows
+
+        result = add_rows(args.bundle, args.checkpoint)
+    else:
+        from convert.bundle import write_bundle
+
+        result = write_bundle(
+            args.out,
+            retrieval=args.retrieval,
+            ranker=args.ranker,
+            kir=args.kir,
+            catalogue=args.catalogue,
+            users=args.users,
+            histories=args.histories,
+            overwrite=args.overwrite,
+            progress=print_progress,
+        )
+    return show(result, args.json)
+
+
+def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `kir publish`."""
+    parser.add_argument("directory", type=Path, nargs="?", help="what `kir convert model` wrote")
+    parser.add_argument("--cdn", type=Path, required=True, metavar="ROOT", help="CDN directory")
+    parser.add_argument("--rollback", metavar="VERSION", help="point at a version that is already there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
+
+
+def run_publish(args: argparse.Namespace) -> int:
+    from convert.publish import publish, rollback
+
+    if (args.directory is None) == (args.rollback is None):
+        raise InputError("publish takes a directory, or --rollback VERSION, and not both")
+    result = rollback(args.cdn, args.rollback) if args.rollback else publish(args.directory, args.cdn)
+    return show(result, args.json)
+
+
+def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `kir verify`."""
+    parser.add_argument("--cdn", type=Path, required=True, metavar="ROOT", help="CDN directory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Hashes of everything, then every variant of every version against its golden tensors."""
+    from convert.publish import check_published
+    from convert.replay import check_goldens
+
+    check = check_published(args.cdn)
+    for version in check.versions:
+        print_progress(check_goldens(args.cdn / "models" / version))
+    return show(check, args.json)
+
+
+def install_onnx2tf() -> int:
+    """pip install of what pyproject can't name. Raises ConversionError when pip fails."""
+    from convert.tflite import ONNX2TF, ONNX2TF_COMPANIONS
+
+    pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q"]
+    for words in ([*ONNX2TF_COMPANIONS], ["--no-deps", "--ignore-requires-python", ONNX2TF]):
+        print_progress("pip install " + " ".join(words))
+        if subprocess.run([*pip, *words], stdin=subprocess.DEVNULL).returncode:
+            raise ConversionError("pip could not install it", got=" ".join(words))
+    return 0
+
+
+def print_progress(line: str) -> None:
+    """Progress goes to stderr; stdout is the result's."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def show(result: Any, path: Path | None) -> int:
+    """Print the result's table; write its JSON where asked."""
+    print(result.table())
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result.to_json(), indent=2, sort_keys=True) + "\n")
+    return 0
