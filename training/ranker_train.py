@@ -231,10 +231,7 @@ def train_ranker(
     state = trainer.state()
     metrics: dict[str, Any] = {"final_loss": result["losses"][-1] if result["losses"] else None}
     if cut_ms is not None:
-        rows = np.flatnonzero(events["time_ms"] >= cut_ms)
-        pxtr = predict(task.net, task.tables, events, rows, utc_offset_hours=utc_offset_hours, cut_ms=cut_ms)
-        metrics |= ranker_metrics(events.take(rows), pxtr, seen)
-        metrics["protocol"] = ranker_protocol(events.take(rows), cut_ms)
+        metrics |= _measure(task.net, task.tables, events, cut_ms, utc_offset_hours)
     training = {
         "data": data_name, "seed": seed, "events": len(seen), "batch": batch, "schedule": asdict(schedule),
         "trained_until_ms": int(seen["time_ms"].max(initial=-1)) + 1 if cut_ms is None else cut_ms,
@@ -255,6 +252,19 @@ def train_ranker(
         state=state,
         overwrite=overwrite,
     )
+
+
+def evaluate_ranker(checkpoint: Checkpoint, events: Events, cut_ms: int) -> dict[str, Any]:
+    """Metrics on impressions from `cut_ms` on, histories frozen there; the protocol in words under "protocol"."""
+    offset = float(checkpoint.config["training"]["utc_offset_hours"])
+    return _measure(load_ranker(checkpoint), checkpoint.tables, events, cut_ms, offset)
+
+
+def _measure(net: Ranker, tables: SparseTables, events: Events, cut_ms: int, utc_offset_hours: float) -> dict[str, Any]:
+    rows = np.flatnonzero(events["time_ms"] >= cut_ms)
+    later = events.take(rows)
+    pxtr = predict(net, tables, events, rows, utc_offset_hours=utc_offset_hours, cut_ms=cut_ms)
+    return {**ranker_metrics(later, pxtr, before(events, cut_ms)), "protocol": ranker_protocol(later, cut_ms)}
 
 
 def load_ranker(checkpoint: Checkpoint) -> Ranker:

@@ -1,0 +1,193 @@
+"""`kir simulate | train | evaluate`: thin calls into the training room. Light at import: torch comes with the command.
+
+kir simulate --out runs/sim --users 200 --days 4
+kir train kuaiformer --data events:runs/sim --out runs/kuaiformer --preset tiny --epochs 1
+kir evaluate runs/kuaiformer --data events:runs/sim
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contract.errors import InputError
+
+if TYPE_CHECKING:
+    from training.checkpoint import Checkpoint
+    from training.readers import LogData
+
+MODELS = ("kuaiformer", "ranker", "kir")
+PRESETS = ("tiny", "small", "paper", "seed")
+KUAIRAND_UTC_OFFSET = 8.0
+DATA_HELP = "kuairand:PATH | events:PATH | sim:users=200,days=4"
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def add_simulate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, type=Path, help="folder for events, catalogue and users (Parquet)")
+    parser.add_argument("--users", type=_positive, default=400)
+    parser.add_argument("--items", type=_positive, default=3000)
+    parser.add_argument("--days", type=_positive, default=7)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--drift", type=float, default=1.0, help="how far taste moves within a session; 0 = not at all")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote")
+
+
+def run_simulate(args: argparse.Namespace) -> int:
+    """Write OUT/events.parquet, OUT/catalogue.parquet and OUT/users.parquet: what `--data events:OUT` reads."""
+    from contract.catalogue import write_catalogue, write_users
+    from contract.parquet import write_events
+    from training.simulator import SimConfig, World, simulate_logs
+
+    folder = args.out.parent if args.out.suffix == ".parquet" else args.out
+    path = args.out if args.out.suffix == ".parquet" else folder / "events.parquet"
+    if path.exists() and not args.overwrite:
+        raise InputError("file exists", where=path, fix="choose another --out or pass --overwrite")
+    config = SimConfig(n_users=args.users, n_items=args.items, days=args.days, seed=args.seed, drift=args.drift)
+    world = World(config)
+    events = simulate_logs(world)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_events(path, events)
+    write_catalogue(folder / "catalogue.parquet", world.items)
+    write_users(folder / "users.parquet", world.users)
+    print(f"{len(events)} impressions of {args.users} users and {args.items} videos over {args.days} days: {path}")
+    return 0
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument("--out", required=True, type=Path, help="checkpoint directory to write")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="size of the model; the rest follows from it")
+    parser.add_argument("--epochs", type=_positive, help="passes over the data")
+    parser.add_argument("--steps", type=_positive, help="stop after so many steps in all; --resume goes on from there")
+    parser.add_argument("--max-seconds", type=float, help="time budget of the training loop; not reproducible")
+    parser.add_argument("--holdout-days", type=int, default=1, help="last days kept for the metrics; 0 = train on all")
+    parser.add_argument("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on from this checkpoint's training state")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train one model, print its metrics with the protocol above them."""
+    if args.holdout_days < 0:
+        raise InputError("--holdout-days can't be negative", got=args.holdout_days)
+    if args.resume is not None and not args.resume.is_dir():
+        raise InputError("no such checkpoint directory", where=f"--resume {args.resume}")
+    data = _open(args.data)
+    checkpoint = _train(args, data)
+    _print_table(checkpoint.version, checkpoint.metrics)
+    print(f"saved to {checkpoint.path}")
+    return 0
+
+
+def _train(args: argparse.Namespace, data: LogData) -> Checkpoint:
+    if args.model == "kir":
+        refused = [flag for flag in ("steps", "resume") if getattr(args, flag) is not None]
+        if refused:
+            raise InputError("kir is trained in one go", got=" ".join(f"--{flag}" for flag in refused))
+        from training.kir_train import train_kir
+
+        kir: dict[str, Any] = {"max_seconds": args.max_seconds, "seed": args.seed, "overwrite": args.overwrite}
+        if args.epochs is not None:
+            kir["epochs"] = args.epochs
+        return train_kir(data.events, args.out, args.preset, **kir, log=_to_stderr)
+    options: dict[str, Any] = {
+        name: getattr(args, name) for name in ("preset", "seed", "steps", "max_seconds", "holdout_days", "overwrite")
+    }
+    options |= {"resume": args.resume, "data_name": args.data, "quiet": False, "utc_offset_hours": _utc_offset(args)}
+    if args.epochs is not None:
+        options["epochs"] = args.epochs
+    if args.model == "kuaiformer":
+        from training.kuaiformer_train import train_kuaiformer
+
+        return train_kuaiformer(data.events, data.items, args.out, **options)
+    from training.ranker_train import train_ranker
+
+    return train_ranker(data.events, data.users, args.out, **options)
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="checkpoint directory (kuaiformer or ranker)")
+    parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument("--from-ms", type=int, help="score what was shown from here on (default: where training ended)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the metrics there as well")
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Score a checkpoint on what was shown after its training; the protocol stands above the figures."""
+    from training.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(args.checkpoint)
+    if checkpoint.kind == "kir":
+        raise InputError("a KIR checkpoint carries its metrics", where=checkpoint.path, fix="read metrics.json there")
+    cut_ms = args.from_ms if args.from_ms is not None else int(checkpoint.config["training"]["trained_until_ms"])
+    data = _open(args.data)
+    if not (data.events["time_ms"] >= cut_ms).any():
+        raise InputError(
+            "the data end before the checkpoint's training did",
+            got=int(data.events["time_ms"].max(initial=-1)),
+            allowed=f"from {cut_ms} ms",
+            fix="give later data, or train with --holdout-days",
+        )
+    metrics = _evaluate(checkpoint, data, cut_ms)
+    _print_table(checkpoint.version, metrics)
+    if args.json is not None:
+        line = {"version": checkpoint.version, "data": args.data, "cut_ms": cut_ms, "metrics": metrics}
+        args.json.write_text(json.dumps(line, indent=2, sort_keys=True) + "\n")
+    return 0
+
+
+def _evaluate(checkpoint: Checkpoint, data: LogData, cut_ms: int) -> dict[str, Any]:
+    if checkpoint.kind == "kuaiformer":
+        from training.kuaiformer_train import load_kuaiformer
+        from training.retrieval_eval import evaluate_popularity, evaluate_retrieval, protocol
+
+        net = load_kuaiformer(checkpoint)
+        found: dict[str, Any] = evaluate_retrieval(net, checkpoint.tables, data.events, data.items, cut_ms)
+        floor = evaluate_popularity(data.events, data.items, cut_ms)
+        found |= {f"popularity_{name}": value for name, value in floor.items()}
+        return {**found, "protocol": protocol(data.events, data.items, cut_ms)}
+    from training.ranker_train import evaluate_ranker
+
+    return evaluate_ranker(checkpoint, data.events, cut_ms)
+
+
+def _open(name: str) -> LogData:
+    from training.readers import LogData, open_data
+
+    data = open_data(name)
+    if not isinstance(data, LogData):
+        raise InputError("these data have no events", where=f"--data {name}", allowed=DATA_HELP)
+    return data
+
+
+def _utc_offset(args: argparse.Namespace) -> float:
+    if args.utc_offset_hours is not None:
+        return float(args.utc_offset_hours)
+    return KUAIRAND_UTC_OFFSET if args.data.startswith("kuairand:") else 0.0
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_table(title: str, metrics: Mapping[str, Any]) -> None:
+    print(title)
+    if "protocol" in metrics:
+        print(f"protocol: {metrics['protocol']}")
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    width = max((len(name) for name in numbers), default=0)
+    for name, value in numbers.items():
+        print(f"  {name:<{width}}  {value:.4f}" if isinstance(value, float) else f"  {name:<{width}}  {value}")
