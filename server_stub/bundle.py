@@ -140,7 +140,7 @@ def load_models(index: BundleIndex, *, threads: int = 1) -> Models:
         )
     ranker_spec = read_spec(root / "ranker/spec.json")
     config = read_json(root / "ranker/config.json") if "ranker/config.json" in index.files else {}
-    ranker = Ranker.load(root / "ranker", ranker_spec, index.ranker_version, config.get("fusion"), threads=threads)
+    ranker = Ranker.load(root / "ranker", ranker_spec, index.ranker_version, config, threads=threads)
     users = read_users(root / "users.parquet")
     return Models(retrieval, ranker, catalogue, users, index.digest(index.model_files))
 

@@ -5,7 +5,7 @@ Shapes: n candidates, h history, X heads (`vocabulary.PXTR_HEADS`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Ranker:
         tables: Tables,
         version: str = "",
         fusion: Mapping[str, float] | None = None,
+        heads: Sequence[str] = PXTR_HEADS,
     ):
         model.check({**{block: spec.width(block) for block in _BLOCKS}, "history_mask": ANY}, "pxtr")
         if model.outputs["pxtr"][-1] not in (None, X_PXTR):
@@ -58,18 +59,23 @@ class Ranker:
         self.version = version
         self.history_length = length
         self.weights_X = fusion_weights(DEFAULT_FUSION if fusion is None else fusion, model.path)
+        self._untrained_X = untrained_heads(heads, model.path)
         self._model, self._spec, self._tables = model, spec, tables
 
     @staticmethod
     def load(
-        directory: Path, spec: FeatureSpec, version: str, fusion: Mapping[str, float] | None = None, *, threads: int = 1
+        directory: Path, spec: FeatureSpec, version: str, config: Mapping[str, Any], *, threads: int = 1
     ) -> Ranker:
-        """Read ranker.onnx and tables.safetensors. Raises InputError, VersionMismatch."""
+        """Read ranker.onnx and tables.safetensors. Raises InputError, VersionMismatch.
+
+        config: ranker/config.json; "fusion" (head -> weight) orders pages, "heads" are those the log had labels for.
+        """
         tables = read_tables(directory / "tables.safetensors", spec)
-        return Ranker(OnnxModel(directory / "ranker.onnx", threads=threads), spec, tables, version, fusion)
+        model = OnnxModel(directory / "ranker.onnx", threads=threads)
+        return Ranker(model, spec, tables, version, config.get("fusion"), config.get("heads", PXTR_HEADS))
 
     def pxtr(self, user: Columns, history: UserHistory, candidates: Columns) -> Floats:
-        """float32 [n, X] probabilities, NaN where the graph gave no number.
+        """float32 [n, X] probabilities, NaN for untrained heads (as in training's log) and where there is no number.
 
         user: user_id, user_activity, user_register_days, hour, each [1]; candidates: video_id, author_id, tags,
         duration_ms, upload_age_days, each [n].
@@ -89,7 +95,8 @@ class Ranker:
         rows_hR = block_rows(self._spec, "history_rows", self._tables, history.columns(h), h)
         feeds["history_rows"] = (rows_hR * mask_h[:, None])[None]
         pxtr_nX = self._model.run(feeds, "pxtr")
-        return np.where(np.isfinite(pxtr_nX), np.clip(pxtr_nX, 0.0, 1.0), np.nan).astype(np.float32)
+        good_nX = np.isfinite(pxtr_nX) & ~self._untrained_X
+        return np.where(good_nX, np.clip(pxtr_nX, 0.0, 1.0), np.nan).astype(np.float32)
 
     def _dense(self, block: str, columns: Columns, n: int) -> Floats:
         return dense_block(self._spec, block, columns, np.zeros((n, self._spec.width(block)), np.float32))
@@ -115,3 +122,11 @@ def fusion_weights(fusion: Mapping[str, float], where: object = "fusion") -> Flo
     if not np.isfinite(weights).all():
         raise InputError("fusion weights must be finite", where=where, got=dict(fusion))
     return weights
+
+
+def untrained_heads(heads: Sequence[str], where: object = "heads") -> NDArray[np.bool_]:
+    """bool [X], True for heads whose outputs mean nothing. Raises InputError for unknown heads."""
+    unknown = sorted(set(heads) - set(PXTR_HEADS)) if isinstance(heads, (list, tuple)) else [str(heads)]
+    if unknown:
+        raise InputError("heads names an unknown head", where=where, got=unknown, allowed=PXTR_HEADS)
+    return np.array([head not in heads for head in PXTR_HEADS])

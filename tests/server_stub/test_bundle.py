@@ -169,6 +169,11 @@ class TestModelsThatDoNotFit:
         (bundle / "ranker/config.json").write_text(json.dumps({"fusion": fusion}))
         self.fails(bundle, InputError, "fusion")
 
+    @pytest.mark.parametrize("heads", [["joy"], "like", {"like": 1}, 3])
+    def test_heads_are_checked(self, bundle: Path, heads: Any) -> None:
+        (bundle / "ranker/config.json").write_text(json.dumps({"heads": heads}))
+        self.fails(bundle, InputError, "unknown head")
+
     def test_config_that_is_no_object(self, bundle: Path) -> None:
         (bundle / "ranker/config.json").write_text("[]")
         self.fails(bundle, InputError, "not a JSON object")

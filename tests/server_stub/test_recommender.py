@@ -10,12 +10,14 @@ import pytest
 from contract.catalogue import Catalogue
 from contract.errors import InputError
 from contract.history import UserHistory
+from contract.specs import ranker_spec
 from contract.vocabulary import MISSING_KEY, X_PXTR
 from server_stub.bundle import Models, load_histories, load_models, read_index
 from server_stub.histories import Histories, Interaction, item_columns
+from server_stub.ranker import Ranker
 from server_stub.recommender import NO_HISTORY, REPEATS, SHORT, Recommender, popular_items
 from tests.server_stub.conftest import NOW_MS
-from tests.server_stub.tiny_bundle import N_ITEMS, START_MS, TOPICS, topic_of, video_ids
+from tests.server_stub.tiny_bundle import N_ITEMS, START_MS, TOPICS, WIDTH, topic_of, video_ids
 
 COLD = 1  # the bundle's user without history; user 2 watches topic 1, user 3 topic 2, …
 LIKE = {"like": 1}
@@ -116,6 +118,15 @@ class TestRanker:
     def test_no_candidates(self, models: Models) -> None:
         items = item_columns(models.catalogue, video_ids()[:0], NOW_MS)
         assert models.ranker.pxtr(self.user(), UserHistory(256), items).shape == (0, X_PXTR)
+
+    def test_untrained_heads_are_null_as_in_the_log(self, shared_bundle: Path, models: Models) -> None:
+        config = {"heads": ["click", "long_view"]}
+        ranker = Ranker.load(shared_bundle / "ranker", ranker_spec(width=WIDTH), "r", config)
+        items = item_columns(models.catalogue, video_ids()[:5], NOW_MS)
+        pxtr = ranker.pxtr(self.user(), UserHistory(256), items)
+        assert np.isnan(pxtr[:, 2:]).all()
+        np.testing.assert_array_equal(pxtr[:, :2], models.ranker.pxtr(self.user(), UserHistory(256), items)[:, :2])
+        assert np.isfinite(ranker.order(pxtr)[1]).all()
 
     def test_order_is_the_fusion_and_stable(self, models: Models) -> None:
         pxtr = np.zeros((4, X_PXTR), np.float32)
