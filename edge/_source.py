@@ -117,7 +117,9 @@ class HttpSource:
                 return
             elif response.status != 206:
                 raise DownloadError(f"the CDN answered {response.status}", where=path)
-            _append(response.stream(CHUNK_BYTES), path, part, have, n_bytes, progress)
+            # read1, not stream: what came before a break is kept
+            chunks = iter(lambda: response.read1(CHUNK_BYTES), b"")
+            _append(chunks, path, part, have, n_bytes, progress)
         finally:
             response.close()
 

@@ -70,6 +70,8 @@ class Reference:
                 dense_block(spec, "candidate_dense", columns, np.zeros((n, spec.width("candidate_dense")), np.float32))
             ),
         }
+        if hasattr(self, "start_row"):
+            return  # frozen with the first page, as every other token is
         tables = page.rows.decoded()
         default = [tables[c.field.table][0] for c in spec.columns("watched_rows")]
         self.start_row = np.concatenate([np.zeros(0, np.float32), *default])

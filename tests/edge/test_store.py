@@ -236,7 +236,9 @@ class TestDamagedCache:
         assert running.update() == "kir-b"
 
     @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": "other"}', b"\xff\xfe"])
-    def test_an_unreadable_local_pointer_means_nothing_active(self, running: ModelStore, cache: Path, content: bytes) -> None:
+    def test_an_unreadable_local_pointer_means_nothing_active(
+        self, running: ModelStore, cache: Path, content: bytes
+    ) -> None:
         (cache / "active.json").write_bytes(content)
         assert running.active_version() == ""
         assert running.activate("kir-a").dense_version == "kir-a"

@@ -1,0 +1,270 @@
+"""Engine and graph runner: tensors by name, contracts checked, XNNPACK applied for sure, padding and buckets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract import manifest as m
+from contract.errors import InputError, IntegrityError, NoModelError
+from contract.vocabulary import MASK_VALUE
+from edge import Engine, InstalledModel
+from edge._engine import Memory, PageState
+from edge._graph import GraphRunner
+from tests.edge import tiny_model
+from tests.edge.tiny_model import BUCKETS, L1, SPEC, D, G, K, P, T, V
+
+Open = Callable[[str], InstalledModel]
+
+
+def random_page(n: int, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "user_rows": (1, SPEC.width("user_rows")),
+        "user_dense": (1, SPEC.width("user_dense")),
+        "candidate_rows": (n, SPEC.width("candidate_rows")),
+        "candidate_dense": (n, SPEC.width("candidate_dense")),
+    }
+    return {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def random_memory(n_watched: int, seed: int = 1) -> Memory:
+    rng = np.random.default_rng(seed)
+    memory = np.zeros((1, L1, 4 * D), np.float32)
+    memory[0, : n_watched + 1] = rng.normal(0, 1, (n_watched + 1, 4 * D))
+    mask = np.full((1, L1), MASK_VALUE, np.float32)
+    mask[0, : n_watched + 1] = 0
+    since = np.zeros((1, L1), np.float32)
+    since[0, 1 : n_watched + 1] = 0.3
+    return Memory(memory, mask, since)
+
+
+def swipe(engine: Engine, page: PageState, memory: Memory) -> Any:
+    dense = np.ones((1, SPEC.width("swipe_dense")), np.float32)
+    return engine.swipe(page, memory, dense, np.zeros((1, page.bucket, SPEC.width("candidate_swipe")), np.float32))
+
+
+class TestEngine:
+    def test_it_knows_its_sizes(self, engine: Engine) -> None:
+        assert engine.buckets == list(BUCKETS)
+        assert engine.watch_buckets == [1, 3]
+        assert (engine.capacity, engine.planes, engine.width) == (L1 - 1, G, D)
+        assert engine.variant == "float32"
+        assert engine.fusion_T.tolist() == [1.0, 0.5, 0.25, 2.0]
+        assert engine.delegated
+
+    @pytest.mark.parametrize(("n", "bucket"), [(1, 4), (4, 4), (5, 8), (8, 8)])
+    def test_the_smallest_bucket_that_fits(self, engine: Engine, n: int, bucket: int) -> None:
+        assert engine.bucket_for(n) == bucket
+        assert engine.page(random_page(n)).bucket == bucket
+
+    def test_above_the_largest_bucket(self, engine: Engine) -> None:
+        with pytest.raises(InputError, match=r"largest bucket.*got 9"):
+            engine.page(random_page(9))
+
+    @pytest.mark.parametrize("n", range(1, 9))
+    def test_scores_do_not_depend_on_padding(self, engine: Engine, n: int) -> None:
+        blocks = random_page(8)
+        memory = random_memory(3)
+        every = swipe(engine, engine.page(blocks), memory)
+        first = {name: block[:n] for name, block in blocks.items()}
+        some = swipe(engine, engine.page(first), memory)
+        assert some.shape == (n, T)
+        np.testing.assert_allclose(some, every[:n], atol=1e-5)
+
+    def test_a_page_leaves_nothing_for_the_next(self, engine: Engine) -> None:
+        small = swipe(engine, engine.page(random_page(2)), random_memory(2))
+        engine.page(random_page(4, seed=9))
+        again = swipe(engine, engine.page(random_page(2)), random_memory(2))
+        np.testing.assert_array_equal(small, again)
+
+    def test_results_are_the_callers_own(self, engine: Engine) -> None:
+        page = engine.page(random_page(4))
+        query = page.query.copy()
+        engine.page(random_page(4, seed=3))
+        np.testing.assert_array_equal(page.query, query)
+
+    @pytest.mark.parametrize("n", [1, 2, 3])
+    def test_watching_together_is_watching_one_by_one(self, engine: Engine, n: int) -> None:
+        rng = np.random.default_rng(2)
+        rows = rng.normal(0, 1, (n, SPEC.width("watched_rows"))).astype(np.float32)
+        dense = rng.normal(0, 1, (n, SPEC.width("watched_dense"))).astype(np.float32)
+        past = np.zeros((1, G, L1, D), np.float32)
+        mask = np.full((1, L1), MASK_VALUE, np.float32)
+        together, memory = engine.watch(rows, dense, 1, past, mask)
+        assert together.shape == (G, n, D)
+        for i in range(n):
+            new, memory_new = engine.watch(rows[i : i + 1], dense[i : i + 1], 1 + i, past, mask)
+            np.testing.assert_allclose(new[:, 0], together[:, i], atol=1e-5)
+            np.testing.assert_allclose(memory_new[0], memory[i], atol=1e-5)
+            past[0, :, 1 + i], mask[0, 1 + i] = new[:, 0], 0
+
+    def test_too_many_watched_at_once(self, engine: Engine) -> None:
+        block = np.zeros((4, SPEC.width("watched_dense")), np.float32)
+        with pytest.raises(InputError, match="more watched videos"):
+            engine.watch(block, block, 0, block, block)
+
+    def test_placing_nothing_is_swiping(self, engine: Engine) -> None:
+        page, memory = engine.page(random_page(6)), random_memory(4)
+        dense = np.ones((1, SPEC.width("swipe_dense")), np.float32)
+        now = np.zeros((1, 8, SPEC.width("candidate_swipe")), np.float32)
+        placed, mask = np.zeros((1, K, P, V), np.float32), np.full((1, K, P), MASK_VALUE, np.float32)
+        found = engine.place(page, memory, dense, now, placed, mask)
+        assert found.shape == (K, 6, T)
+        for beam in found:
+            np.testing.assert_allclose(beam, engine.swipe(page, memory, dense, now), atol=1e-5)
+        placed[0, 1, 0], mask[0, 1, 0] = page.placed_kv[0, 2], 0
+        other = engine.place(page, memory, dense, now, placed, mask)
+        np.testing.assert_allclose(other[0], found[0], atol=1e-6)
+        assert np.abs(other[1] - found[1]).max() > 1e-3
+
+    def test_reference_scores_are_the_whole_net(self, engine: Engine) -> None:
+        rng = np.random.default_rng(4)
+        n, blocks = 5, random_page(5)
+        blocks["watched_rows"] = rng.normal(0, 1, (1, SPEC.width("watched_rows"))).astype(np.float32)
+        blocks["watched_dense"] = rng.normal(0, 1, (1, SPEC.width("watched_dense"))).astype(np.float32)
+        mask = np.full((1, L1), MASK_VALUE, np.float32)
+        mask[0, 0] = 0
+        past = np.zeros((1, G, L1, D), np.float32)
+        _, memory_new = engine.watch(
+            blocks["watched_rows"], blocks["watched_dense"], 0, past, np.full_like(mask, MASK_VALUE)
+        )
+        memory = np.zeros((1, L1, 4 * D), np.float32)
+        memory[0, :1] = memory_new
+        since = np.zeros((1, L1), np.float32)
+        dense = np.ones((1, SPEC.width("swipe_dense")), np.float32)
+        now = rng.normal(0, 1, (1, 8, SPEC.width("candidate_swipe"))).astype(np.float32)
+        halves = engine.swipe(engine.page(blocks), Memory(memory, mask, since), dense, now)
+        now_blocks = {"memory_mask": mask, "since": since, "swipe_dense": dense, "candidate_swipe": now[0, :n]}
+        np.testing.assert_allclose(halves, engine.reference_scores({**blocks, **now_blocks}), atol=1e-5)
+
+
+def spoilt(model: InstalledModel, **changes: Any) -> InstalledModel:
+    return dataclasses.replace(model, manifest=dataclasses.replace(model.manifest, **changes))
+
+
+def graphs_with(model: InstalledModel, name: str, change: Callable[[m.Graph], m.Graph]) -> tuple[m.Graph, ...]:
+    return tuple(change(g) if g.name == name else g for g in model.manifest.graphs)
+
+
+class TestRefusals:
+    def test_a_tensor_of_another_name(self, published: Open) -> None:
+        model = published("kir-a")
+
+        def rename(graph: m.Graph) -> m.Graph:
+            first, *rest = graph.inputs
+            return dataclasses.replace(graph, inputs=(dataclasses.replace(first, name="quarry"), *rest))
+
+        with pytest.raises(NoModelError, match=r"swipe/N4.*input tensors.*quarry"):
+            Engine(spoilt(model, graphs=graphs_with(model, "swipe", rename)))
+
+    def test_a_tensor_of_another_shape(self, published: Open) -> None:
+        model = published("kir-a")
+
+        def reshape(graph: m.Graph) -> m.Graph:
+            return dataclasses.replace(graph, outputs=(m.Tensor("scores", (1, 4, 3)),))
+
+        with pytest.raises(NoModelError, match=r"swipe/N4.*output tensors.*scores"):
+            Engine(spoilt(model, graphs=graphs_with(model, "swipe", reshape)))
+
+    def test_a_tensor_of_another_type(self, published: Open) -> None:
+        model = published("kir-a")
+
+        def retype(graph: m.Graph) -> m.Graph:
+            return dataclasses.replace(
+                graph, outputs=tuple(dataclasses.replace(t, dtype="int8") for t in graph.outputs)
+            )
+
+        with pytest.raises(NoModelError, match="int8"):
+            Engine(spoilt(model, graphs=graphs_with(model, "page", retype)))
+
+    @pytest.mark.parametrize("name", ["page", "watch", "swipe"])
+    def test_a_missing_graph(self, published: Open, name: str) -> None:
+        model = published("kir-a")
+        with pytest.raises(NoModelError):
+            Engine(spoilt(model, graphs=tuple(g for g in model.manifest.graphs if g.name != name)))
+
+    def test_no_graph_for_one_video(self, published: Open) -> None:
+        model = published("kir-a")
+        graphs = tuple(g for g in model.manifest.graphs if g.bucket != "T1")
+        with pytest.raises(NoModelError, match="one video"):
+            Engine(spoilt(model, graphs=graphs))
+
+    @pytest.mark.parametrize("capacity", [None, 0, 5, "6"])
+    def test_an_unusable_capacity(self, published: Open, capacity: object) -> None:
+        with pytest.raises(NoModelError, match="capacity L"):
+            Engine(spoilt(published("kir-a"), capacities={"L": capacity}))
+
+    def test_a_missing_place_graph_is_told_on_use(self, published: Open) -> None:
+        model = published("kir-a")
+        engine = Engine(spoilt(model, graphs=tuple(g for g in model.manifest.graphs if g.name != "place")))
+        page, memory = engine.page(random_page(2)), random_memory(1)
+        zero = np.zeros((1, 1), np.float32)
+        with pytest.raises(NoModelError, match=r"place/N4"):
+            engine.place(page, memory, zero, zero, zero, zero)
+
+    def test_damaged_bytes(self, cdn: Path) -> None:
+        model = InstalledModel.open_published(cdn / "models" / "kir-a")
+        file = model.manifest.graph("page", "N4").variant().file
+        model.paths[file].write_bytes(b"not a model")
+        with pytest.raises(IntegrityError, match=file):
+            Engine(model)
+
+    def test_bytes_that_are_no_model(self, published: Open) -> None:
+        graph = published("kir-a").manifest.graph("page", "N4")
+        with pytest.raises(NoModelError, match=r"page/N4.*does not load"):
+            GraphRunner(b"TFL3" * 100, graph)
+
+
+class TestDelegate:
+    def test_without_xnnpack_it_refuses(self, published: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = published("kir-a")
+        graph = model.manifest.graph("page", "N4")
+        content = model.read(graph.variant().file)
+        without_delegate(monkeypatch)
+        with pytest.raises(NoModelError, match="without XNNPACK"):
+            GraphRunner(content, graph)
+        allowed = GraphRunner(content, graph, allow_no_delegate=True)
+        assert not allowed.delegated
+
+    def test_both_give_the_same(self, published: Open, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        without_delegate(monkeypatch)
+        plain = Engine(published("kir-a"), allow_no_delegate=True)
+        assert not plain.delegated
+        blocks = random_page(4)
+        np.testing.assert_allclose(plain.page(blocks).query, engine.page(blocks).query, atol=1e-5)
+
+
+def without_delegate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens on a device where XNNPACK can't start: plain kernels, no error (shared/reference/on-device.md)."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+
+    def make(**kwargs: Any) -> Interpreter:
+        return Interpreter(**kwargs, experimental_op_resolver_type=plain)
+
+    monkeypatch.setattr("edge._graph.Interpreter", make)
+
+
+def test_runner_keeps_given_and_own_inputs_apart(published: Open) -> None:
+    model = published("kir-a")
+    graph = model.manifest.graph("page", "N4")
+    runner = GraphRunner(model.read(graph.variant().file), graph)
+    zero = runner.run()["query"]
+    given = np.ones_like(runner.inputs["user_dense"])
+    other = runner.run({"user_dense": given})["query"]
+    assert np.abs(other - zero).max() > 1e-3
+    np.testing.assert_array_equal(runner.run()["query"], zero)
+    assert runner.inputs["user_dense"].max() == 0
+
+
+def test_tiny_model_sizes_are_the_manifests(published: Open) -> None:
+    manifest = published("kir-a").manifest
+    assert manifest.capacities["N"] == list(tiny_model.BUCKETS)
+    assert {g.name for g in manifest.graphs} == {"page", "watch", "swipe", "place", "whole"}
