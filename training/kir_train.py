@@ -40,7 +40,8 @@ FUSION = {"watch_time": 1.0, "has_next": 0.1, "like": 0.05, "effective_view": 0.
 KEY_DROPOUT = 0.1
 MIN_COVERAGE = 0.01
 HELD_OUT = 0.1
-WINDOWS = 64
+WINDOWS = 64  # of a batch; fewer for small logs, so that an epoch has about STEPS steps
+STEPS, LEAST_WINDOWS = 100, 8
 
 Log = Callable[[str], None]
 
@@ -151,7 +152,7 @@ def train_kir(
     preset: str = "tiny",
     *,
     seed: int = 0,
-    epochs: int = 2,
+    epochs: int = 4,
     max_seconds: float | None = None,
     init_from: Checkpoint | str | Path | None = None,
     pxtr_only: bool = False,
@@ -182,10 +183,11 @@ def train_kir(
         _continue(data, train, init_from) if init_from else _start(data, train, preset, seed, pxtr_only)
     )
     task = KirTask(net, tables)
-    batches = Batches(data, net.spec, tables, train, windows=WINDOWS, placed=config.placed)
+    batches = Batches(data, net.spec, tables, train, placed=config.placed)
+    batches.size = min(WINDOWS, max(LEAST_WINDOWS, len(batches.pieces) // STEPS))
     say(f"{int(train.sum())} targets in {len(batches.pieces)} windows; prepared in {time.perf_counter() - began:.1f} s")
     plan = TrainConfig(
-        epochs=epochs, max_seconds=max_seconds, seed=seed, learning_rate=1e-3 if init_from else 4e-3, table_rate=0.05
+        epochs=epochs, max_seconds=max_seconds, seed=seed, learning_rate=2e-3 if init_from else 1e-2
     )
     result = Trainer(task, batches.epoch, len(batches), plan, label="kir", quiet=log is None).run()
     threshold = float(np.nanmean(data.labels_nT[train, TASKS.index("watch_time")]))
@@ -233,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--events", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--max-seconds", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init-from", type=Path)
