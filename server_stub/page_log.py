@@ -31,9 +31,14 @@ class SentPage:
 
 
 class PageLog:
-    """Bounded and thread-safe. `drain` hands over what has not been written yet."""
+    """Bounded by pages and by candidates (about 90 bytes each), and thread-safe.
 
-    def __init__(self, pages_max: int = 20_000, *, keep_unwritten: bool = False):
+    `drain` hands over what has not been written yet; when writing fails for long, the oldest of that are dropped too.
+    """
+
+    def __init__(self, pages_max: int = 20_000, candidates_max: int = 2_000_000, *, keep_unwritten: bool = False):
+        self.candidates_max = candidates_max
+        self._candidates = 0
         self._pages: OrderedDict[str, SentPage] = OrderedDict()
         self._unwritten: list[SentPage] = []
         self.pages_max = pages_max
@@ -49,6 +54,7 @@ class PageLog:
             self._remember(sent)
             if self._keep:
                 self._unwritten.append(sent)
+                del self._unwritten[: -self.pages_max]
 
     def restore(self, pages: list[SentPage]) -> None:
         """Remember pages of an earlier run, oldest first."""
@@ -57,9 +63,12 @@ class PageLog:
                 self._remember(sent)
 
     def _remember(self, sent: SentPage) -> None:
+        before = self._pages.pop(sent.page.page_id, None)
         self._pages[sent.page.page_id] = sent
-        while len(self._pages) > self.pages_max:
-            self._pages.popitem(last=False)
+        self._candidates += len(sent.page.candidates) - (len(before.page.candidates) if before else 0)
+        while len(self._pages) > self.pages_max or (self._candidates > self.candidates_max and len(self._pages) > 1):
+            _, oldest = self._pages.popitem(last=False)
+            self._candidates -= len(oldest.page.candidates)
 
     def get(self, page_id: str) -> SentPage | None:
         with self._lock:
@@ -73,7 +82,7 @@ class PageLog:
     def put_back(self, pages: list[SentPage]) -> None:
         """What could not be written goes to the front again."""
         with self._lock:
-            self._unwritten[:0] = pages
+            self._unwritten = (pages + self._unwritten)[-self.pages_max :]
 
 
 _TEXT = (

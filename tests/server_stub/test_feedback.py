@@ -347,6 +347,22 @@ class TestPageLog:
             True,
         ]
 
+    def test_is_bounded_by_candidates_too(self, pages: PageMaker) -> None:
+        pages.page_log.candidates_max = 50
+        made = [pages.make(PageRequest(USER, page_size=size)) for size in (20, 20, 20, 90)]
+        known = [pages.page_log.get(page.page_id) is not None for page in made if page]
+        assert known == [False, False, False, True]
+        assert len(pages.page_log.drain()) == 4
+
+    def test_what_waits_for_the_disk_is_bounded(self, pages: PageMaker) -> None:
+        pages.page_log.pages_max = 3
+        for _ in range(5):
+            pages.make(PageRequest(USER))
+        waiting = pages.page_log.drain()
+        pages.make(PageRequest(USER))
+        pages.page_log.put_back(waiting)
+        assert [sent.page.page_id for sent in pages.page_log.drain()] == ["page-3", "page-4", "page-5"]
+
     def test_round_trip(self, pages: PageMaker, tmp_path: Path) -> None:
         for user in (1, 2):
             pages.make(PageRequest(user, SESSION, page_size=user, held=()))
