@@ -1,0 +1,197 @@
+"""The candidate pool: TTL tiers, de-duplication, what was seen, and when to ask for more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import InputError, PoolExhausted
+from edge._pool import CandidatePool, PoolConfig, PooledPage
+from edge._reranker import ScoredPage
+from tests.edge.tiny_page import make_page
+
+SOFT_MS, HARD_MS = 1_000, 5_000
+
+
+def scored_of(ids: Sequence[int]) -> ScoredPage:
+    """Stands for a page that a model can score: the pool looks at its ids only."""
+    return ScoredPage(state=None, features=None, video_ids=list(ids))  # type: ignore[arg-type]
+
+
+def add(
+    pool: CandidatePool, ids: Sequence[int], now_ms: int = 0, scored: bool = True, page_id: str = "p", **ttl: Any
+) -> int:
+    page = make_page(
+        ids, page_id=page_id, status="no_live_version", **{"soft_ttl_ms": SOFT_MS, "hard_ttl_ms": HARD_MS, **ttl}
+    )
+    return pool.add(page, now_ms, scored_of(ids) if scored else None, "" if scored else "why")
+
+
+def left(pages: Sequence[PooledPage]) -> list[int]:
+    return [page.video_ids[i] for page in pages for i in page.remaining]
+
+
+@pytest.fixture
+def pool() -> CandidatePool:
+    return CandidatePool(PoolConfig(prefetch_below=3))
+
+
+class TestTiers:
+    def test_fresh_pages_in_order_of_arrival(self, pool: CandidatePool) -> None:
+        add(pool, [1, 2])
+        add(pool, [3, 4], 10)
+        assert left(pool.tier(20)) == [1, 2, 3, 4]
+
+    def test_what_the_model_can_score_comes_first(self, pool: CandidatePool) -> None:
+        add(pool, [1, 2], scored=False)
+        add(pool, [3, 4], 10)
+        assert left(pool.tier(20)) == [3, 4]
+        for index in (0, 1):
+            pool.shown(pool.tier(20)[0], index)
+        assert left(pool.tier(20)) == [1, 2]
+
+    def test_expired_candidates_are_the_last_tier(self, pool: CandidatePool) -> None:
+        add(pool, [1, 2])
+        add(pool, [3], HARD_MS - 1, scored=False)
+        assert left(pool.tier(HARD_MS - 1)) == [1, 2]
+        assert left(pool.tier(HARD_MS)) == [3]
+        pool.shown(pool.tier(HARD_MS)[0], 0)
+        assert left(pool.tier(HARD_MS)) == [1, 2]
+
+    def test_a_soft_ttl_takes_nothing_away(self, pool: CandidatePool) -> None:
+        add(pool, [1, 2, 3, 4])
+        assert left(pool.tier(SOFT_MS + 1)) == [1, 2, 3, 4]
+
+    def test_hard_expired_pages_go_when_the_new_page_arrives(self, pool: CandidatePool) -> None:
+        add(pool, [1, 2])
+        assert left(pool.tier(HARD_MS * 3)) == [1, 2]
+        add(pool, [3], HARD_MS * 3)
+        assert left(pool.tier(HARD_MS * 3)) == [3]
+
+    def test_an_empty_pool_is_exhausted(self, pool: CandidatePool) -> None:
+        with pytest.raises(PoolExhausted, match="nothing is left"):
+            pool.tier(0)
+        add(pool, [1])
+        pool.shown(pool.tier(0)[0], 0)
+        with pytest.raises(PoolExhausted):
+            pool.tier(0)
+        add(pool, [2])
+        assert left(pool.tier(0)) == [2]
+
+    def test_pages_lose_their_scores_with_their_model(self, pool: CandidatePool) -> None:
+        add(pool, [1, 2])
+        pool.unscore("version_mismatch")
+        add(pool, [3])
+        assert left(pool.tier(0)) == [3]
+        assert pool.pages[0].reason == "version_mismatch"
+
+
+class TestDuplicates:
+    def test_the_newer_page_keeps_a_video(self, pool: CandidatePool) -> None:
+        add(pool, [1, 2, 3])
+        assert add(pool, [3, 4], 10) == 2
+        assert [left([page]) for page in pool.pages] == [[1, 2], [3, 4]]
+
+    def test_a_page_that_is_all_in_the_new_one_goes(self, pool: CandidatePool) -> None:
+        add(pool, [1, 2])
+        add(pool, [2, 1, 5], 10)
+        assert [left([page]) for page in pool.pages] == [[2, 1, 5]]
+
+    def test_what_was_shown_is_not_let_in_again(self, pool: CandidatePool) -> None:
+        add(pool, [1, 2])
+        pool.shown(pool.pages[0], 0)
+        assert add(pool, [1, 7]) == 1
+        assert left(pool.pages) == [2, 7]
+
+    def test_a_page_of_seen_videos_adds_nothing(self, pool: CandidatePool) -> None:
+        add(pool, [1])
+        pool.shown(pool.pages[0], 0)
+        assert add(pool, [1]) == 0
+        assert pool.pages == []
+
+    def test_the_seen_list_is_bounded(self) -> None:
+        pool = CandidatePool(PoolConfig(seen=2))
+        add(pool, [1, 2, 3])
+        for index in (0, 1, 2):
+            pool.shown(pool.pages[0], index)
+        assert add(pool, [1, 2, 3]) == 1  # the oldest of three was forgotten
+        assert left(pool.pages) == [1]
+
+
+class TestLimits:
+    def test_two_pages_at_most(self, pool: CandidatePool) -> None:
+        for number in range(4):
+            add(pool, [10 * number + 1, 10 * number + 2], number)
+        assert left(pool.pages) == [21, 22, 31, 32]
+
+    def test_one_page_at_most(self) -> None:
+        pool = CandidatePool(PoolConfig(max_pages=1))
+        add(pool, [1, 2])
+        add(pool, [3], 1)
+        assert left(pool.pages) == [3]
+
+    def test_the_count_limit_takes_from_the_end_of_the_oldest(self) -> None:
+        pool = CandidatePool(PoolConfig(max_candidates=5))
+        add(pool, [1, 2, 3, 4])
+        add(pool, [5, 6, 7], 1)
+        assert left(pool.pages) == [1, 2, 5, 6, 7]
+        add(pool, [8, 9, 10, 11, 12, 13], 2)
+        assert left(pool.pages) == [8, 9, 10, 11, 12]
+
+    @pytest.mark.parametrize("name", ["max_pages", "max_candidates", "prefetch_below", "seen"])
+    def test_limits_start_at_one(self, name: str) -> None:
+        with pytest.raises(InputError, match=name):
+            PoolConfig(**{name: 0})
+
+    @given(
+        st.lists(
+            st.tuples(st.lists(st.integers(1, 30), min_size=1, max_size=8, unique=True), st.integers(0, 4)), max_size=12
+        )
+    )
+    def test_a_video_stands_once_and_never_after_it_was_shown(self, pages: list[tuple[list[int], int]]) -> None:
+        pool, shown, now_ms = CandidatePool(PoolConfig(max_candidates=10)), [], 0
+        for ids, swipes in pages:
+            now_ms += 700
+            add(pool, ids, now_ms)
+            for _ in range(min(swipes, len(pool))):
+                page = pool.tier(now_ms)[0]
+                shown.append(page.video_ids[page.remaining[0]])
+                pool.shown(page, page.remaining[0])
+            held = left(pool.pages)
+            assert len(held) == len(set(held)) == len(pool) <= 10
+            assert not set(held) & set(shown)
+        assert len(shown) == len(set(shown))
+
+
+class TestAsking:
+    def test_when_few_are_left(self, pool: CandidatePool) -> None:
+        assert pool.wants_page(0)
+        add(pool, [1, 2, 3, 4])
+        assert not pool.wants_page(0)
+        pool.shown(pool.pages[0], 0)
+        assert not pool.wants_page(0)
+        pool.shown(pool.pages[0], 1)
+        assert pool.wants_page(0)
+
+    def test_when_the_newest_page_is_past_its_soft_ttl(self, pool: CandidatePool) -> None:
+        add(pool, range(1, 9))
+        assert not pool.wants_page(SOFT_MS - 1)
+        assert pool.wants_page(SOFT_MS)
+        add(pool, range(11, 19), SOFT_MS)
+        assert not pool.wants_page(SOFT_MS)
+
+    def test_expired_candidates_do_not_count_as_left(self, pool: CandidatePool) -> None:
+        add(pool, range(1, 9))
+        add(pool, [20], HARD_MS - 1, soft_ttl_ms=HARD_MS)
+        assert not pool.wants_page(HARD_MS - 1)
+        assert pool.wants_page(HARD_MS)
+
+    def test_what_need_not_be_sent(self, pool: CandidatePool) -> None:
+        add(pool, [1, 2, 3])
+        pool.shown(pool.pages[0], 1)
+        assert pool.excluded(0) == [2, 1, 3]
+        assert pool.excluded(SOFT_MS) == [2]  # the server may send stale ones again, with fresh predictions
