@@ -102,10 +102,12 @@ class _RowReader:
     def block(self, block: str, n: int) -> Floats:
         """[n, width] of a served block; an index that is absent or of another length gives default rows."""
         owner = _OWNER_OF_BLOCK[block]
-        slots = {
-            c.field.name: self._entries(owner, c.field.name, n, c.field.max_len) for c in self._spec.columns(block)
-        }
-        self.default_rows += sum(int((s[:, 0] <= 0).sum()) for s in slots.values() if s.shape[1] == 1)
+        slots = {}
+        for column in self._spec.columns(block):
+            field = column.field
+            slots[field.name] = found = self._entries(owner, field.name, n, field.max_len)
+            if field.max_len == 1:  # a video may well have no tag; it has one id
+                self.default_rows += int((found[:, 0] <= 0).sum())
         return pool_rows(self._spec, block, self.tables, slots, np.zeros((n, self._spec.width(block)), np.float32))
 
     def candidates_as_watched(self, n: int) -> Floats:
