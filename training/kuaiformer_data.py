@@ -138,8 +138,8 @@ class KuaiFormerData:
     def _cut_points(self, random: np.random.Generator) -> NDArray[np.int64]:
         """Positives at which histories are cut, shuffled: the first of each user's stretches of `targets` positives.
 
-        A user's first stretch is shorter by a random number, so that every epoch cuts elsewhere; stretches that this
-        adds are left out, so that every epoch has the same number of them.
+        The second stretch begins a random number of positives after the first (and overlaps with it), so that every
+        epoch cuts elsewhere; a stretch that this adds is left out, so that every epoch has the same number of them.
         """
         place_P = np.arange(len(self.target_P)) - self.start_P
         phase = random.integers(0, self.targets, len(self.user_P))[self.start_P]
