@@ -3,7 +3,8 @@
     kir bench closed-loop --work demo-out --seeds 5        (after `kir demo --out demo-out`; about a minute)
 
 Every arm shows the same pages to the same sessions (common random numbers: outcomes depend on session, video and step,
-not on the arm), one page after the other, until the user leaves or the pages run out. Arms: `random`, `server` (the
+not on the arm). The next page comes when half of one was shown, and what was left of it goes, until the user leaves or
+the pages run out. Arms: `random`, `server` (the
 page's own order), `one_shot` (the reranker once per page, at its arrival), `per_swipe` (the reranker at every swipe,
 the edge runtime as shipped), `oracle` (greedy on the true hidden state: what no one can know).
 """
@@ -47,6 +48,11 @@ class SessionPlan:
     start_ms: int
     pages: Sequence[Page]
     items: Sequence[np.ndarray]
+
+    def refresh_after(self, page: int) -> int:
+        """Impressions of a page before the next one comes: half of it, and all of the last."""
+        n = len(self.pages[page].candidates)
+        return n if page == len(self.pages) - 1 else (n + 1) // 2
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,11 @@ class Oracle(ServerOrder):
 def live_session(session: Any, plan: SessionPlan, chooser: Chooser) -> Lived:
     """Walk one session with one arm."""
     watch_ms = likes = videos = long_views = 0
-    for page, items in zip(plan.pages, plan.items, strict=True):
+    for number, (page, items) in enumerate(zip(plan.pages, plan.items, strict=True)):
         chooser.page(page, session.now_ms)
         remaining = list(range(len(page.candidates)))
-        while remaining and not session.done:
+        last = len(remaining) - plan.refresh_after(number)
+        while len(remaining) > last and not session.done:
             shown_at_ms = session.now_ms
             index = chooser.choose(remaining, shown_at_ms)
             remaining.remove(index)

@@ -6,6 +6,7 @@ from typing import Any
 
 from contract.page import Page
 from contract.vocabulary import SIGNALS
+from edge import EdgeSession, FakeClock, Feedback, PoolConfig, SessionConfig
 
 
 def signals_of(values: Any) -> dict[str, bool]:
@@ -21,10 +22,9 @@ class EdgeChooser:
     """
 
     def __init__(self, installed: Any, user_id: int, session_id: int, start_ms: int, per_swipe: bool):
-        from edge import EdgeSession, FakeClock
-
+        one_page = SessionConfig(pool=PoolConfig(max_pages=1))  # every arm chooses from the same page
         self._clock = FakeClock(wall_ms=start_ms)
-        self._session = EdgeSession(user_id, installed, clock=self._clock, session_id=session_id)
+        self._session = EdgeSession(user_id, installed, clock=self._clock, config=one_page, session_id=session_id)
         self._session.start()
         self._per_swipe = per_swipe
         self._page: Page | None = None
@@ -51,8 +51,6 @@ class EdgeChooser:
         return choice.candidate_index
 
     def observe(self, index: int, response: Any, shown_at_ms: int, now_ms: int) -> None:
-        from edge import Feedback
-
         assert self._page is not None
         self._at(now_ms)
         play_time_ms = None if response.play_time_ms < 0 else int(response.play_time_ms)

@@ -3,7 +3,8 @@
     python -m benchmarks.phone CONFIG.json RESULT.json          (`kir demo` writes the config and reads the result)
 
 CONFIG: server "host:port", cdn URL, cache folder, user_ids, swipes per user, viewer (see benchmarks.viewer), seed, and
-optionally until_version: go on until so many swipes were made with that dense version, taking it up as a phone would.
+optionally until_version (with think_s and started_file): go on until so many swipes were made with that dense version,
+taking it up as a phone would.
 RESULT: latencies in microseconds per swipe and stage, page sizes, who chose, and a log of what happened.
 """
 
@@ -35,6 +36,7 @@ from edge import (
 PAGE_WAIT_S = 10.0
 PATIENCE_S = 120.0
 CHECK_EVERY = 4  # swipes between two looks at the CDN's pointer
+STARTED_AFTER = 8  # swipes after which a phone that waits for a version says that it is under way
 
 
 class MeasuredPages:
@@ -70,6 +72,7 @@ class Phone:
         self.versions: Counter[str] = Counter()
         self.log: list[str] = []
         self.uploaded = 0
+        self._offered = ""
 
     def _world(self) -> Any:
         if self.config["viewer"]["kind"] != "sim":
@@ -79,8 +82,11 @@ class Phone:
         return World(SimConfig(**self.config["viewer"]["world"]))
 
     def run(self) -> dict[str, Any]:
-        version = self.store.update()
-        self.log.append(f"model {version or self.store.active_version()} downloaded from the CDN and verified")
+        if not self.store.active_version():  # a first start has nothing running that a change could disturb
+            version = self.store.update()
+            assert version is not None
+            self.store.activate(version)
+            self.log.append(f"first start: model {version} downloaded from the CDN, verified, activated")
         for number, user_id in enumerate(self.config["user_ids"]):
             self._one_user(int(user_id), number)
         self.client.close()
@@ -109,6 +115,7 @@ class Phone:
         feedback: Feedback | None = None
         swipes = 0
         deadline = time.monotonic() + PATIENCE_S
+        self._offered = ""
         while not self._enough(session, swipes, deadline):
             shown = self._swipe(session, feedback, user_id, swipes)
             swipes += 1
@@ -117,8 +124,8 @@ class Phone:
             feedback = Feedback(
                 shown, int(response.play_time_ms), signals_of(response.signals), has_next=response.has_next
             )
-            if "until_version" in self.config and swipes % CHECK_EVERY == 0:
-                self._look_for_update(session, user_id, swipes)
+            if "until_version" in self.config:
+                self._live(session, user_id, swipes)
         if feedback is not None:
             session.feedback(feedback)
         self.uploaded += swipes
@@ -173,13 +180,20 @@ class Phone:
             )
         return choice.video_id
 
-    def _look_for_update(self, session: EdgeSession, user_id: int, swipes: int) -> None:
+    def _live(self, session: EdgeSession, user_id: int, swipes: int) -> None:
+        """While waiting for a version: tell that swipes go on, swipe at a slower pace, look at the CDN now and then."""
+        if swipes == STARTED_AFTER:
+            Path(self.config["started_file"]).touch()
+        time.sleep(self.config["think_s"])
+        if swipes % CHECK_EVERY or self._offered:
+            return
         try:
             version = session.update()
         except KirError as error:
             self.log.append(f"user {user_id}, swipe {swipes}: no update, the running model stays: {error}")
             return
         if version is not None:
+            self._offered = version
             self.log.append(f"user {user_id}, swipe {swipes}: {version} downloaded; waits for a page that fits")
 
 

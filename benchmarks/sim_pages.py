@@ -10,7 +10,7 @@ from benchmarks.closed_loop import SessionPlan
 from contract.errors import ServerError
 from contract.page import Page, decode_page
 
-PAGES_PER_SESSION = 3
+PAGES_PER_SESSION = 5
 DAY_MS = 86_400_000
 
 

@@ -1,0 +1,95 @@
+"""`kir bench closed-loop`: the closed loop with more sessions on a demo's models, or in several worlds trained anew.
+
+kir bench closed-loop --work demo-out --sessions 100
+kir bench closed-loop --worlds 5 --json docs/results/closed-loop.json      (about four minutes a world)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.closed_loop import ClosedLoopResult, SessionPlan, run_closed_loop
+from benchmarks.demo import DemoConfig, run_demo
+from benchmarks.edge_arm import EdgeChooser
+from benchmarks.loop import LoopPaths
+from benchmarks.server_process import ServerProcess
+from benchmarks.sim_pages import PageSource, plan_sessions
+from benchmarks.stats import Interval, bootstrap_mean, machine
+from contract.errors import InputError
+
+
+def closed_loops(
+    world: Any, installed: Any, grpc_address: str, *, seeds: int, sessions: int, page_size: int
+) -> dict[str, ClosedLoopResult]:
+    """The world as it is and its control (drift 0: no mood, no fatigue), over the same pages of the live server."""
+    from training.simulator import SimConfig, World
+
+    with PageSource(grpc_address, installed.dense_version, installed.spec_fingerprint) as source:
+        plans = plan_sessions(world, source, sessions, seeds, page_size, world.config.days)
+    users = world.users.user_id
+
+    def chooser(plan: SessionPlan, per_swipe: bool) -> EdgeChooser:
+        return EdgeChooser(installed, int(users[plan.user_index]), plan.session_seed, plan.start_ms, per_swipe)
+
+    control = World(SimConfig(**{**asdict(world.config), "drift": 0.0}))
+    return {"world": run_closed_loop(world, plans, chooser), "control": run_closed_loop(control, plans, chooser)}
+
+
+def run_work(work: Path | None, seeds: int, sessions: int, page_size: int) -> tuple[dict[str, Any], str]:
+    """Again with the models of a demo's folder. Returns the result and its tables."""
+    from edge import InstalledModel
+    from training.simulator import SimConfig, World
+
+    config_file = None if work is None else work / "phone" / "phones.json"
+    if work is None or config_file is None or not config_file.is_file():
+        fix = "run `kir demo --out DIR` first, or pass --worlds N"
+        raise InputError("--work names no folder of a finished demo", got=str(work), fix=fix)
+    viewer = json.loads(config_file.read_text())["viewer"]
+    if viewer["kind"] != "sim":
+        raise InputError("this demo ran on real logs", where=work, fix="run the demo without --data")
+    paths = LoopPaths(work)
+    world = World(SimConfig(**viewer["world"]))
+    installed = InstalledModel.open_published(paths.cdn)
+    with ServerProcess(paths.bundle, paths.cdn, work / "bench", ["--client-clock"]) as server:
+        found = closed_loops(world, installed, server.grpc_address, seeds=seeds, sessions=sessions, page_size=page_size)
+    result = {"benchmark": "closed-loop", "machine": machine(), **{name: one.to_json() for name, one in found.items()}}
+    return result, "\n\n".join(str(one) for one in found.values())
+
+
+def run_worlds(out: Path, n_worlds: int, sessions: int, page_size: int) -> tuple[dict[str, Any], str]:
+    """The whole demo in n worlds, seeds 0, 1, …; the interval is over worlds, each with models of its own."""
+    runs = []
+    for seed in range(n_worlds):
+        config = DemoConfig(out=out / f"world-{seed}", seed=seed, seeds=1, sessions=sessions, page_size=page_size)
+        report = run_demo(config)
+        runs.append(json.loads(report.with_suffix(".json").read_text())["closed_loop"])
+    summary = {name: _over_worlds([run[name] for run in runs]) for name in ("world", "control")}
+    result = {"benchmark": "closed-loop-worlds", "machine": machine(), "worlds": runs, "summary": summary}
+    return result, "\n\n".join(_table(name, rows) for name, rows in summary.items())
+
+
+def _over_worlds(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Per comparison: each world's mean gain in seconds and relative, and the interval over worlds."""
+    rows = {}
+    for name in runs[0]["gains"]:
+        seconds = [run["gains"][name]["watch_s"]["mean"] for run in runs]
+        relative = [run["gains"][name]["relative"] for run in runs]
+        rows[name] = {
+            "watch_s": bootstrap_mean(seconds).to_json(),
+            "relative": float(np.mean(relative)),
+            "per_world": seconds,
+        }
+    return rows
+
+
+def _table(name: str, rows: dict[str, Any]) -> str:
+    lines = [f"{name}: gain in session watch time over worlds, 95 % interval"]
+    for comparison, row in rows.items():
+        each = " ".join(f"{value:+.1f}" for value in row["per_world"])
+        lines.append(f"{comparison:<24} {Interval(**row['watch_s'])} s  ({row['relative']:+.1%})  each: {each}")
+    return "\n".join(lines)
