@@ -143,9 +143,9 @@ def fold_days(events: Events, folds: int, utc_offset_hours: float = 0.0) -> list
     days, counts = days[days >= 0], counts[days >= 0]
     if folds < 1 or len(days) < 2:
         raise InputError("rolling predictions need a fold and two days", got=f"{folds} folds, {len(days)} days")
-    # A group begins where the share of impressions (after the first day) passes a multiple of 1 / folds.
-    passed = np.cumsum(counts[1:]) - counts[1:]
-    group = np.minimum(passed * folds // max(int(counts[1:].sum()), 1), folds - 1)
+    # A day belongs to the fold in which its middle impression falls (the first day's impressions not counted).
+    middle = np.cumsum(counts[1:]) - counts[1:] / 2
+    group = np.floor(middle * folds / counts[1:].sum()).astype(np.int64)
     return [days[:1], *(days[1:][group == g] for g in np.unique(group))]
 
 
