@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 
 from contract.errors import ConversionError, KirError
 
@@ -18,12 +19,14 @@ TAIL_CHARACTERS = 400
 _IGNORED = (
     (r"You are using the legacy TorchScript-based ONNX export", DeprecationWarning, "chosen: convert/onnx_export.py"),
     (r"The feature will be removed. Please remove usage", DeprecationWarning, "the same, from inside torch"),
+    (r"Converting a tensor to a Python", Warning, "TracerWarning: branches on sizes; parity at other inputs is checked"),
 )
 
 
 @contextlib.contextmanager
 def quiet(what: str) -> Iterator[None]:
-    """Send descriptors 1 and 2 to a scratch file. An exception becomes a ConversionError with that file's last lines.
+    """Send descriptors 1 and 2, and Python's streams, to a scratch file. An exception becomes a ConversionError with its
+    last lines.
 
     what: says in the error what was being done. Not for concurrent use in threads of one process.
     """
@@ -35,7 +38,8 @@ def quiet(what: str) -> Iterator[None]:
             with warnings.catch_warnings():
                 for message, category, _ in _IGNORED:
                     warnings.filterwarnings("ignore", message=message, category=category)
-                yield
+                with open(log.fileno(), "a", closefd=False) as text, redirect_stdout(text), redirect_stderr(text):
+                    yield
         except (KirError, KeyboardInterrupt):
             raise
         except (Exception, SystemExit) as error:  # onnx2tf leaves with sys.exit

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import numpy as np
 import torch
+from ai_edge_litert import schema_py_generated as schema
 
 from contract.catalogue import Catalogue, UserTable, write_catalogue, write_users
 from contract.specs import kir_spec
 from contract.vocabulary import MISSING_KEY, TAGS_MAX
+from convert.build import BuiltGraph
+from convert.model import tensors_of
 from training import kuaiformer, ranker
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.kir_config import KirConfig
@@ -84,3 +90,50 @@ def make_catalogue(path: Path, n: int = N_ITEMS) -> Path:
 def make_users(path: Path, n: int = 5) -> Path:
     number = np.arange(n, dtype=np.int32)
     return write_users(path, UserTable(user_id=VIDEOS[:n], activity=number, register_days=number * 30))
+
+
+def built_from(directory: Path) -> dict[str, BuiltGraph]:
+    """What `build_all` returned, from a converted model's directory."""
+    found = {}
+    for entry in json.loads((directory / "model.json").read_text())["graphs"]:
+        variants = {name: directory / path for name, path in entry["variants"].items()}
+        onnx = directory / "graphs" / f"{entry['name']}-{entry['bucket']}.onnx"
+        sides = tensors_of(entry["inputs"]), tensors_of(entry["outputs"])
+        graph = BuiltGraph(entry["name"], entry["bucket"], *sides, onnx, variants, {}, ("int8-dynamic",))
+        found[graph.key] = graph
+    return found
+
+
+def edit_tflite(path: Path, change: Callable[[Any], None]) -> None:
+    """Unpack a flatbuffer, let `change` have the model, and pack it again."""
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    change(model)
+    builder = flatbuffers.Builder(path.stat().st_size + 1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
+
+
+def scale_largest_weight(factor: float) -> Callable[[Any], None]:
+    """The planted fault of a wrong weight: the largest float constant of the graph, times `factor`."""
+
+    def change(model: Any) -> None:
+        floats = [
+            model.buffers[tensor.buffer]
+            for tensor in model.subgraphs[0].tensors
+            if tensor.type == schema.TensorType.FLOAT32 and model.buffers[tensor.buffer].data is not None
+        ]
+        largest = max(floats, key=lambda buffer: len(buffer.data))
+        values = np.frombuffer(np.asarray(largest.data, np.uint8).tobytes(), "<f4") * np.float32(factor)
+        largest.data = np.frombuffer(values.tobytes(), np.uint8)
+
+    return change
+
+
+def swap_inputs(one: str, other: str) -> Callable[[Any], None]:
+    """The planted fault of two inputs of one shape under each other's names."""
+
+    def change(model: Any) -> None:
+        by_name = {bytes(t.name).decode(): t for t in model.subgraphs[0].tensors}
+        by_name[one].name, by_name[other].name = other.encode(), one.encode()
+
+    return change
