@@ -1,0 +1,162 @@
+"""`kir simulate`, `train`, `evaluate` through the real command line, and the examples."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+
+import kir
+from contract.catalogue import read_catalogue, read_users
+from contract.parquet import read_events
+from training import cli
+from training.checkpoint import load_checkpoint
+
+SIM = "sim:users=40,items=150,days=3"
+
+
+def run(*words: str) -> int:
+    return kir.main([str(word) for word in words])
+
+
+def test_simulate_writes_what_train_reads(tmp_path, capsys):
+    out = tmp_path / "sim"
+    assert run("simulate", "--out", out, "--users", 20, "--items", 100, "--days", 2, "--seed", 3) == 0
+    events = read_events(out / "events.parquet")
+    assert f"{len(events)} impressions of 20 users and 100 videos over 2 days" in capsys.readouterr().out
+    assert len(read_catalogue(out / "catalogue.parquet")) == 100
+    assert len(read_users(out / "users.parquet")) == 20
+    assert run("simulate", "--out", out, "--users", 20) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run("simulate", "--out", out, "--users", 20, "--items", 100, "--days", 2, "--overwrite") == 0
+    model = tmp_path / "model"
+    assert run("train", "ranker", "--data", f"events:{out}", "--out", model, "--epochs", 1) == 0
+    assert load_checkpoint(model).kind == "ranker"
+
+
+def test_simulate_takes_a_file_name(tmp_path):
+    path = tmp_path / "my.parquet"
+    assert run("simulate", "--out", path, "--users", 10, "--items", 50, "--days", 1, "--drift", 0) == 0
+    assert len(read_events(path)) > 0
+    assert (tmp_path / "catalogue.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "metric", "protocol"),
+    [("kuaiformer", "recall@10", "full ranking of 150 videos"), ("ranker", "auc_long_view", "impressions of")],
+)
+def test_train_then_evaluate(tmp_path, capsys, model, metric, protocol):
+    out, figures = tmp_path / "model", tmp_path / "figures.json"
+    assert run("train", model, "--data", SIM, "--out", out, "--epochs", 1, "--preset", "tiny") == 0
+    printed = capsys.readouterr().out
+    checkpoint = load_checkpoint(out, kind=model)
+    assert checkpoint.version in printed
+    assert printed.index(protocol) < printed.index(metric)
+    assert (out / "README.md").read_text().startswith("# ")
+    assert checkpoint.config["training"]["data"] == SIM
+    assert run("evaluate", out, "--data", SIM, "--json", figures) == 0
+    assert protocol in capsys.readouterr().out
+    written = json.loads(figures.read_text())
+    assert written["version"] == checkpoint.version
+    assert written["metrics"][metric] == pytest.approx(checkpoint.metrics[metric], abs=1e-9)
+
+
+def test_steps_and_resume_end_where_one_run_does(tmp_path):
+    train = ("train", "kuaiformer", "--data", SIM, "--epochs", 1, "--holdout-days", 0)
+    assert run(*train, "--out", tmp_path / "whole") == 0
+    assert run(*train, "--out", tmp_path / "half", "--steps", 2) == 0
+    assert run(*train, "--out", tmp_path / "rest", "--resume", tmp_path / "half") == 0
+    whole, half, rest = (load_checkpoint(tmp_path / name) for name in ("whole", "half", "rest"))
+    assert half.version != whole.version == rest.version
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "ranker", "--data", "csv:x", "--out", "m"), "KIND:PATH"),
+        (("train", "ranker", "--data", "events:nowhere", "--out", "m"), "nowhere"),
+        (("train", "ranker", "--data", SIM, "--out", "m", "--holdout-days", "-1"), "--holdout-days"),
+        (("train", "ranker", "--data", SIM, "--out", "m", "--resume", "nowhere"), "--resume nowhere"),
+        (("train", "ranker", "--data", SIM, "--out", "m", "--preset", "seed"), "unknown preset"),
+        (("train", "ranker", "--data", SIM, "--out", "m", "--holdout-days", "9"), "hold out"),
+        (("train", "kir", "--data", SIM, "--out", "m", "--steps", "5"), "--steps"),
+        (("evaluate", "nowhere", "--data", SIM), "nowhere"),
+    ],
+)
+def test_mistakes_end_in_one_line(tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(*words) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(f"kir {words[0]}: ")
+    assert message in line
+    assert not (tmp_path / "m").exists()
+
+
+def test_evaluate_refuses_data_before_the_cut(tmp_path, capsys):
+    out = tmp_path / "model"
+    assert run("train", "ranker", "--data", SIM, "--out", out, "--epochs", 1, "--holdout-days", 0) == 0
+    assert run("evaluate", out, "--data", SIM) == 2
+    assert "--holdout-days" in capsys.readouterr().err
+
+
+def test_sequences_are_refused_with_a_reason(tmp_path, capsys, monkeypatch):
+    import training.readers
+
+    monkeypatch.setattr(training.readers, "open_data", lambda name: object())
+    assert run("train", "ranker", "--data", "ml-1m:x", "--out", tmp_path / "m") == 2
+    assert "no events" in capsys.readouterr().err
+
+
+def test_kir_is_called_with_what_the_flags_say(tmp_path, monkeypatch):
+    called = {}
+
+    def train_kir(events, out_dir, preset, **options):
+        called.update(options, events=len(events), out=out_dir, preset=preset)
+        return types.SimpleNamespace(version="kir-0", metrics={"auc": 0.5, "steps": 3}, path=out_dir)
+
+    monkeypatch.setitem(sys.modules, "training.kir_train", types.SimpleNamespace(train_kir=train_kir))
+    assert run("train", "kir", "--data", SIM, "--out", tmp_path / "k", "--epochs", 2, "--preset", "small") == 0
+    assert called["epochs"] == 2
+    assert called["preset"] == "small"
+    assert called["out"] == tmp_path / "k"
+
+
+def test_help_names_every_flag(capsys):
+    for name in ("simulate", "train", "evaluate"):
+        parser = argparse.ArgumentParser()
+        getattr(cli, f"add_{name}_arguments")(parser)
+        with pytest.raises(SystemExit):
+            kir.main([name, "--help"])
+        text = capsys.readouterr().out
+        for action in parser._actions:
+            assert all(flag in text for flag in action.option_strings)
+
+
+def test_kuairand_days_begin_in_china():
+    args = argparse.Namespace(utc_offset_hours=None, data="kuairand:x")
+    assert cli._utc_offset(args) == 8.0
+    args.data = "events:x"
+    assert cli._utc_offset(args) == 0.0
+    args.utc_offset_hours = -3.0
+    assert cli._utc_offset(args) == -3.0
+
+
+def test_the_command_line_is_light_at_import():
+    code = "import sys, training.cli; print([m for m in ('torch', 'pyarrow', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["train_retrieval", "rank_without_leaks"])
+def test_examples_run(repository, capsys, name):
+    path = repository / "examples" / f"{name}.py"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    assert module.main(n_users=40, n_items=150, days=3, epochs=1)
+    assert capsys.readouterr().out.count("\n") >= 3
