@@ -1,0 +1,159 @@
+"""What leaves the phone: the wire messages against the tags of contract.events, and null against zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from contract.events import COLUMN, EVENT_COLUMNS
+from contract.v1 import feedback_pb2, page_pb2
+from contract.vocabulary import NETWORKS, SIGNALS
+from edge import (
+    Choice,
+    Chooser,
+    DeviceState,
+    EdgeSession,
+    FakeClock,
+    Feedback,
+    FeedbackUploader,
+    InstalledModel,
+    Outcome,
+    PageRequest,
+    SessionConfig,
+)
+from edge._wire import Impression, feedback_event
+from tests.edge.tiny_page import page_bytes
+
+WIRE_FIELDS = {field.name for field in feedback_pb2.FeedbackEvent.DESCRIPTOR.fields}
+OPT_IN = {column.name for column in EVENT_COLUMNS if column.leaves_device == "opt_in"}
+
+CHOICE = Choice(
+    video_id=101,
+    page_id="p",
+    candidate_index=3,
+    chooser=Chooser.MODEL,
+    reason="",
+    position=4,
+    considered=[101, 102],
+    remaining=[1, 2],
+    dense_version="kir-a",
+    variant="int8",
+    rows_revision=7,
+)
+EVERYTHING = Feedback(101, 900, dict.fromkeys(SIGNALS, True), True, profile_stay_ms=11, comment_stay_ms=12)
+LOUD = DeviceState(network=6, buffered_ms={101: 3000}, volume=0.5, landscape=True)
+
+
+def message(
+    choice: Choice = CHOICE, feedback: Feedback = EVERYTHING, device: DeviceState = LOUD, opted_in: bool = False
+) -> feedback_pb2.FeedbackEvent:
+    return feedback_event(Impression(5, 9, choice, 1000, device), feedback, feedback.signals, 2, 2000, opted_in)
+
+
+class TestTags:
+    def test_every_wire_field_may_leave(self) -> None:
+        assert WIRE_FIELDS <= set(COLUMN)
+        assert {name for name in WIRE_FIELDS if COLUMN[name].leaves_device == "never"} == set()
+
+    def test_everything_that_may_leave_has_a_field(self) -> None:
+        assert {c.name for c in EVENT_COLUMNS if c.leaves_device != "never"} == WIRE_FIELDS
+
+    def test_opt_in_fields_stay_without_leave(self) -> None:
+        assert {field.name for field, _ in message().ListFields()} & OPT_IN == set()
+
+    def test_opt_in_fields_leave_with_it(self) -> None:
+        sent = {field.name for field, _ in message(opted_in=True).ListFields()}
+        assert sent >= OPT_IN == {"profile_stay_ms", "comment_stay_ms", "volume", "landscape"}
+
+    def test_a_full_message_fills_every_field_that_always_leaves(self) -> None:
+        always = {c.name for c in EVENT_COLUMNS if c.leaves_device == "always"}
+        sent = {field.name for field, _ in message().ListFields()}
+        assert always - sent == {"fallback_reason"}  # empty when the model chose
+
+    @pytest.mark.parametrize("opted_in", [False, True])
+    def test_a_session_keeps_to_the_users_word(
+        self, opted_in: bool, published: Callable[[str], InstalledModel], clock: FakeClock
+    ) -> None:
+        sent: list[feedback_pb2.FeedbackEvent] = []
+
+        class Sink:
+            def report(self, events: list[Any]) -> feedback_pb2.ReportFeedbackResponse:
+                sent.extend(events)
+                return feedback_pb2.ReportFeedbackResponse(accepted=len(events))
+
+        config = SessionConfig(opted_in=opted_in)
+        session = EdgeSession(5, published("kir-a"), uploader=FeedbackUploader(Sink()), clock=clock, config=config)
+        session.start()
+        session.on_page(page_bytes([101, 102]))
+        choice = session.next(DeviceState(volume=0.3, landscape=False))
+        session.feedback(Feedback(choice.video_id, 1000, profile_stay_ms=5))
+        session.close()
+        (event,) = sent
+        told = {field.name for field, _ in event.ListFields()} & OPT_IN
+        assert told == ({"volume", "landscape", "profile_stay_ms"} if opted_in else set())
+
+
+class TestNulls:
+    def test_what_was_not_observed_is_absent(self) -> None:
+        event = message(feedback=Feedback(101), device=DeviceState())
+        for name in ("play_time_ms", "has_next", "buffered_ms", *SIGNALS):
+            assert not event.HasField(name), name
+
+    def test_zero_and_no_are_told(self) -> None:
+        event = message(
+            feedback=Feedback(101, 0, dict.fromkeys(SIGNALS, False), False), device=DeviceState(buffered_ms={101: 0})
+        )
+        for name in ("play_time_ms", "has_next", "buffered_ms", *SIGNALS):
+            assert event.HasField(name), name
+            assert not getattr(event, name)
+
+    def test_the_key_and_the_times(self) -> None:
+        event = message()
+        assert (event.session_id, event.seq, event.revision) == (9, 4, 2)
+        assert (event.time_ms, event.known_at_ms) == (1000, 2000)
+        assert (event.propensity, event.chooser) == (1.0, feedback_pb2.CHOOSER_KIND_MODEL)
+
+    def test_a_fallback_says_why(self, clock: FakeClock) -> None:
+        session = EdgeSession(5, clock=clock)
+        session.start()
+        session.on_page(page_bytes([101, 102]))
+        choice = session.next()
+        event = message(choice)
+        assert (event.chooser, event.fallback_reason) == (feedback_pb2.CHOOSER_KIND_SERVER_ORDER, "no_model")
+        assert (event.dense_version, event.variant, event.rows_revision) == ("", "", 0)
+
+    def test_a_stale_revision_reports_only_itself(
+        self, published: Callable[[str], InstalledModel], clock: FakeClock
+    ) -> None:
+        sent: list[feedback_pb2.FeedbackEvent] = []
+
+        class Sink:
+            def report(self, events: list[Any]) -> feedback_pb2.ReportFeedbackResponse:
+                sent.extend(events)
+                return feedback_pb2.ReportFeedbackResponse(accepted=len(events))
+
+        session = EdgeSession(5, published("kir-a"), uploader=FeedbackUploader(Sink()), clock=clock)
+        session.start()
+        session.on_page(page_bytes([101, 102]))
+        video_id = session.next().video_id
+        session.feedback(Feedback(video_id, 1000, {"like": True}, revision=2))
+        assert session.feedback(Feedback(video_id, 500, {"click": True}, revision=1)) is Outcome.STALE
+        session.close()
+        newer, older = sent
+        assert (newer.revision, newer.like, newer.HasField("click")) == (2, True, False)
+        assert (older.revision, older.click, older.HasField("like")) == (1, True, False)
+
+
+class TestRequest:
+    def test_networks_have_one_numbering(self) -> None:
+        names = [name.removeprefix("NETWORK_").lower() for name in page_pb2.Network.keys()]  # noqa: SIM118
+        assert ["unknown", *names[1:]] == list(NETWORKS)
+        assert page_pb2.Network.values() == list(range(len(NETWORKS)))
+
+    def test_an_empty_request(self) -> None:
+        sent = PageRequest(5, 9).to_message()
+        assert (sent.user_id, sent.session_id, sent.row_encoding) == (5, 9, page_pb2.ROW_ENCODING_INT8)
+        assert not sent.held_models
+        assert not sent.watched
