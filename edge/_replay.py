@@ -166,15 +166,13 @@ class _GoldenPhone:
         self.session = EdgeSession(golden.user_id, installed, clock=self.clock, config=config, session_id=0)
         self.session.start()
         shipped = [g.variant().tolerance for g in self.manifest.graphs if g.name in ("page", "watch", "swipe")]
-        # The golden session is the float whole net's; the publisher measured how far its shipped variants stray from it.
-        told = self.manifest.verification.get("session", {})
-        self.tolerance = float(told.get("score_tolerance", 3 * max(shipped)))
-        self.value_tolerance = float(told.get("value_tolerance", _value_tolerance(self.manifest, self.tolerance)))
+        self.tolerance = 3 * max(shipped)  # three graphs in a row
+        self.value_tolerance = _value_tolerance(self.manifest, self.tolerance)
 
     def take(self, step: PageStep | FeedbackStep | SwipeStep, case: str) -> ReplayLine | None:
         self.clock.now_ms = step.at_ms
         if isinstance(step, PageStep):
-            self.session.pool = CandidatePool()  # a golden swipe chooses from the last page, whatever was shown before
+            self.session.pool = CandidatePool()  # a golden swipe chooses from the last page, shown before or not
             report = self.session.on_page(step.page)
             return ReplayLine(case, 0.0, 0.0, f"page can't be scored: {report.reason}") if report.reason else None
         if isinstance(step, FeedbackStep):

@@ -1,4 +1,4 @@
-"""Feature assembly: a page's rows into blocks, default rows counted, pages that do not fit, device state at the swipe."""
+"""Feature assembly: a page's rows into blocks, default rows counted, pages that do not fit, device state."""
 
 from __future__ import annotations
 

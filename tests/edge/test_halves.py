@@ -1,4 +1,4 @@
-"""page + watch + swipe with cached keys and values give what the whole net gives, whatever happens to the watched list."""
+"""page + watch + swipe with cached keys and values give what the whole net gives, whatever happens to the list."""
 
 from __future__ import annotations
 

@@ -203,11 +203,6 @@ class TestSession:
         again.session(apply)
         assert "kir.v1.Page" in problems(again.cdn)["session step 1 (page)"]
 
-    def test_the_publishers_own_tolerance_holds(self, again: Republish) -> None:
-        again.write(verification={"session": {"score_tolerance": 9.0, "value_tolerance": 9.0}})
-        found = self.change(again, 0, scores=[[0.0] * 4] * 8)
-        assert found == {}
-
     def test_a_session_file_that_is_none(self, again: Republish) -> None:
         again.file(again.manifest.golden.session, b"{}")
         with pytest.raises(KirError, match="golden session"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ class TestAuthors:
         session.on_page(page_bytes(self.IDS))
         choices = [session.next() for _ in range(5)]
         authors = [int(candidates_of([v]).author_id[0]) for v in ids_of(choices)]
-        assert all(a != b for a, b in zip(authors, authors[1:], strict=False)) or len(set(authors)) == 1
+        assert all(a != b for a, b in pairwise(authors)) or len(set(authors)) == 1
         assert {c.chooser for c in choices} == {Chooser.MODEL if with_model else Chooser.SERVER_ORDER}
 
     def test_rather_the_same_author_than_nothing(self, clock: FakeClock) -> None:

@@ -1,0 +1,161 @@
+"""`kir replay` and `kir swipe` as a person types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import kir
+from contract.page import encode_page
+from contract.v1 import page_pb2
+from edge.cli import scripted_feedback
+from tests.edge.conftest import LocalServer
+from tests.edge.test_store import flip_byte
+from tests.edge.test_wire import CHOICE
+from tests.edge.tiny_model import point_at
+from tests.edge.tiny_page import make_page
+
+
+class Shop:
+    """Answers every page request with 8 new videos, and rows for whichever model the phone holds."""
+
+    def __init__(self, server: LocalServer, n_videos: int = 400):
+        self.left = iter(range(101, 101 + n_videos))
+        server.answers = [self] * 1000
+
+    def __call__(self, request: page_pb2.GetPageRequest) -> page_pb2.GetPageResponse:
+        ids = [video_id for _, video_id in zip(range(8), self.left, strict=False)]
+        if not ids:
+            refusal = page_pb2.PageRefusal(reason=page_pb2.REFUSAL_REASON_NO_CANDIDATES, message="seen it all")
+            return page_pb2.GetPageResponse(refusal=refusal)
+        watched = [video.video_id for video in request.watched]
+        held = [model.dense_version for model in request.held_models]
+        status = "ok" if held else "no_live_version"
+        page = make_page(ids, held[0] if held else "kir-a", watched, status=status, page_id=f"page-{ids[0]}")
+        return page_pb2.GetPageResponse(page=encode_page(page))
+
+
+@pytest.fixture
+def shop(server: LocalServer) -> Shop:
+    return Shop(server)
+
+
+class TestReplay:
+    def test_a_version_directory(self, tiny_cdn: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        report = tmp_path / "report.json"
+        assert kir.main(["replay", "--model", str(tiny_cdn / "models" / "kir-b"), "--json", str(report)]) == 0
+        assert "18 of 18 golden cases agree" in capsys.readouterr().out
+        assert json.loads(report.read_text())["dense_version"] == "kir-b"
+
+    def test_a_cdn_is_downloaded_and_checked_first(self, cdn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert kir.main(["replay", "--cdn", str(cdn)]) == 0
+        assert capsys.readouterr().out.startswith("kir-a\n")
+        damaged = sorted((cdn / "models" / "kir-a").glob("*.npz"))[0]
+        flip_byte(damaged)
+        assert kir.main(["replay", "--cdn", str(cdn)]) == 2
+        assert damaged.name in capsys.readouterr().err
+
+    def test_a_difference_is_exit_one(self, cdn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        from tests.edge.test_replay import Republish
+
+        Republish(cdn).write(fusion={"effective_view": -1.0})
+        assert kir.main(["replay", "--model", str(cdn)]) == 1
+        assert "differs" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("flags", [[], ["--cdn", "a", "--model", "b"]])
+    def test_one_place_is_named(self, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            kir.main(["replay", *flags])
+        assert "--cdn" in capsys.readouterr().err
+
+    def test_no_model_there(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert kir.main(["replay", "--model", str(tmp_path)]) == 2
+        assert "no published model here" in capsys.readouterr().err
+
+
+class TestSwipe:
+    def swipe(self, server: LocalServer, *flags: str) -> int:
+        return kir.main(["swipe", "--server", server.target, *flags])
+
+    def test_a_session_with_a_model(
+        self, server: LocalServer, shop: Shop, cdn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert (
+            self.swipe(server, "--cdn", str(cdn), "--user", "5", "--swipes", "20", "--cache", str(tmp_path / "c")) == 0
+        )
+        lines = capsys.readouterr().out.splitlines()
+        summary = json.loads(lines[-1])
+        assert (summary["swipes"], summary["by_model"], summary["dense_version"]) == (20, 20, "kir-a")
+        assert lines[0] == "model: kir-a (new)"
+        assert len(lines) == 1 + 1 + 20 + 1
+        assert len(server.events) == 20  # all feedback had arrived before the command ended
+
+    def test_the_second_run_finds_its_model(
+        self, server: LocalServer, shop: Shop, cdn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        flags = ("--cdn", str(cdn), "--swipes", "3", "--cache", str(tmp_path / "c"))
+        self.swipe(server, *flags)
+        capsys.readouterr()
+        assert self.swipe(server, *flags) == 0
+        assert capsys.readouterr().out.startswith("model: kir-a (up to date)")
+
+    def test_a_cdn_that_is_down_leaves_the_old_model(
+        self, server: LocalServer, shop: Shop, cdn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        flags = ("--cdn", str(cdn), "--swipes", "3", "--cache", str(tmp_path / "c"))
+        self.swipe(server, *flags)
+        point_at(cdn, "kir-b")
+        for path in (cdn / "models" / "kir-b").glob("*.tflite"):
+            path.unlink()
+        capsys.readouterr()
+        assert self.swipe(server, *flags) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("model: no update: ")
+        assert lines[1] == "model: kir-a"
+        assert json.loads(lines[-1])["by_model"] == 3
+
+    def test_without_a_cdn_the_server_decides(
+        self, server: LocalServer, shop: Shop, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.swipe(server, "--swipes", "10") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "model: none (no_model), the server decides the order"
+        assert [line.split()[1] for line in lines[2:-1]] == [str(v) for v in range(101, 111)]
+        assert all(line.endswith("no_model") for line in lines[2:-1])
+        assert json.loads(lines[-1])["by_model"] == 0
+
+    def test_a_server_with_too_few_videos(self, server: LocalServer, capsys: pytest.CaptureFixture[str]) -> None:
+        Shop(server, n_videos=3)
+        assert self.swipe(server, "--swipes", "10") == 2
+        assert "seen it all" in capsys.readouterr().err
+
+    def test_no_server(self, server: LocalServer, capsys: pytest.CaptureFixture[str]) -> None:
+        server.stop()
+        assert self.swipe(server, "--swipes", "1") == 2
+        assert "no page from the server" in capsys.readouterr().err
+        server.start()
+
+    @pytest.mark.parametrize(
+        ("flags", "says"),
+        [
+            (["--swipes", "0"], "--swipes starts at 1"),
+            (["--user", "-3"], "64-bit key"),
+            (["--ca", "nowhere.pem"], "nowhere.pem"),
+            (["--cdn", "nowhere"], "no such CDN directory"),
+        ],
+    )
+    def test_flags_are_checked(
+        self, server: LocalServer, flags: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.swipe(server, *flags) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_the_scripted_viewer_is_the_same_every_time() -> None:
+    first, second = scripted_feedback(CHOICE), scripted_feedback(CHOICE)
+    assert first == second
+    assert set(first.signals) == {"long_view", "like", "click"}
+    assert first.play_time_ms is not None
+    assert 1_000 <= first.play_time_ms <= 32_000
