@@ -64,7 +64,7 @@ class WatchHistory:
             self._shown.popitem(last=False)
 
     def apply(self, feedback: Feedback) -> Applied:
-        """Merge a feedback. The list must have room: call `evict` first when `full`.
+        """Merge a feedback. The list must have room: evict first when `needs_room`.
 
         The first feedback of an impression appends, in the order in which feedback arrives; later revisions
         amend one of the last items; older items, and revisions that come after a newer one, change nothing here.
@@ -91,9 +91,11 @@ class WatchHistory:
         amended = self.watched.amend(feedback.video_id, observed)
         return Applied(Outcome.LOGGED if amended is None else Outcome.AMENDED, shown, revision, amended)
 
-    @property
-    def full(self) -> bool:
-        return self.watched.n_watched >= self.watched.capacity
+    def needs_room(self, feedback: Feedback) -> bool:
+        """Whether this feedback appends and the list is full."""
+        shown = self._shown.get(feedback.video_id)
+        appends = shown is not None and shown.revision < 0
+        return appends and self.watched.n_watched >= self.watched.capacity
 
     def entries(self) -> list[WatchedEntry]:
         """The list as a page request tells it, oldest first."""

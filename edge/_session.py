@@ -108,6 +108,8 @@ class EdgeSession:
                 return self._no_model_reason
             installed = self._store.active() if isinstance(self._store, ModelStore) else self._store
             engine = Engine(installed, allow_no_delegate=self.config.allow_no_delegate)
+            if isinstance(self._store, ModelStore) and self._store.refused:
+                self.last_error = self._store.refused[0]  # an older model stands in for it
         except KirError as error:
             corrupt = isinstance(error, IntegrityError) or isinstance(error.__cause__, IntegrityError)
             self._no_model_reason = str(Reason.CORRUPT_MODEL if corrupt else Reason.NO_MODEL)
@@ -135,8 +137,9 @@ class EdgeSession:
         if not isinstance(self._store, ModelStore):
             return None
         version = self._store.update()
-        if version is not None:
-            self.offer(self._store.load(version))
+        if version is None or version in (self._offered.dense_version if self._offered else "", self.dense_version):
+            return None
+        self.offer(self._store.load(version))
         return version
 
     def offer(self, installed: InstalledModel) -> None:
@@ -328,7 +331,7 @@ class EdgeSession:
     def feedback(self, feedback: Feedback) -> Outcome:
         """Take in a feedback, work out its token, report it. Late, amended and out-of-order ones are fine."""
         self._settle()
-        if self._history.full:
+        if self._history.needs_room(feedback):
             self._evict()
         applied = self._history.apply(feedback)
         shown = applied.shown

@@ -10,6 +10,7 @@ import pytest
 import kir
 from contract.page import encode_page
 from contract.v1 import page_pb2
+from edge import Choice
 from edge.cli import scripted_feedback
 from tests.edge.conftest import LocalServer
 from tests.edge.test_store import flip_byte
@@ -159,3 +160,17 @@ def test_the_scripted_viewer_is_the_same_every_time() -> None:
     assert set(first.signals) == {"long_view", "like", "click"}
     assert first.play_time_ms is not None
     assert 1_000 <= first.play_time_ms <= 32_000
+
+
+def test_the_example_of_the_guide_runs(
+    server: LocalServer, shop: Shop, cdn: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = (repository / "docs" / "edge.md").read_text().split("```python\n")
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)  # the example's "cdn" and "cache" are here
+    names: dict[str, object] = {"server": server.target}
+    exec(blocks[1].partition("```")[0], names)
+    choice = names["choice"]
+    assert isinstance(choice, Choice)
+    assert (choice.chooser, choice.dense_version) == ("model", "kir-a")
+    assert len(server.events) == 10

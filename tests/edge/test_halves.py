@@ -69,6 +69,16 @@ def test_feedback_without_a_swipe_in_between_makes_room(duo: Duo) -> None:
     assert duo.session._history.watched.n_watched == 8 - L // 2
 
 
+def test_an_amendment_of_a_full_list_evicts_nothing(duo: Duo) -> None:
+    steps = duo.watch(L)
+    assert duo.amend(steps[-1].video_id, 39_000, {"like": True}, steps[-1]) is Outcome.AMENDED
+    assert duo.session.feedback(Feedback(424242)) is Outcome.UNKNOWN
+    assert duo.session._history.watched.n_watched == L
+    if not len(duo.session.pool):
+        duo.page()
+    duo.swipe()
+
+
 def test_an_append_runs_one_token_and_a_rebuild_few(duo: Duo) -> None:
     duo.page()
     assert runs_of(duo) == 1  # the start token

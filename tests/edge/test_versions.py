@@ -197,6 +197,26 @@ class TestRefusedModels:
         assert phone.update() is None
 
 
+def test_a_model_is_offered_once(phone: EdgeSession, cdn: Path) -> None:
+    point_at(cdn, "kir-b")
+    assert phone.update() == "kir-b"
+    offered = phone._offered
+    assert phone.update() is None  # an app may look every minute: no second engine
+    assert phone._offered is offered
+
+
+def test_an_older_model_stands_in_for_a_corrupt_one(store: ModelStore, cdn: Path, clock: FakeClock) -> None:
+    point_at(cdn, "kir-b")
+    store.activate(str(store.update()))
+    only_b = set(store.load("kir-b").paths.values()) - set(store.load("kir-a").paths.values())
+    flip_byte(sorted(only_b)[0])
+    session = EdgeSession(5, store, clock=clock)
+    assert session.start() == ""
+    assert session.dense_version == "kir-a"
+    assert isinstance(session.last_error, IntegrityError)
+    assert session.update() == "kir-b"  # mended from the CDN
+
+
 def test_nothing_to_update_without_a_store(published: Open) -> None:
     assert EdgeSession(5).update() is None
     assert EdgeSession(5, published("kir-a")).update() is None
