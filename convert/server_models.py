@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from contract.catalogue import Catalogue
 from contract.errors import ConversionError, VerificationFailed
 from contract.history import KUAIFORMER_HISTORY
+from contract.server_order import DEFAULT_FUSION, WATCH_TIME
 from convert.measure import distance
 from convert.onnx_export import OnnxGraph, TorchGraph, export_onnx
 from convert.phone import Rows
@@ -34,17 +35,6 @@ BATCHES = (1, 3, 40)  # tried besides the traced one
 TRACED = 2
 FLAT_UP_TO_ITEMS = 50_000
 CHUNK = 8192
-# value = Σ weight · pXTR orders the server's page; heads without labels in the log are left out.
-PXTR_FUSION = {
-    "long_view": 1.0,
-    "click": 0.2,
-    "like": 0.5,
-    "follow": 0.5,
-    "comment": 0.3,
-    "forward": 0.5,
-    "hate": -2.0,
-}
-
 Floats = NDArray[np.float32]
 
 
@@ -76,7 +66,7 @@ def export_ranker(checkpoint: Checkpoint, directory: Path) -> None:
     graph = _ranker_graph(RankerProbabilities(net).eval(), spec, history)
     _export(graph, directory / "ranker.onnx", fixed=("user_rows", "user_dense", "history_rows", "history_mask"))
     trained = net.config.trained_heads
-    fusion = {head: weight for head, weight in PXTR_FUSION.items() if head in trained}
+    fusion = {name: weight for name, weight in DEFAULT_FUSION.items() if name in trained or name == WATCH_TIME}
     config = {"history": history, "heads": list(trained), "fusion": fusion, "model": dict(checkpoint.model_config)}
     _write_common(checkpoint, config, directory)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from contract.errors import InputError, VersionMismatch
 from contract.features import dense_block
 from contract.history import KUAIFORMER_HISTORY, UserHistory
+from contract.server_order import DEFAULT_FUSION, checked_fusion, server_value
 from contract.spec import FeatureSpec
 from contract.vocabulary import PXTR_HEADS, X_PXTR
 from server_stub.onnx_model import ANY, OnnxModel
@@ -23,16 +24,6 @@ from server_stub.store import Tables, block_rows, read_tables
 Floats = NDArray[np.float32]
 Columns = Mapping[str, NDArray[Any]]
 
-# value = Σ weight · pXTR; ranker/config.json's "fusion" replaces it.
-DEFAULT_FUSION = {
-    "long_view": 1.0,
-    "click": 0.2,
-    "like": 0.5,
-    "follow": 0.5,
-    "comment": 0.3,
-    "forward": 0.5,
-    "hate": -2.0,
-}
 _BLOCKS = ("user_rows", "user_dense", "history_rows", "candidate_rows", "candidate_dense")
 
 
@@ -58,7 +49,7 @@ class Ranker:
             raise VersionMismatch("the ranker's history length must be fixed", where=model.path, got=length)
         self.version = version
         self.history_length = length
-        self.weights_X = fusion_weights(DEFAULT_FUSION if fusion is None else fusion, model.path)
+        self.fusion = checked_fusion(DEFAULT_FUSION if fusion is None else fusion, model.path)
         self._untrained_X = untrained_heads(heads, model.path)
         self._model, self._spec, self._tables = model, spec, tables
 
@@ -68,7 +59,7 @@ class Ranker:
     ) -> Ranker:
         """Read ranker.onnx and tables.safetensors. Raises InputError, VersionMismatch.
 
-        config: ranker/config.json; "fusion" (head -> weight) orders pages, "heads" are those the log had labels for.
+        config: ranker/config.json; "fusion" orders pages (contract.server_order), "heads" are those with labels in the log.
         """
         tables = read_tables(directory / "tables.safetensors", spec)
         model = OnnxModel(directory / "ranker.onnx", threads=threads)
@@ -101,27 +92,13 @@ class Ranker:
     def _dense(self, block: str, columns: Columns, n: int) -> Floats:
         return dense_block(self._spec, block, columns, np.zeros((n, self._spec.width(block)), np.float32))
 
-    def order(self, pxtr_nX: Floats) -> tuple[NDArray[np.int64], Floats]:
+    def order(self, pxtr_nX: Floats, duration_ms: NDArray[Any]) -> tuple[NDArray[np.int64], Floats]:
         """Best first, ties in the order given: (int64 [n], fused value float32 [n] as given).
 
         A missing pXTR counts as 0.
         """
-        value_n = np.nan_to_num(pxtr_nX, nan=0.0) @ self.weights_X
+        value_n = server_value(pxtr_nX, duration_ms, self.fusion)
         return np.argsort(-value_n, kind="stable"), value_n
-
-
-def fusion_weights(fusion: Mapping[str, float], where: object = "fusion") -> Floats:
-    """float32 [X] in head order; heads left out weigh nothing. Raises InputError for unknown heads or numbers."""
-    unknown = sorted(set(fusion) - set(PXTR_HEADS)) if isinstance(fusion, Mapping) else [str(fusion)]
-    if unknown:
-        raise InputError("fusion names an unknown head", where=where, got=unknown, allowed=PXTR_HEADS)
-    try:
-        weights = np.array([float(fusion.get(head, 0.0)) for head in PXTR_HEADS], np.float32)
-    except (TypeError, ValueError):
-        raise InputError("fusion weights must be numbers", where=where, got=dict(fusion)) from None
-    if not np.isfinite(weights).all():
-        raise InputError("fusion weights must be finite", where=where, got=dict(fusion))
-    return weights
 
 
 def untrained_heads(heads: Sequence[str], where: object = "heads") -> NDArray[np.bool_]:

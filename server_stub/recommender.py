@@ -227,7 +227,7 @@ def _ranked(models: Models, pool: Recommendation, user_key: int, history: Any, k
         "hour": np.array([pool.hour], np.int32),
     }
     pxtr_nX = models.ranker.pxtr(user, history, pool.items)
-    order, value_n = models.ranker.order(pxtr_nX)
+    order, value_n = models.ranker.order(pxtr_nX, pool.items["duration_ms"])
     top = order[:k]
     return replace(
         pool,

@@ -14,7 +14,6 @@ import pytest
 from contract.errors import InputError, IntegrityError, KirError, SpecError, VersionMismatch
 from contract.specs import kir_spec
 from server_stub.bundle import load_histories, load_models, load_rows, read_index, verify
-from server_stub.ranker import fusion_weights
 from server_stub.store import EmbeddingStore
 from tests.server_stub.tiny_bundle import N_ITEMS, write_index, write_rows
 
@@ -35,7 +34,7 @@ class TestGood:
         assert len(models.catalogue) == N_ITEMS
         assert models.retrieval.length == 256
         assert models.ranker.history_length == 20
-        assert models.ranker.weights_X.tolist() == pytest.approx([0, 1, 0.5, 0, 0, 0, -1])
+        assert models.ranker.fusion == {"long_view": 1.0, "like": 0.5, "hate": -1.0}
 
     def test_rows(self, shared_bundle: Path) -> None:
         rows, store = load_rows(read_index(shared_bundle), "kir-b"), EmbeddingStore()
@@ -177,10 +176,6 @@ class TestModelsThatDoNotFit:
     def test_config_that_is_no_object(self, bundle: Path) -> None:
         (bundle / "ranker/config.json").write_text("[]")
         self.fails(bundle, InputError, "not a JSON object")
-
-
-def test_fusion_leaves_unnamed_heads_out() -> None:
-    assert fusion_weights({"hate": -1}).tolist() == [0, 0, 0, 0, 0, 0, -1]
 
 
 class TestRows:

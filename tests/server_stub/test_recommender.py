@@ -10,6 +10,7 @@ import pytest
 from contract.catalogue import Catalogue
 from contract.errors import InputError
 from contract.history import UserHistory
+from contract.server_order import server_value
 from contract.specs import ranker_spec
 from contract.vocabulary import MISSING_KEY, X_PXTR
 from server_stub.bundle import Models, load_histories, load_models, read_index
@@ -126,12 +127,12 @@ class TestRanker:
         pxtr = ranker.pxtr(self.user(), UserHistory(256), items)
         assert np.isnan(pxtr[:, 2:]).all()
         np.testing.assert_array_equal(pxtr[:, :2], models.ranker.pxtr(self.user(), UserHistory(256), items)[:, :2])
-        assert np.isfinite(ranker.order(pxtr)[1]).all()
+        assert np.isfinite(ranker.order(pxtr, items["duration_ms"])[1]).all()
 
     def test_order_is_the_fusion_and_stable(self, models: Models) -> None:
         pxtr = np.zeros((4, X_PXTR), np.float32)
         pxtr[:, 1] = [0.1, 0.9, np.nan, 0.9]
-        order, value = models.ranker.order(pxtr)
+        order, value = models.ranker.order(pxtr, np.full(4, 10_000))
         assert order.tolist() == [1, 3, 0, 2]
         assert value.tolist() == pytest.approx([0.1, 0.9, 0.0, 0.9])
 
@@ -214,7 +215,8 @@ class TestRecommend:
     def test_the_order_is_the_rankers(self, recommender: Recommender) -> None:
         found = recommender.recommend(3, 10)
         assert (np.diff(found.value) <= 0).all()
-        np.testing.assert_allclose(found.value, found.pxtr @ recommender.models.ranker.weights_X, rtol=1e-5)
+        fusion = recommender.models.ranker.fusion
+        np.testing.assert_allclose(found.value, server_value(found.pxtr, found.items["duration_ms"], fusion), rtol=1e-5)
 
     def test_an_interaction_counts_at_the_next_call(self, recommender: Recommender) -> None:
         assert recommender.recommend(COLD, 10).reason == NO_HISTORY
