@@ -17,7 +17,7 @@ from torch import Tensor
 from contract import features
 from contract.events import Events
 from contract.spec import FeatureSpec
-from contract.vocabulary import MASK_VALUE, MISSING_KEY, TASKS, WATCH_TIME_CAP_MS
+from contract.vocabulary import MISSING_KEY, TASKS, WATCH_TIME_CAP_MS
 from training.kir_windows import Windows, columns_of, first_revisions, in_order, replay
 from training.tables import SparseTables
 
@@ -181,13 +181,13 @@ class Batches:
             else:
                 blocks[block] = self._dense(block, rows)
         visible_BML1, since_BML1 = self._state(slot_BL1, choice_BM, choice_row_BM)
-        blocks["visible_mask"] = torch.from_numpy(np.where(visible_BML1, 0.0, MASK_VALUE).astype(np.float32))
+        blocks["visible"] = torch.from_numpy(visible_BML1.astype(np.float32))
         blocks["since"] = torch.from_numpy(since_BML1)
         place = np.arange(m)
         open_BMM = (place[None, None, :] < place[None, :, None]) & (
             place[None, None, :] >= (place - placed_BM)[:, :, None]
         )
-        blocks["placed_mask"] = torch.from_numpy(np.where(open_BMM, 0.0, MASK_VALUE).astype(np.float32))
+        blocks["placed"] = torch.from_numpy(open_BMM.astype(np.float32))
         labels_BMT = np.where((event_BM >= 0)[:, :, None], self.data.labels_nT[event_BM], np.nan)
         return Batch(blocks, slots, torch.from_numpy(labels_BMT.astype(np.float32)), event_BM)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from contract.spec import FeatureSpec
 from training.kir_config import KirConfig, S, T
 from training.kir_layers import (
+    HARD_MASK,
     Block,
     MaskedLinear,
     TowerNorm,
@@ -196,18 +197,22 @@ class Kir(nn.Module):
         mixed = torch.softmax(logits + open_start, dim=-1) @ heads_first(values, heads)
         return self.first_placed(heads_last(mixed, batch))
 
-    def forward(self, blocks: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, blocks: Mapping[str, Tensor], mask_value: float = HARD_MASK) -> Tensor:
         """Training: every target of B windows at once -> logits [B, M, T].
 
         Blocks: user_*, candidate_*, swipe_dense [B, M, ·]; watched_* [B, L1, ·] encoded once, causally;
-        visible_mask, since [B, M, L1]: the state as of each target's swipe; placed_mask [B, M, M] (see attend_placed).
+        visible, since [B, M, L1]: which slots the target's choice could see, and `features.since_watched`;
+        placed [B, M, M]: which other targets are placed before it. visible and placed are 0 or 1.
         """
         config = self.config
         query, pre, placed_kv = self.page(blocks)
-        memory, _ = self.encode(self.tokens(blocks, None), causal_mask(config.slots, config.heads, query.device))
+        memory, _ = self.encode(
+            self.tokens(blocks, None), causal_mask(config.slots, config.heads, mask_value, query.device)
+        )
         slope = self.since_slope[:, None, None]
-        bias = (blocks["since"][:, None] * slope + blocks["visible_mask"][:, None]).flatten(0, 1)
+        hidden_BML1 = (1.0 - blocks["visible"]) * mask_value
+        bias = (blocks["since"][:, None] * slope + hidden_BML1[:, None]).flatten(0, 1)
         hidden = pre + self.candidate_part(self.attend(query, memory, bias), blocks)
         if self.swipe_in is not None:
             hidden = hidden + self.swipe_in(blocks["swipe_dense"])
-        return self.experts(hidden + self.attend_placed(query, placed_kv, blocks["placed_mask"]))
+        return self.experts(hidden + self.attend_placed(query, placed_kv, (1.0 - blocks["placed"]) * mask_value))

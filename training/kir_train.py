@@ -186,9 +186,7 @@ def train_kir(
     batches = Batches(data, net.spec, tables, train, placed=config.placed)
     batches.size = min(WINDOWS, max(LEAST_WINDOWS, len(batches.pieces) // STEPS))
     say(f"{int(train.sum())} targets in {len(batches.pieces)} windows; prepared in {time.perf_counter() - began:.1f} s")
-    plan = TrainConfig(
-        epochs=epochs, max_seconds=max_seconds, seed=seed, learning_rate=2e-3 if init_from else 1e-2
-    )
+    plan = TrainConfig(epochs=epochs, max_seconds=max_seconds, seed=seed, learning_rate=2e-3 if init_from else 1e-2)
     result = Trainer(task, batches.epoch, len(batches), plan, label="kir", quiet=log is None).run()
     threshold = float(np.nanmean(data.labels_nT[train, TASKS.index("watch_time")]))
     metrics = evaluate(task, data, ~train, threshold)

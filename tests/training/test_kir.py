@@ -251,7 +251,7 @@ def test_training_form_equals_the_graphs():
     placed_mask = torch.full((1, m, m), MASK_VALUE)
     placed_mask[0, 2, 1] = 0.0
     since = inputs["since"][:, None].expand(1, m, -1)
-    blocks = {**inputs, "visible_mask": mask, "since": since, "placed_mask": placed_mask}
+    blocks = {**inputs, "visible": (mask == 0).float(), "since": since, "placed": (placed_mask == 0).float()}
     for name in ("user_rows", "user_dense", "swipe_dense"):
         blocks[name] = inputs[name][:, None].expand(1, m, -1)
     scores = kir(blocks)
@@ -340,12 +340,12 @@ def test_gradients_reach_every_parameter():
     inputs = example_inputs(TINY, SPECS["full"], "whole", m)
     blocks = {
         **inputs,
-        "visible_mask": inputs["memory_mask"].expand(1, m, -1),
+        "visible": (inputs["memory_mask"] == 0).float().expand(1, m, -1),
         "since": inputs["since"].expand(1, m, -1),
     }
     for name in ("user_rows", "user_dense", "swipe_dense"):
         blocks[name] = inputs[name][:, None].expand(1, m, -1)
-    blocks["placed_mask"] = ((1 - torch.ones(m, m).tril(-1)) * MASK_VALUE)[None]
+    blocks["placed"] = torch.ones(1, m, m).tril(-1)
     kir(blocks).square().sum().backward()
     silent = [name for name, p in kir.named_parameters() if p.grad is None or float(p.grad.abs().max()) == 0.0]
     assert not [name for name in silent if not name.endswith("k.bias")], "a key's bias shifts all logits alike"

@@ -10,7 +10,7 @@ from contract import features
 from contract.errors import InputError
 from contract.events import Events
 from contract.specs import kir_spec
-from contract.vocabulary import MASK_VALUE, MISSING_KEY, SIGNALS, TASKS, WATCH_TIME_CAP_MS
+from contract.vocabulary import MISSING_KEY, SIGNALS, TASKS, WATCH_TIME_CAP_MS
 from contract.watched import WATCHED_COLUMNS, WatchedList
 from training.kir import Kir, KirConfig
 from training.kir_data import Batches, coverage, prepare, pxtr_constants
@@ -106,8 +106,7 @@ def test_batched_tensors_equal_the_phones(seed):
             seen.append(event)
             state = expected[event]
             n = len(state["start"])
-            visible = batch.blocks["visible_mask"][b, m].numpy()
-            assert (visible == np.where(np.arange(L + 1) < n, 0.0, MASK_VALUE)).all()
+            assert (batch.blocks["visible"][b, m].numpy() == (np.arange(L + 1) < n)).all()
             for slot in range(n):
                 one = {name: column[slot : slot + 1] for name, column in state.items()}
                 dense = features.dense_block(
@@ -144,11 +143,19 @@ def test_scores_of_a_batch_equal_those_of_each_window_alone():
             torch.testing.assert_close(task.scores(batch)[0, m], together[int(event)], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("loud", [1.0, 20.0])
 @torch.no_grad()
-def test_feedback_that_was_not_known_changes_no_score():
-    """The probe of CONTRACTS section 6: other labels and signals from time t on, the same scores up to t."""
+def test_feedback_that_was_not_known_changes_no_score(loud):
+    """The probe of CONTRACTS section 6: other labels and signals from time t on, the same scores up to t.
+
+    Also for a net whose logits climb over an additive −30: training would find that way (it did).
+    """
     torch.manual_seed(0)
     net = Kir(KirConfig.of("tiny", watched=L), SPEC).eval()
+    for block in net.blocks:
+        block.q.weight.mul_(loud)
+    for block in ("candidate_rows", "candidate_dense"):
+        net.page_in[block].weight.mul_(loud)
     batches = make_batches(some_events())
     tables = tables_of(batches)
     events = batches.data.events
@@ -177,18 +184,18 @@ def test_placed_targets_take_the_state_of_an_earlier_choice():
         for b, m in zip(*np.nonzero(batch.event >= 0), strict=True):
             plain[int(batch.event[b, m])] = {
                 name: batch.blocks[name][b, m].numpy()
-                for name in ("visible_mask", "since", "swipe_dense", "candidate_dense")
+                for name in ("visible", "since", "swipe_dense", "candidate_dense")
             }
     session, moved, seen = batches.data.events["session_id"], 0, 0
     for batch in batches.epoch(0, seed=3):
-        opened = (batch.blocks["placed_mask"] == 0).numpy()
+        opened = (batch.blocks["placed"] == 1).numpy()
         for b, m in zip(*np.nonzero(batch.event >= 0), strict=True):
             event = int(batch.event[b, m])
             j = int(opened[b, m].sum())
             assert (np.flatnonzero(opened[b, m]) == np.arange(m - j, m)).all(), "the last j, in order"
             assert j <= config.placed
             assert (session[event - j : event + 1] == session[event]).all()
-            for name in ("visible_mask", "since", "swipe_dense"):
+            for name in ("visible", "since", "swipe_dense"):
                 np.testing.assert_array_equal(batch.blocks[name][b, m].numpy(), plain[event - j][name])
             np.testing.assert_array_equal(
                 batch.blocks["candidate_dense"][b, m].numpy(), plain[event]["candidate_dense"]
