@@ -7,6 +7,8 @@ kir bench closed-loop --worlds 5 --json docs/results/closed-loop.json      (abou
 from __future__ import annotations
 
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,25 +26,39 @@ from contract.errors import InputError
 
 
 def closed_loops(
-    world: Any, installed: Any, grpc_address: str, *, seeds: int, sessions: int, page_size: int
+    world: Any, model: Path, grpc_address: str, *, seeds: int, sessions: int, page_size: int
 ) -> dict[str, ClosedLoopResult]:
-    """The world as it is and its control (drift 0: no mood, no fatigue), over the same pages of the live server."""
-    from training.simulator import SimConfig, World
+    """The world as it is and its control (drift 0: no mood, no fatigue), over the same pages of the live server.
 
+    model: a published version's directory. The two worlds run in a process each.
+    """
+    from edge import InstalledModel
+
+    installed = InstalledModel.open_published(model)
     with PageSource(grpc_address, installed.dense_version, installed.spec_fingerprint) as source:
         plans = plan_sessions(world, source, sessions, seeds, page_size, world.config.days)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        drifts = {"world": world.config.drift, "control": 0.0}
+        jobs = {name: pool.submit(_live, asdict(world.config), drift, model, plans) for name, drift in drifts.items()}
+        return {name: job.result() for name, job in jobs.items()}
+
+
+def _live(config: dict[str, Any], drift: float, model: Path, plans: list[SessionPlan]) -> ClosedLoopResult:
+    from edge import InstalledModel
+    from training.simulator import SimConfig, World
+
+    world, installed = World(SimConfig(**{**config, "drift": drift})), InstalledModel.open_published(model)
     users = world.users.user_id
 
     def chooser(plan: SessionPlan, per_swipe: bool) -> EdgeChooser:
         return EdgeChooser(installed, int(users[plan.user_index]), plan.session_seed, plan.start_ms, per_swipe)
 
-    control = World(SimConfig(**{**asdict(world.config), "drift": 0.0}))
-    return {"world": run_closed_loop(world, plans, chooser), "control": run_closed_loop(control, plans, chooser)}
+    return run_closed_loop(world, plans, chooser)
 
 
 def run_work(work: Path | None, seeds: int, sessions: int, page_size: int) -> tuple[dict[str, Any], str]:
     """Again with the models of a demo's folder. Returns the result and its tables."""
-    from edge import InstalledModel
     from training.simulator import SimConfig, World
 
     config_file = None if work is None else work / "phone" / "phones.json"
@@ -54,9 +70,8 @@ def run_work(work: Path | None, seeds: int, sessions: int, page_size: int) -> tu
         raise InputError("this demo ran on real logs", where=work, fix="run the demo without --data")
     paths = LoopPaths(work)
     world = World(SimConfig(**viewer["world"]))
-    installed = InstalledModel.open_published(paths.cdn)
     with ServerProcess(paths.bundle, paths.cdn, work / "bench", ["--client-clock"]) as server:
-        found = closed_loops(world, installed, server.grpc_address, seeds=seeds, sessions=sessions, page_size=page_size)
+        found = closed_loops(world, paths.cdn, server.grpc_address, seeds=seeds, sessions=sessions, page_size=page_size)
     result = {"benchmark": "closed-loop", "machine": machine(), **{name: one.to_json() for name, one in found.items()}}
     return result, "\n\n".join(str(one) for one in found.values())
 

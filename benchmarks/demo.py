@@ -44,7 +44,7 @@ class DemoConfig:
     data: str = SIM
     seed: int = 0
     seeds: int = 5
-    sessions: int = 60
+    sessions: int = 40
     phones: int = 4
     swipes: int = 50
     page_size: int = 20
@@ -270,12 +270,11 @@ class Demo:
 
     def _closed_loop(self, server: ServerProcess) -> None:
         from benchmarks.closed_loop_runs import closed_loops
-        from edge import InstalledModel
 
         c = self.config
         found = closed_loops(
             self.world,
-            InstalledModel.open_published(self.paths.cdn),
+            self.paths.cdn,
             server.grpc_address,
             seeds=c.seeds,
             sessions=c.sessions,

@@ -59,7 +59,7 @@ class Ranker:
     ) -> Ranker:
         """Read ranker.onnx and tables.safetensors. Raises InputError, VersionMismatch.
 
-        config: ranker/config.json; "fusion" orders pages (contract.server_order), "heads" are those with labels in the log.
+        config: ranker/config.json; "fusion" orders pages (contract.server_order), "heads" have labels in the log.
         """
         tables = read_tables(directory / "tables.safetensors", spec)
         model = OnnxModel(directory / "ranker.onnx", threads=threads)
