@@ -19,14 +19,15 @@ TAIL_CHARACTERS = 400
 _IGNORED = (
     (r"You are using the legacy TorchScript-based ONNX export", DeprecationWarning, "chosen: convert/onnx_export.py"),
     (r"The feature will be removed. Please remove usage", DeprecationWarning, "the same, from inside torch"),
-    (r"Converting a tensor to a Python", Warning, "TracerWarning: branches on sizes; parity at other inputs is checked"),
+    (r"Converting a tensor to a Python", Warning, "TracerWarning: sizes; parity at other inputs is checked"),
 )
 
 
 @contextlib.contextmanager
 def quiet(what: str) -> Iterator[None]:
-    """Send descriptors 1 and 2, and Python's streams, to a scratch file. An exception becomes a ConversionError with its
-    last lines.
+    """Send descriptors 1 and 2, and Python's streams, to a scratch file.
+
+    An exception becomes a ConversionError with that file's last lines.
 
     what: says in the error what was being done. Not for concurrent use in threads of one process.
     """
