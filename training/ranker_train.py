@@ -25,7 +25,7 @@ from training.ranker import SERVED, Ranker, RankerConfig, masked_bce, preset_con
 from training.ranker_data import RankerBatch, RankerData
 from training.ranker_eval import ranker_metrics, ranker_protocol
 from training.tables import SparseTables, table_keys
-from training.trainer import TrainConfig, Trainer
+from training.trainer import TrainConfig, Trainer, keep_log, log_beside
 
 
 class RankerTask(nn.Module):
@@ -81,6 +81,7 @@ def make_task(events: Events, index: PositiveIndex, config: RankerConfig, seed: 
 def _fit(
     events: Events, config: RankerConfig, schedule: TrainConfig, *, batch: int, dropout: float, utc_offset_hours: float,
     label: str, quiet: bool, until_step: int | None = None, resume: Checkpoint | None = None,
+    log_path: Path | None = None,
 ) -> tuple[RankerTask, Trainer, dict[str, Any]]:  # fmt: skip
     index = PositiveIndex.from_events(events)
     task = make_task(events, index, config, schedule.seed, dropout)
@@ -93,7 +94,7 @@ def _fit(
         batch=batch,
         utc_offset_hours=utc_offset_hours,
     )
-    trainer = Trainer(task, data.batches, data.steps_per_epoch, schedule, quiet=quiet, label=label)
+    trainer = Trainer(task, data.batches, data.steps_per_epoch, schedule, log_path=log_path, quiet=quiet, label=label)
     if resume is not None:
         trainer.load_state(resume.state())
     result = trainer.run(until_step=until_step)
@@ -226,7 +227,7 @@ def train_ranker(
     task, trainer, result = _fit(
         seen, preset_config(preset), schedule, batch=batch, dropout=key_dropout, utc_offset_hours=utc_offset_hours,
         label="ranker", quiet=quiet, until_step=steps,
-        resume=None if resume is None else load_checkpoint(resume, kind="ranker"),
+        resume=None if resume is None else load_checkpoint(resume, kind="ranker"), log_path=log_beside(out_dir),
     )  # fmt: skip
     state = trainer.state()
     metrics: dict[str, Any] = {"final_loss": result["losses"][-1] if result["losses"] else None}
@@ -239,7 +240,7 @@ def train_ranker(
     }  # fmt: skip
     about = {"preset": preset, "heads": ", ".join(task.net.config.trained_heads)}
     about |= {name: training[name] for name in ("data", "seed", "events")}
-    return save_checkpoint(
+    saved = save_checkpoint(
         out_dir,
         kind="ranker",
         model=task.net,
@@ -252,6 +253,8 @@ def train_ranker(
         state=state,
         overwrite=overwrite,
     )
+    keep_log(out_dir)
+    return saved
 
 
 def evaluate_ranker(checkpoint: Checkpoint, events: Events, cut_ms: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from training.checkpoint import TrainingState
 from training.progress import Progress
 from training.tables import SparseTables
 
+LOG_NAME = "train_log.jsonl"
 Batches = Callable[[int, int], Iterable[Any]]
 
 
@@ -311,6 +313,20 @@ class Trainer:
         self.step, self.seconds, self._sum = meta["step"], meta["seconds"], meta["sum"]
         self.losses, self.history = list(meta["losses"]), list(meta["history"])
         self.best, self._best_epoch = meta["best"], meta["best_epoch"]
+
+
+def log_beside(out_dir: Path) -> Path:
+    """Where to log while `out_dir`, which is written whole at the end, is not there yet; starts empty."""
+    path = out_dir.with_name(f".{out_dir.name}.{LOG_NAME}")
+    path.unlink(missing_ok=True)
+    return path
+
+
+def keep_log(out_dir: Path) -> None:
+    """Move that log to out_dir/train_log.jsonl."""
+    path = out_dir.with_name(f".{out_dir.name}.{LOG_NAME}")
+    if path.exists():
+        os.replace(path, out_dir / LOG_NAME)
 
 
 def _under(entries: Any, prefix: str) -> dict[str, Any]:

@@ -57,6 +57,10 @@ def test_train_then_evaluate(tmp_path, capsys, model, metric, protocol):
     checkpoint = load_checkpoint(out, kind=model)
     assert checkpoint.version in printed
     assert printed.index(protocol) < printed.index(metric)
+    steps = [json.loads(line)["step"] for line in (out / "train_log.jsonl").read_text().splitlines()]
+    assert steps[0] == 1
+    assert steps[-1] <= checkpoint.config["training"]["result"]["steps"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (out / "README.md").read_text().startswith("# ")
     assert checkpoint.config["training"]["data"] == SIM
     assert run("evaluate", out, "--data", SIM, "--json", figures) == 0
