@@ -148,13 +148,13 @@ def train_kuaiformer(
         metrics |= {f"popularity_{name}": value for name, value in floor.items()}
         metrics["protocol"] = protocol(events, catalogue, cut_ms)
     until_ms = int(seen["time_ms"].max(initial=-1)) + 1
-    training = {
+    training: dict[str, Any] = {
         "data": data_name, "seed": seed, "events": len(seen), "positives": len(index),
         "batch": batch, "targets": targets,
         "trained_until_ms": cut_ms if cut_ms is not None else until_ms, "utc_offset_hours": utc_offset_hours,
         "schedule": asdict(schedule), "loss": asdict(loss_config), "result": result.to_dict(),
     }  # fmt: skip
-    about = {"preset": preset, "interests": config.interests, "width": config.width}
+    about: dict[str, Any] = {"preset": preset, "interests": config.interests, "width": config.width}
     about |= {name: training[name] for name in ("data", "seed", "positives")}
     saved = save_checkpoint(
         out_dir,

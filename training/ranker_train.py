@@ -233,12 +233,12 @@ def train_ranker(
     metrics: dict[str, Any] = {"final_loss": result["losses"][-1] if result["losses"] else None}
     if cut_ms is not None:
         metrics |= _measure(task.net, task.tables, events, cut_ms, utc_offset_hours)
-    training = {
+    training: dict[str, Any] = {
         "data": data_name, "seed": seed, "events": len(seen), "batch": batch, "schedule": asdict(schedule),
         "trained_until_ms": int(seen["time_ms"].max(initial=-1)) + 1 if cut_ms is None else cut_ms,
         "utc_offset_hours": utc_offset_hours, "history_as_of": "day", "result": result,
     }  # fmt: skip
-    about = {"preset": preset, "heads": ", ".join(task.net.config.trained_heads)}
+    about: dict[str, Any] = {"preset": preset, "heads": ", ".join(task.net.config.trained_heads)}
     about |= {name: training[name] for name in ("data", "seed", "events")}
     saved = save_checkpoint(
         out_dir,
