@@ -19,11 +19,9 @@ from convert.onnx_export import TorchGraph
 from training.checkpoint import load_checkpoint
 from training.kir import graphs as torch_graphs
 from training.kir import load_kir
+from training.kir_train import FUSION
 from training.tables import SparseTables
 
-# value = Σ weight · sigmoid(score), when the checkpoint names no weights of its own. Watching comes first; a like is
-# rarer and dearer. `kir evaluate` and the edge take the weights from the checkpoint and the manifest.
-FUSION = {"effective_view": 1.0, "like": 1.0, "has_next": 1.0, "watch_time": 1.0}
 FIRST_ROWS_REVISION = 1
 
 
@@ -76,7 +74,7 @@ def load_source(checkpoint: str | Path) -> KirSource:
         "N": sorted(int(g.bucket[1:]) for g in graphs.values() if g.name == "swipe"),
         "t": sorted(int(g.bucket[1:]) for g in graphs.values() if g.name == "watch"),
     }
-    fusion = dict(found.config.get("fusion") or found.model_config.get("fusion") or FUSION)
+    fusion = dict(found.model_config.get("fusion") or FUSION)
     if set(fusion) - set(TASKS):
         raise ConversionError("fusion names unknown tasks", where=found.path, got=sorted(fusion), allowed=TASKS)
     return KirSource(

@@ -22,6 +22,7 @@ from contract.errors import (
     VersionMismatch,
 )
 from contract.history import KUAIFORMER_HISTORY, RANKER_HISTORY
+from contract.server_order import checked_fusion
 from convert import server_models
 from convert.bundle import INDEX_NAME, Bundle, add_rows, read_bundle, write_bundle
 from convert.onnx_export import OnnxGraph
@@ -94,7 +95,8 @@ class TestWhatStandsThere:
     def test_the_ranker_is_told_which_heads_mean_something(self, bundle: Bundle) -> None:
         config = json.loads((bundle.directory / "ranker" / "config.json").read_text())
         assert config["heads"] == ["click", "long_view"]
-        assert set(config["fusion"]) == {"click", "long_view"}
+        assert set(config["fusion"]) <= {"watch_time", "click", "long_view"}
+        assert checked_fusion(config["fusion"])
         assert config["history"] == RANKER_HISTORY
 
 

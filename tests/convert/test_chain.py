@@ -13,9 +13,10 @@ from contract.specs import kir_spec
 from contract.vocabulary import MASK_VALUE, TASKS
 from convert.chain import SINGLES, Layout, run_halves
 from convert.phone import Sample, smallest_bucket
-from convert.source import FUSION, KirSource, load_source
+from convert.source import KirSource, load_source
 from convert.windows import make_windows, synthetic_events
 from tests.convert import makers
+from training.kir_train import FUSION
 
 L = 6
 
