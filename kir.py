@@ -36,6 +36,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "simulate": Command("training.cli", "train", "write synthetic users, videos and events as Parquet"),
+    "annotate": Command("training.cli", "train", "fill events with the server ranker's predictions, without leaks"),
     "train": Command("training.cli", "train", "train a model on events and save a checkpoint directory"),
     "evaluate": Command("training.cli", "train", "score a checkpoint or a baseline on held-out events"),
     "convert": Command("convert.cli", "convert", "setup | model | server: from checkpoints to TFLite and server ONNX"),

@@ -59,6 +59,7 @@ class TestTable:
         assert list(kir.COMMANDS) == (
             [
                 "simulate",
+                "annotate",
                 "train",
                 "evaluate",
                 "convert",

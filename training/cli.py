@@ -1,6 +1,7 @@
-"""`kir simulate | train | evaluate`: thin calls into the training room. Light at import: torch comes with the command.
+"""`kir simulate | annotate | train | evaluate`: thin calls into the training room. Light at import: torch comes later.
 
 kir simulate --out runs/sim --users 200 --days 4
+kir annotate --data events:runs/sim --out runs/data
 kir train kuaiformer --data events:runs/sim --out runs/kuaiformer --preset tiny --epochs 1
 kir evaluate runs/kuaiformer --data events:runs/sim
 """
@@ -61,6 +62,40 @@ def run_simulate(args: argparse.Namespace) -> int:
     write_catalogue(folder / "catalogue.parquet", world.items)
     write_users(folder / "users.parquet", world.users)
     print(f"{len(events)} impressions of {args.users} users and {args.items} videos over {args.days} days: {path}")
+    return 0
+
+
+def add_annotate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument("--out", required=True, type=Path, help="folder for events, catalogue and users (Parquet)")
+    parser.add_argument(
+        "--folds", type=_positive, default=3, help="rankers trained, each scores the days after its own"
+    )
+    parser.add_argument("--epochs", type=_positive, default=2, help="passes over the data of each")
+    parser.add_argument("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote")
+
+
+def run_annotate(args: argparse.Namespace) -> int:
+    """Fill pXTR by rankers that saw earlier days only: what the reranker trains on. Writes what `events:OUT` reads."""
+    import numpy as np
+
+    from contract.catalogue import write_catalogue, write_users
+    from contract.parquet import write_events
+    from training.ranker_train import rolling_pxtr
+
+    path = args.out / "events.parquet"
+    if path.exists() and not args.overwrite:
+        raise InputError("file exists", where=path, fix="choose another --out or pass --overwrite")
+    data = _open(args.data)
+    options = {"folds": args.folds, "epochs": args.epochs, "seed": args.seed, "quiet": False}
+    events = rolling_pxtr(data.events, utc_offset_hours=_utc_offset(args), **options)
+    write_events(path, events)
+    write_catalogue(args.out / "catalogue.parquet", data.items)
+    write_users(args.out / "users.parquet", data.users)
+    filled = float(np.isfinite(events["pxtr"]).any(axis=1).mean())
+    print(f"{len(events)} impressions, {filled:.0%} with pXTR of a ranker that saw earlier days only: {path}")
     return 0
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 
 import kir
@@ -164,3 +165,17 @@ def test_examples_run(repository, capsys, name):
     module_spec.loader.exec_module(module)
     assert module.main(n_users=40, n_items=150, days=3, epochs=1)
     assert capsys.readouterr().out.count("\n") >= 3
+
+
+def test_annotate_fills_pxtr_and_keeps_the_rest(tmp_path, capsys):
+    out = tmp_path / "data"
+    assert run("annotate", "--data", SIM, "--out", out, "--folds", 2, "--epochs", 1) == 0
+    assert "with pXTR of a ranker that saw earlier days only" in capsys.readouterr().out
+    events = read_events(out / "events.parquet")
+    days = events["time_ms"] // 86_400_000
+    filled = np.isfinite(events["pxtr"]).any(axis=1)
+    assert not filled[days == days.min()].any()
+    assert filled[days > days.min()].all()
+    assert len(read_catalogue(out / "catalogue.parquet")) == 150
+    assert run("annotate", "--data", SIM, "--out", out) == 2
+    assert "--overwrite" in capsys.readouterr().err
