@@ -84,6 +84,8 @@ class WatchGraph(nn.Module):
         past: Tensor | None = None,
         past_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        assert past is not None
+        assert past_mask is not None
         config = self.net.config
         tokens = self.net.tokens(_present(watched_rows=watched_rows, watched_dense=watched_dense), position)
         mask = torch.cat([past_mask, self.zeros], dim=-1)[None]
@@ -109,7 +111,7 @@ class _Scores(nn.Module):
         self.register_buffer("nothing", net.empty_placed().detach().clone(), persistent=False)
         # attention over the start entry alone is a constant: it goes into a bias instead of an op
         self.swipe_in = net.swipe_in
-        if net.swipe_in is not None:
+        if isinstance(net.swipe_in, nn.Linear):
             self.swipe_in = nn.Linear(net.swipe_in.in_features, net.swipe_in.out_features).requires_grad_(False)
             self.swipe_in.weight.copy_(net.swipe_in.weight)
             self.swipe_in.bias.copy_(net.swipe_in.bias + self.nothing)
@@ -128,7 +130,9 @@ class _Scores(nn.Module):
         attended = self.net.attend(query, memory, since * self.slope + memory_mask)
         hidden = candidate_pre + self.net.candidate_part(attended, _present(candidate_swipe=candidate_swipe))
         if swipe_dense is not None:
-            return hidden + (self.swipe_in if nothing_placed else self.net.swipe_in)(swipe_dense)
+            layer = self.swipe_in if nothing_placed else self.net.swipe_in
+            assert layer is not None
+            return hidden + layer(swipe_dense)
         return hidden + self.nothing if nothing_placed else hidden
 
 
@@ -219,6 +223,8 @@ class WholeGraph(_Scores):
         swipe_dense: Tensor | None = None,
         candidate_swipe: Tensor | None = None,
     ) -> Tensor:
+        assert memory_mask is not None
+        assert since is not None
         query, pre, _ = self.page(user_rows, user_dense, candidate_rows, candidate_dense)
         tokens = self.net.tokens(_present(watched_rows=watched_rows, watched_dense=watched_dense), None)
         memory, _ = self.net.encode(tokens, self.causal)

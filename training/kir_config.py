@@ -65,7 +65,8 @@ class KirConfig:
         """Parse `to_json` output; the derived entries are recomputed."""
         names = {field.name for field in fields(KirConfig)}
         try:
-            return KirConfig(**{k: tuple(v) if k == "buckets" else v for k, v in data.items() if k in names})
+            known: dict[str, Any] = {k: tuple(v) if k == "buckets" else v for k, v in data.items() if k in names}
+            return KirConfig(**known)
         except TypeError as error:
             raise InputError("a KIR configuration is incomplete", got=str(error), allowed=sorted(names)) from None
 

@@ -89,8 +89,8 @@ def coverage(spec: FeatureSpec, data: KirData, of: Bools) -> dict[str, float]:
 def pxtr_constants(data: KirData, of: Bools) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the clipped pXTR logits over the events `of`, [X] each; 0 and 1 where null."""
     pxtr_nX = data.columns["pxtr"][:-2][of]
-    out = features.pxtr_logits({"pxtr": pxtr_nX}, both := np.zeros((len(pxtr_nX), 2 * pxtr_nX.shape[1]), np.float32))
-    assert out is None
+    both = np.zeros((len(pxtr_nX), 2 * pxtr_nX.shape[1]), np.float32)
+    features.pxtr_logits({"pxtr": pxtr_nX}, both)
     logit_nX, present_nX = np.split(both.astype(np.float64), 2, axis=1)
     n_X = np.maximum(present_nX.sum(0), 1)
     mean_X = (logit_nX * present_nX).sum(0) / n_X
@@ -200,7 +200,8 @@ class Batches:
         shown_BL1 = self.data.columns["shown_at_ms"][slot_BL1]
         now_BM = self.data.columns["shown_at_ms"][choice_row_BM]
         since_BML1 = np.zeros(visible_BML1.shape, np.float32)
-        features.since_watched(now_BM[:, :, None], np.where(visible_BML1, shown_BL1[:, None], -1), since_BML1)
+        shown_BML1 = np.where(visible_BML1, shown_BL1[:, None], -1)
+        features.since_watched(now_BM[:, :, None], shown_BML1, since_BML1)  # type: ignore[arg-type]  # broadcasts
         return visible_BML1, since_BML1
 
     def _dense(self, block: str, rows: NDArray[np.int64]) -> Tensor:

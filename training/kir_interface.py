@@ -94,6 +94,6 @@ def example_inputs(config: KirConfig, spec: FeatureSpec, name: str, size: int, s
         elif key.endswith("_dense") or key == "candidate_swipe":
             x = (x > 1.0).float()
         elif key.endswith("_rows"):
-            x = x * 0.3
+            x = x * 0.1
         inputs[key] = x
     return inputs

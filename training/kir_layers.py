@@ -23,11 +23,13 @@ from training.kir_config import TOWERS, KirConfig, S
 
 GROUP_TOWERS = {"video": ("id",), "server": ("pxtr",)}  # every other group feeds both
 NORM_EPS = 1e-6
-ROWS_GAIN = 4.0  # rows start small (std 0.05), one-hots do not
+ROWS_GAIN = 8.0  # rows start small (std 0.05), one-hots do not
 # In training every window holds the targets' own feedback in later slots. An additive −30 there is an invitation:
 # within an epoch the net grows logits that climb over it and reads the labels (GAUC 0.87 offline, nothing in closed
 # loop). So training masks hard; on the phone unused slots are zero and −30 is enough.
 HARD_MASK = -1e9
+# For -30 to be enough, logits must stay far below 30: what exceeds this bound is charged to the loss.
+LOGIT_BOUND = 10.0
 
 
 class MaskedLinear(nn.Module):
@@ -172,8 +174,15 @@ def heads_last(x: Tensor, batch: int) -> Tensor:
     return x.reshape(batch, heads, n, inner).transpose(1, 2).reshape(batch, n, heads * inner)
 
 
+def excess(logits: Tensor) -> Tensor:
+    """Mean square of what attention logits have above LOGIT_BOUND, in size."""
+    return torch.relu(logits.abs() - LOGIT_BOUND).square().mean()
+
+
 class Block(nn.Module):
-    """One pre-norm transformer block of both towers."""
+    """One pre-norm transformer block of both towers. `excess`: of the last training step's logits."""
+
+    excess: Tensor
 
     def __init__(self, config: KirConfig):
         super().__init__()
@@ -193,7 +202,10 @@ class Block(nn.Module):
         normed = self.norm(x)
         q, k, v = towers_first(self.q(normed), self.heads), towers_first(self.k(normed)), towers_first(self.v(normed))
         keys, values = (k, v) if past is None else (torch.cat([past[0], k], 1), torch.cat([past[1], v], 1))
-        weights = torch.softmax(q @ keys.transpose(1, 2) + mask, dim=-1)
+        logits = q @ keys.transpose(1, 2)
+        if self.training:
+            self.excess = excess(logits)
+        weights = torch.softmax(logits + mask, dim=-1)
         x = x + self.out(towers_last(weights @ values, batch, t))
         return x + self.down(torch.relu(self.up(self.norm(x)))), k, v
 

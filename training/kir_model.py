@@ -25,6 +25,7 @@ from training.kir_layers import (
     TowerNorm,
     causal_mask,
     dense_layer,
+    excess,
     group_mask,
     heads_first,
     heads_last,
@@ -33,6 +34,7 @@ from training.kir_layers import (
     tower_mask,
 )
 
+LIKE_GAIN = 1.0
 PAGE_BLOCKS = ("user_rows", "user_dense", "candidate_rows", "candidate_dense")
 
 
@@ -45,6 +47,7 @@ class Kir(nn.Module):
     def __init__(self, config: KirConfig, spec: FeatureSpec):
         super().__init__()
         self.config, self.spec = config, spec
+        self.excess: list[Tensor] = []
         width, both = config.width, S * config.width
         # watched list
         self.token_rows = input_layer(spec, "watched_rows", group_mask(spec, "watched_rows", width), both)
@@ -77,7 +80,27 @@ class Kir(nn.Module):
         half = config.expert // 2
         self.second = MaskedLinear(tower_mask(config.expert, half, config.experts))
         self.gate = dense_layer(config.pre_width, T * config.experts, gain=0.5)
+        self._start_alike()
         self.task = MaskedLinear(tower_mask(half, 1, config.experts).repeat(T, 1), gain=0.5)
+
+    @torch.no_grad()
+    def _start_alike(self) -> None:
+        """Queries start as the keys of a watched video with the same features, so that like finds like at once.
+
+        From random weights the net spends most of a short training on a plateau before attention matches anything.
+        """
+        keys = self.memory.effective()[: S * self.config.width]
+        first = self.config.bottom
+        for side in ("rows", "dense"):
+            page = dict(self.page_in.items()).get(f"candidate_{side}")
+            token = {"rows": self.token_rows, "dense": self.token_dense}[side]
+            watched = {c.field.feature: c for c in self.spec.columns(f"watched_{side}")}
+            if page is None or token is None:
+                continue
+            for column in self.spec.columns(f"candidate_{side}"):
+                if column.field.feature in watched:
+                    alike = keys @ (token.weight * token.mask)[:, watched[column.field.feature].slice]
+                    page.weight[first : first + len(keys), column.slice] = alike * LIKE_GAIN
 
     def _field_mask(self, block: str) -> Tensor:
         """[fields·fm, width]: each field projected on its own."""
@@ -123,6 +146,7 @@ class Kir(nn.Module):
         Returns query [B, N, 2D], candidate_pre [B, N, C], placed_kv [B, N, V].
         """
         mixed = self._side(self.page_in, "candidate", blocks)
+        assert mixed is not None, "a spec has candidate fields"
         user = self._side(self.page_in, "user", blocks)
         mixed = mixed if user is None else mixed + user
         fm = self._interaction(blocks)
@@ -162,8 +186,10 @@ class Kir(nn.Module):
         """Target attention in both towers at once. query [B, N, 2D], memory [B, L1, 4D], bias [B·2H, 1 or N, L1]."""
         heads, both = S * self.config.heads, S * self.config.width
         keys, values = memory.split([both, both], dim=-1)
-        logits = heads_first(query, heads) @ heads_first(keys, heads).transpose(1, 2) + bias
-        return heads_last(torch.softmax(logits, dim=-1) @ heads_first(values, heads), query.shape[0])
+        logits = heads_first(query, heads) @ heads_first(keys, heads).transpose(1, 2)
+        if self.training:
+            self.excess = [excess(logits)]
+        return heads_last(torch.softmax(logits + bias, dim=-1) @ heads_first(values, heads), query.shape[0])
 
     def candidate_part(self, attended: Tensor, blocks: Mapping[str, Tensor]) -> Tensor:
         """What the experts read of the attended memory and the candidate's state at the swipe, [B, N, C]."""
@@ -193,9 +219,15 @@ class Kir(nn.Module):
         start = self.placed_start.expand(batch, 1, -1)
         keys, values = torch.cat([start, placed_kv], dim=1).split([width, width], dim=-1)
         logits = heads_first(self.placed_query(query), heads) @ heads_first(keys, heads).transpose(1, 2)
+        if self.training:
+            self.excess.append(excess(logits))
         open_start = torch.cat([torch.zeros_like(mask[..., :1]), mask], dim=-1).repeat_interleave(heads, dim=0)
         mixed = torch.softmax(logits + open_start, dim=-1) @ heads_first(values, heads)
         return self.first_placed(heads_last(mixed, batch))
+
+    def logit_excess(self) -> Tensor:
+        """Sum over all attentions of the last training step (`kir_layers.LOGIT_BOUND`)."""
+        return total([*self.excess, *(block.excess for block in self.blocks)])
 
     def forward(self, blocks: Mapping[str, Tensor], mask_value: float = HARD_MASK) -> Tensor:
         """Training: every target of B windows at once -> logits [B, M, T].
