@@ -40,6 +40,7 @@ class MaskedLinear(nn.Module):
     """
 
     mask: Tensor
+    alive: Tensor
     mean: Tensor
     std: Tensor
 
@@ -50,6 +51,7 @@ class MaskedLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn_like(mask_OI) * gain / fan_in_O1.sqrt())
         self.bias = nn.Parameter(torch.zeros(len(mask_OI)))
         self.register_buffer("mask", mask_OI, persistent=False)
+        self.register_buffer("alive", mask_OI.amax(1), persistent=False)  # an output that reads nothing is zero
         if pxtr is not None:
             self.register_buffer("mean", torch.zeros(X_PXTR))
             self.register_buffer("std", torch.ones(X_PXTR))
@@ -65,13 +67,13 @@ class MaskedLinear(nn.Module):
         return torch.cat([before, logit, present - logit * self.mean, after], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.effective(), self.bias)
+        return F.linear(x, self.effective(), self.bias * self.alive)
 
     @torch.no_grad()
     def folded(self) -> nn.Linear:
         plain = nn.Linear(self.weight.shape[1], self.weight.shape[0])
         plain.weight.copy_(self.effective())
-        plain.bias.copy_(self.bias)
+        plain.bias.copy_(self.bias * self.alive)
         return plain
 
 

@@ -34,7 +34,6 @@ from training.kir_layers import (
     tower_mask,
 )
 
-LIKE_GAIN = 1.0
 PAGE_BLOCKS = ("user_rows", "user_dense", "candidate_rows", "candidate_dense")
 
 
@@ -94,13 +93,14 @@ class Kir(nn.Module):
         for side in ("rows", "dense"):
             page = dict(self.page_in.items()).get(f"candidate_{side}")
             token = {"rows": self.token_rows, "dense": self.token_dense}[side]
+            gain = 1.0 if side == "rows" else (self.config.width // self.config.heads) ** -0.5  # rows start small
             watched = {c.field.feature: c for c in self.spec.columns(f"watched_{side}")}
             if page is None or token is None:
                 continue
             for column in self.spec.columns(f"candidate_{side}"):
                 if column.field.feature in watched:
                     alike = keys @ (token.weight * token.mask)[:, watched[column.field.feature].slice]
-                    page.weight[first : first + len(keys), column.slice] = alike * LIKE_GAIN
+                    page.weight[first : first + len(keys), column.slice] = alike * gain
 
     def _field_mask(self, block: str) -> Tensor:
         """[fields·fm, width]: each field projected on its own."""
