@@ -18,7 +18,7 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", default="sim", help="sim, kuairand:PATH or events:PATH (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
     add("--seeds", type=int, default=5, help="seeds of the closed loop (default: %(default)s)")
-    add("--sessions", type=int, default=40, help="sessions per seed of the closed loop (default: %(default)s)")
+    add("--sessions", type=int, default=60, help="sessions per seed of the closed loop (default: %(default)s)")
     add("--phones", type=int, default=4, help="users who swipe over sockets (default: %(default)s)")
     add("--swipes", type=int, default=50, help="videos each of them watches (default: %(default)s)")
     add("--page-size", type=int, default=20, help="candidates per page (default: %(default)s)")

@@ -23,6 +23,7 @@ from benchmarks.server_process import ServerProcess
 from benchmarks.sim_pages import PageSource, plan_sessions
 from benchmarks.stats import Interval, bootstrap_mean, machine
 from contract.errors import InputError
+from edge import Engine, InstalledModel
 
 
 def closed_loops(
@@ -32,8 +33,6 @@ def closed_loops(
 
     model: a published version's directory. The two worlds run in a process each.
     """
-    from edge import InstalledModel
-
     installed = InstalledModel.open_published(model)
     with PageSource(grpc_address, installed.dense_version, installed.spec_fingerprint) as source:
         plans = plan_sessions(world, source, sessions, seeds, page_size, world.config.days)
@@ -45,14 +44,13 @@ def closed_loops(
 
 
 def _live(config: dict[str, Any], drift: float, model: Path, plans: list[SessionPlan]) -> ClosedLoopResult:
-    from edge import InstalledModel
     from training.simulator import SimConfig, World
 
-    world, installed = World(SimConfig(**{**config, "drift": drift})), InstalledModel.open_published(model)
+    world, engine = World(SimConfig(**{**config, "drift": drift})), Engine(InstalledModel.open_published(model))
     users = world.users.user_id
 
     def chooser(plan: SessionPlan, per_swipe: bool) -> EdgeChooser:
-        return EdgeChooser(installed, int(users[plan.user_index]), plan.session_seed, plan.start_ms, per_swipe)
+        return EdgeChooser(engine, int(users[plan.user_index]), plan.session_seed, plan.start_ms, per_swipe)
 
     return run_closed_loop(world, plans, chooser)
 

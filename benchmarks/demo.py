@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +32,8 @@ from contract.errors import InputError, KirError
 
 SIM = "sim"
 EVENTS_WAIT_S = 20.0
+MARK = ".kir-demo"
+PARTS = ("data", "ckpt", "models", "server", "cdn", "feedback", "phone", "bench")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class DemoConfig:
     data: str = SIM
     seed: int = 0
     seeds: int = 5
-    sessions: int = 40
+    sessions: int = 60
     phones: int = 4
     swipes: int = 50
     page_size: int = 20
@@ -82,7 +85,7 @@ class Demo:
         return base
 
     def run(self) -> Path:
-        self.config.out.mkdir(parents=True, exist_ok=True)
+        claim_folder(self.config.out)
         with self.watch.stage("events"):
             events, items, users = self._events()
         with self.watch.stage("rolling pXTR: rankers that saw earlier days only"):
@@ -112,7 +115,7 @@ class Demo:
     # -- data and models
 
     def _events(self) -> tuple[Any, Any, Any]:
-        from training.readers import LogData, open_data
+        from training.readers import LogData
 
         if self.config.data == SIM:
             from training.simulator import SimConfig, World, simulate_logs
@@ -121,7 +124,7 @@ class Demo:
             self.world = World(SimConfig(seed=self.config.seed, **size))
             events, items, users = simulate_logs(self.world), self.world.items, self.world.users
         else:
-            data = open_data(self.config.data)
+            data = _open_log(self.config.data)
             if not isinstance(data, LogData):
                 allowed = "kuairand:PATH, events:PATH"
                 raise InputError("the demo needs impressions with feedback", got=self.config.data, allowed=allowed)
@@ -320,6 +323,32 @@ REPLAY_NOTE = (
     "short (1.85 impressions per user-day), so gains within a session can only be small here; the simulator carries "
     "that claim."
 )
+
+
+def claim_folder(out: Path) -> None:
+    """Make the work folder, or clear what an earlier demo left in it: a phone's old model would not fit the new server.
+
+    Raises InputError for a folder with files of somebody else's; nothing in it is touched then.
+    """
+    mark = out / MARK
+    if out.exists() and not mark.is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("--out is not empty, and not a demo's folder", where=out, fix="choose another --out")
+    for name in PARTS:
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("report.html", "report.json", "server.log", "ready.json"):
+        (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    mark.write_text("kir demo keeps its work here and clears it when it is run again\n")
+
+
+def _open_log(name: str) -> Any:
+    """As every --data flag, but a KuaiRand folder's history file, where there is one, comes before the log."""
+    from training.readers import open_data, read_kuairand
+
+    kind, _, path = name.partition(":")
+    if kind == "kuairand" and list(Path(path).glob("train_history_*.parquet")):
+        return read_kuairand(path, history=True)
+    return open_data(name)
 
 
 def _rate(signal: Any) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from contract.page import Page
 from contract.vocabulary import SIGNALS
-from edge import EdgeSession, FakeClock, Feedback, PoolConfig, SessionConfig
+from edge import EdgeSession, Engine, FakeClock, Feedback, PoolConfig, SessionConfig
 
 
 def signals_of(values: Any) -> dict[str, bool]:
@@ -15,16 +15,16 @@ def signals_of(values: Any) -> dict[str, bool]:
 
 
 class EdgeChooser:
-    """An `EdgeSession` behind the closed loop's `Chooser`.
+    """An `EdgeSession` behind the closed loop's `Chooser`, on an engine that all arms share, one after the other.
 
     per_swipe   feedback reaches the session at once; otherwise with the next page: the reranker works once a page
     choosers    how often who chose (model, or the reason of the fallback)
     """
 
-    def __init__(self, installed: Any, user_id: int, session_id: int, start_ms: int, per_swipe: bool):
+    def __init__(self, engine: Engine, user_id: int, session_id: int, start_ms: int, per_swipe: bool):
         one_page = SessionConfig(pool=PoolConfig(max_pages=1))  # every arm chooses from the same page
         self._clock = FakeClock(wall_ms=start_ms)
-        self._session = EdgeSession(user_id, installed, clock=self._clock, config=one_page, session_id=session_id)
+        self._session = EdgeSession(user_id, engine, clock=self._clock, config=one_page, session_id=session_id)
         self._session.start()
         self._per_swipe = per_swipe
         self._page: Page | None = None

@@ -1,10 +1,10 @@
 """Replay on real logs: what the reranker would have shown of pages whose every outcome is known.
 
-A page is `size` consecutive impressions of one user in the window, in logged order. At each step the edge runtime picks
-from what is left of the page and then sees the logged feedback of its pick (`per_swipe`), or sees it only with the next
-page (`one_shot`). The order found is compared with the logged one by nDCG of long_view over the whole page; pages whose
-labels are all the same say nothing and are counted apart. Rows are int8 as a server sends them; pXTR are those of a
-ranker that saw earlier days only.
+A page is `size` consecutive impressions of one user in the window, in logged order, repeats of a video left out. At
+each step the edge runtime picks from what is left of the page and then sees the logged feedback of its pick
+(`per_swipe`), or sees it only with the next page (`one_shot`). The order found is compared with the logged one by nDCG
+of long_view over the whole page; pages whose labels are all the same say nothing and are counted apart. Rows are int8
+as a server sends them; pXTR are those of a ranker that saw earlier days only.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from contract.features import block_keys
 from contract.page import CANDIDATE, ROWS_OK, USER, Candidates, Page, Rows
 from contract.rows import INT8, encode_rows
 from contract.spec import FeatureSpec
+from edge import Engine, InstalledModel
 
 PROTOCOL = (
-    "A page is that many consecutive impressions of one user; nDCG of long_view over the page, users drawn whole for "
-    "the 95 % intervals. The reranker starts cold with each user's first page."
+    "A page is that many consecutive impressions of one user, repeats of a video left out; nDCG of long_view over the "
+    "page, users drawn whole for the 95 % intervals. The reranker starts cold with each user's first page."
 )
 
 
@@ -96,14 +97,14 @@ def logged_pages(events: Any, size: int, start_ms: int) -> Iterator[list[NDArray
     order = late[np.lexsort((events["time_ms"][late], events["user_id"][late]))]
     users = events["user_id"][order]
     for rows in np.split(order, np.flatnonzero(users[1:] != users[:-1]) + 1):
-        pages = [_without_repeats(events, rows[i : i + size]) for i in range(0, len(rows) - size + 1, size)]
-        whole = [page for page in pages if len(page) == size]
-        if whole:
-            yield whole
+        rows = _without_repeats(events, rows)
+        pages = [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
+        if pages:
+            yield pages
 
 
 def _without_repeats(events: Any, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A page holds a video once; official logs have exact copies of rows."""
+    """The first impression of each video: a phone shows one once, and official logs have exact copies of rows."""
     first = np.sort(np.unique(events["video_id"][rows], return_index=True)[1])
     return rows[first]
 
@@ -119,7 +120,7 @@ def ndcg(labels: Sequence[int]) -> float:
 
 def replay_log(
     events: Any,
-    installed: Any,
+    installed: InstalledModel,
     tables: Any,
     *,
     sizes: Sequence[int] = (3, 6, 8),
@@ -128,7 +129,7 @@ def replay_log(
     rows_revision: int = 0,
 ) -> dict[str, Any]:
     """Every size's table row: pages, nDCG of the logged order, one-shot and per-swipe, and paired differences."""
-    manifest = installed.manifest
+    manifest, engine = installed.manifest, Engine(installed)
     signals = events.signals
     maker = LoggedPages(events, manifest.spec, tables, manifest.dense_version, rows_revision)
     rows = []
@@ -140,7 +141,7 @@ def replay_log(
                 break
             labels = [[int(v == 1) for v in events["long_view"][page]] for page in pages]
             shown = {
-                arm: _orders(events, signals, installed, maker, pages, arm == "per_swipe")
+                arm: _orders(events, signals, engine, maker, pages, arm == "per_swipe")
                 for arm in ("one_shot", "per_swipe")
             }
             for number, page_labels in enumerate(labels):
@@ -165,7 +166,7 @@ def _orders(
     """The order in which the edge shows each of a user's pages."""
     first = pages[0][0]
     times = events["time_ms"]
-    chooser = EdgeChooser(installed, int(events["user_id"][first]), int(first), int(times[first]), per_swipe)
+    chooser = EdgeChooser(engine, int(events["user_id"][first]), int(first), int(times[first]), per_swipe)
     orders = []
     for rows in pages:
         page = maker.page(rows)

@@ -140,8 +140,15 @@ def train_server_models(paths: LoopPaths, events: Any, items: Any, users: Any, c
 def train_reranker(
     paths: LoopPaths, name: str, events: Any, config: LoopConfig, init_from: str = "", log: Log | None = None
 ) -> Any:
-    """KIR from scratch, or the next version of a checkpoint. Returns the Checkpoint."""
+    """KIR from scratch, or the next version of a checkpoint. Returns the Checkpoint.
+
+    Impressions without a time are left to the server's models: with no play and no gap they tell nothing of a session.
+    """
+    import numpy as np
+
     from training.kir_train import train_kir
+
+    events = events.take(np.flatnonzero(events["time_ms"] >= 0))
 
     return train_kir(
         events,

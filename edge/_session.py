@@ -61,7 +61,8 @@ class _Fit(NamedTuple):
 class EdgeSession:
     """One user's session on this device.
 
-    store     where models come from: a ModelStore, one InstalledModel, or None (server order only)
+    store     where models come from: a ModelStore, one InstalledModel, or None (server order only); an Engine that is
+              loaded already serves sessions one after the other
     pages     where pages come from; None: the app calls `on_page` itself
     uploader  takes feedback events; None: nothing is reported
     Public to read: pool, session_id, position (videos shown), last_error (what was swallowed last), default_rows.
@@ -70,7 +71,7 @@ class EdgeSession:
     def __init__(
         self,
         user_id: int,
-        store: ModelStore | InstalledModel | None = None,
+        store: ModelStore | InstalledModel | Engine | None = None,
         pages: PageSource | None = None,
         uploader: FeedbackUploader | None = None,
         *,
@@ -106,8 +107,7 @@ class EdgeSession:
         try:
             if self._store is None:
                 return self._no_model_reason
-            installed = self._store.active() if isinstance(self._store, ModelStore) else self._store
-            engine = Engine(installed, allow_no_delegate=self.config.allow_no_delegate)
+            engine = self._engine(self._store)
             if isinstance(self._store, ModelStore) and self._store.refused:
                 self.last_error = self._store.refused[0]  # an older model stands in for it
         except KirError as error:
@@ -118,6 +118,12 @@ class EdgeSession:
         self._history.watched = self._history.resized(engine.capacity)
         self._reranker = Reranker(engine, self._history.watched)
         return ""
+
+    def _engine(self, store: ModelStore | InstalledModel | Engine) -> Engine:
+        if isinstance(store, Engine):
+            return store
+        installed = store.active() if isinstance(store, ModelStore) else store
+        return Engine(installed, allow_no_delegate=self.config.allow_no_delegate)
 
     @property
     def dense_version(self) -> str:

@@ -52,9 +52,9 @@ class TestLoggedPages:
         events = log([1] * 4, [1, 2, 3, 4], [0, 10, 20, 30])
         assert [page.tolist() for pages in logged_pages(events, 2, start_ms=20) for page in pages] == [[2, 3]]
 
-    def test_exact_copies_make_no_page(self) -> None:
-        events = log([1] * 4, [5, 5, 6, 7])
-        assert [page.tolist() for pages in logged_pages(events, 2, start_ms=0) for page in pages] == [[2, 3]]
+    def test_repeats_of_a_video_are_left_out(self) -> None:
+        events = log([1] * 6, [5, 5, 6, 7, 5, 8])
+        assert [page.tolist() for pages in logged_pages(events, 2, start_ms=0) for page in pages] == [[0, 2], [3, 5]]
 
 
 def test_a_logged_page_carries_the_checkpoints_rows() -> None:
