@@ -158,7 +158,7 @@ def replay_log(
 def _orders(
     events: Any,
     signals: NDArray[np.int8],
-    installed: Any,
+    engine: Engine,
     maker: LoggedPages,
     pages: Sequence[NDArray[np.int64]],
     per_swipe: bool,

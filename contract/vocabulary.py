@@ -38,6 +38,6 @@ MISSING_KEY = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 NULL_INT = -1
 
 # Added to attention logits where there is nothing to attend to. Not -1e9: a large mask sets the scale of a
-# quantised attention and flattens it. Training masks with -1e9 all the same, and bounds the logits so that -30 is enough
-# on the phone: with -30 a net learns to climb over the mask and reads later labels (docs/experiments.md, 2026-11-21).
+# quantised attention and flattens it. Training masks with -1e9 all the same and bounds its logits, so that -30 is
+# enough on the phone: with -30 a net learns to climb over the mask and reads later labels (docs/experiments.md).
 MASK_VALUE = -30.0
