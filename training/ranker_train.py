@@ -210,7 +210,7 @@ def train_ranker(
 ) -> Checkpoint:
     """Train on all days but the last `holdout_days` (0: all, as for serving), measure on those, save to `out_dir`.
 
-    users   gives rows to users without an impression; None: only those of the events
+    users   not read yet: users without an impression take the default row, trained by key dropout
     steps   stop after so many steps in all; the checkpoint's state then lets `resume` go on
     Raises InputError for data without labels, CheckpointError for an existing `out_dir` without `overwrite`.
     """
