@@ -93,8 +93,8 @@ class Histories:
     def record(self, user_id: int, interaction: Interaction, catalogue: Catalogue) -> bool:
         """Add one interaction; True when it became part of the history. The same (video, time) counts once.
 
-        A later amendment that makes it positive adds it; one that takes the like back leaves it (the next restart
-        forgets it).
+        A later amendment that makes it positive adds it; one that takes the like back leaves it, also
+        after a restart: the event files are read again.
         """
         key = (interaction.video_id, interaction.time_ms)
         with self._lock:
