@@ -81,7 +81,7 @@ def latency(samples_us: Sequence[float]) -> str:
 
 def stacked_stages(stages_us: Mapping[str, float], title: str) -> str:
     """One bar cut into its stages (medians)."""
-    figure, axes = _axes(5.2, 1.3)
+    figure, axes = _axes(5.2, 2.0)
     left = 0.0
     shades = np.linspace(0.95, 0.35, max(len(stages_us), 1))
     for shade, (name, value) in zip(shades, stages_us.items(), strict=True):
@@ -90,7 +90,7 @@ def stacked_stages(stages_us: Mapping[str, float], title: str) -> str:
     axes.set_yticks([])
     axes.set_xlabel("µs (median)")
     axes.set_title(title, fontsize=10, loc="left")
-    axes.legend(fontsize=7, ncols=4, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.55))
+    figure.legend(fontsize=8, ncols=2, frameon=False, loc="outside lower left")
     return _svg(figure)
 
 

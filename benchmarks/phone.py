@@ -3,8 +3,8 @@
     python -m benchmarks.phone CONFIG.json RESULT.json          (`kir demo` writes the config and reads the result)
 
 CONFIG: server "host:port", cdn URL, cache folder, user_ids, swipes per user, viewer (see benchmarks.viewer), seed, and
-optionally until_version (with think_s and started_file): go on until so many swipes were made with that dense version,
-taking it up as a phone would.
+optionally think_s (pause between swipes) and until_version (with started_file): go on until so many swipes were made
+with that dense version, taking it up as a phone would.
 RESULT: latencies in microseconds per swipe and stage, page sizes, who chose, and a log of what happened.
 """
 
@@ -36,6 +36,7 @@ from edge import (
 PAGE_WAIT_S = 10.0
 PATIENCE_S = 120.0
 CHECK_EVERY = 4  # swipes between two looks at the CDN's pointer
+THINK_S = 0.005  # a video lasts seconds; without a pause no prefetch could keep up
 STARTED_AFTER = 8  # swipes after which a phone that waits for a version says that it is under way
 
 
@@ -126,6 +127,7 @@ class Phone:
             )
             if "until_version" in self.config:
                 self._live(session, user_id, swipes)
+            time.sleep(self.config.get("think_s", THINK_S))
         if feedback is not None:
             session.feedback(feedback)
         self.uploaded += swipes
@@ -181,10 +183,9 @@ class Phone:
         return choice.video_id
 
     def _live(self, session: EdgeSession, user_id: int, swipes: int) -> None:
-        """While waiting for a version: tell that swipes go on, swipe at a slower pace, look at the CDN now and then."""
+        """While waiting for a version: tell that swipes go on, look at the CDN now and then."""
         if swipes == STARTED_AFTER:
             Path(self.config["started_file"]).touch()
-        time.sleep(self.config["think_s"])
         if swipes % CHECK_EVERY or self._offered:
             return
         try:

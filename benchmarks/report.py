@@ -105,21 +105,21 @@ def _interval(data: Mapping[str, float], scale: float = 1.0) -> str:
     return str(Interval(data["mean"] * scale, data["low"] * scale, data["high"] * scale))
 
 
-def _gain_table(loop: Mapping[str, Any]) -> dict[str, Any]:
+def _gain_table(loop: Mapping[str, Any], label: str) -> dict[str, Any]:
     rows = [
         [name, f"{gain['relative']:+.1%}", _interval(gain["watch_s"]), _interval(gain["likes"])]
         for name, gain in loop["gains"].items()
     ]
-    return _table(["per session", "watch time", "seconds, 95 % interval", "likes, 95 % interval"], rows)
+    return _table([label, "watch time", "seconds, 95 % interval", "likes, 95 % interval"], rows)
 
 
 def _closed_loop(loops: Mapping[str, Any]) -> dict[str, Any]:
     world, control = loops["world"], loops.get("control")
     shown = [figures.arms(world, f"users with moods (drift {world['drift']:g})")]
-    tables = [_gain_table(world)]
+    tables = [_gain_table(world, "users with moods")]
     if control:
         shown.append(figures.arms(control, f"control: no mood, no fatigue (drift {control['drift']:g})"))
-        tables.append(_gain_table(control))
+        tables.append(_gain_table(control, "control"))
     return {
         "title": "Watch time in the simulator, same pages for every arm",
         "text": f"{world['n_sessions']} sessions of {world['n_seeds']} seeds. Means over sessions; whiskers are 95 % "
