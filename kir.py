@@ -38,14 +38,14 @@ COMMANDS: dict[str, Command] = {
     "simulate": Command("training.cli", "train", "write synthetic users, videos and events as Parquet"),
     "annotate": Command("training.cli", "train", "fill events with the server ranker's predictions, without leaks"),
     "train": Command("training.cli", "train", "train a model on events and save a checkpoint directory"),
-    "evaluate": Command("training.cli", "train", "score a checkpoint or a baseline on held-out events"),
+    "evaluate": Command("training.cli", "train", "score a retrieval or ranker checkpoint on held-out events"),
     "convert": Command("convert.cli", "convert", "setup | model | server: from checkpoints to TFLite and server ONNX"),
     "publish": Command("convert.cli", "convert", "put a verified model into a CDN directory and move its pointer"),
     "verify": Command("convert.cli", "convert", "check a published model: hashes, tensors, ranking, golden cases"),
     "serve": Command("server_stub.cli", "server", "serve candidate pages, embedding updates and feedback intake"),
     "swipe": Command("edge.cli", "", "run a headless phone against a live server"),
     "replay": Command("edge.cli", "", "replay the golden cases of a published model on this machine"),
-    "bench": Command("benchmarks.cli", "bench", "measure latency, load, quality or cost: a table and one JSON line"),
+    "bench": Command("benchmarks.cli", "bench", "swipe | closed-loop: a table and one JSON line"),
     "demo": Command("benchmarks.cli", "all", "the whole loop here: events, training, conversion, serving, swipes"),
 }
 
@@ -132,7 +132,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"kir {name}: {error}", file=sys.stderr)
         return 1 if isinstance(error, VerificationFailed) else 2
+    except OSError as error:  # a path that can't be used, a full disk
+        if debug:
+            traceback.print_exc()
+        where = f"{error.filename}: " if error.filename else ""
+        why = error.strerror or error
+        print(f"kir {name}: {where}{why}; check the path, its permissions and the free space", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
+        print(f"kir {name}: interrupted", file=sys.stderr)
         return 130
 
 

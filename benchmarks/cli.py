@@ -11,6 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
+from contract.errors import InputError
+
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -56,6 +58,8 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
 def run_bench(args: argparse.Namespace) -> int:
     """One benchmark: a table, then one JSON line."""
     if args.bench == "swipe":
+        if args.repeats < 1:
+            raise InputError("--repeats starts at 1", got=args.repeats)
         from benchmarks.swipe_latency import measure_swipe
 
         result, table = measure_swipe(args.cdn, args.repeats)

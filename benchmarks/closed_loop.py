@@ -12,7 +12,7 @@ the edge runtime as shipped), `oracle` (greedy on the true hidden state: what no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from contract.page import Page
 from contract.vocabulary import SIGNALS
 
 ARMS = ("random", "server", "one_shot", "per_swipe", "oracle")
+DIFFERENCE = "(per_swipe vs one_shot) - control"
 LIKE = SIGNALS.index("like")
 
 
@@ -128,6 +129,21 @@ class ClosedLoopResult:
     arms: dict[str, dict[str, float]]
     gains: dict[str, dict[str, Any]]
     per_seed: dict[str, list[float]]
+    watch_s: dict[str, list[float]] = field(default_factory=dict)
+
+    def against_control(self, control: ClosedLoopResult, plans: Sequence[SessionPlan]) -> ClosedLoopResult:
+        """With the difference of differences: what reacting is worth here minus what it is worth in the control."""
+
+        def gain(result: ClosedLoopResult) -> np.ndarray:
+            return np.array(result.watch_s["per_swipe"]) - np.array(result.watch_s["one_shot"])
+
+        users = np.array([plan.user_index for plan in plans])
+        difference = gain(self) - gain(control)
+        row = {
+            "watch_s": cluster_bootstrap_mean(difference, users).to_json(),
+            "relative": float(difference.mean() / np.mean(self.watch_s["one_shot"])),
+        }
+        return replace(self, gains={**self.gains, DIFFERENCE: row})
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -146,7 +162,7 @@ class ClosedLoopResult:
             cells = f"{arm['watch_s']:>9.1f} {arm['likes']:>7.3f} {arm['videos']:>7.1f} {arm['long_views']:>6.1f}"
             lines.append(f"{name:<10} {cells}")
         for name, gain in self.gains.items():
-            lines.append(f"{name:<24} watch s {Interval(**gain['watch_s'])}  ({gain['relative']:+.1%})")
+            lines.append(f"{name:<34} watch s {Interval(**gain['watch_s'])}  ({gain['relative']:+.1%})")
         return "\n".join(lines)
 
 
@@ -208,5 +224,8 @@ def _summarise(world: Any, plans: Sequence[SessionPlan], lived: dict[str, list[L
             "relative": float(difference.mean() / watch[base].mean()),
         }
     gain = watch["per_swipe"] - watch["server"]
+    sessions = {arm: values.tolist() for arm, values in watch.items()}
     per_seed = {"per_swipe vs server": [float(gain[seeds == s].mean()) for s in np.unique(seeds)]}
-    return ClosedLoopResult(len(plans), len(np.unique(seeds)), float(world.config.drift), arms, gains, per_seed)
+    return ClosedLoopResult(
+        len(plans), len(np.unique(seeds)), float(world.config.drift), arms, gains, per_seed, sessions
+    )

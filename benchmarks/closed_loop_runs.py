@@ -21,9 +21,12 @@ from benchmarks.edge_arm import EdgeChooser
 from benchmarks.loop import LoopPaths
 from benchmarks.server_process import ServerProcess
 from benchmarks.sim_pages import PageSource, plan_sessions
-from benchmarks.stats import Interval, bootstrap_mean, machine
+from benchmarks.stats import Interval, machine, t_interval
 from contract.errors import InputError
+from contract.vocabulary import NETWORKS
 from edge import Engine, InstalledModel
+
+WIFI = NETWORKS.index("wifi")
 
 
 def closed_loops(
@@ -40,7 +43,8 @@ def closed_loops(
     with ProcessPoolExecutor(2, mp_context=context) as pool:
         drifts = {"world": world.config.drift, "control": 0.0}
         jobs = {name: pool.submit(_live, asdict(world.config), drift, model, plans) for name, drift in drifts.items()}
-        return {name: job.result() for name, job in jobs.items()}
+        found = {name: job.result() for name, job in jobs.items()}
+    return {**found, "world": found["world"].against_control(found["control"], plans)}
 
 
 def _live(config: dict[str, Any], drift: float, model: Path, plans: list[SessionPlan]) -> ClosedLoopResult:
@@ -50,7 +54,7 @@ def _live(config: dict[str, Any], drift: float, model: Path, plans: list[Session
     users = world.users.user_id
 
     def chooser(plan: SessionPlan, per_swipe: bool) -> EdgeChooser:
-        return EdgeChooser(engine, int(users[plan.user_index]), plan.session_seed, plan.start_ms, per_swipe)
+        return EdgeChooser(engine, int(users[plan.user_index]), plan.session_seed, plan.start_ms, per_swipe, WIFI)
 
     return run_closed_loop(world, plans, chooser)
 
@@ -93,7 +97,7 @@ def _over_worlds(runs: list[dict[str, Any]]) -> dict[str, Any]:
         seconds = [run["gains"][name]["watch_s"]["mean"] for run in runs]
         relative = [run["gains"][name]["relative"] for run in runs]
         rows[name] = {
-            "watch_s": bootstrap_mean(seconds).to_json(),
+            "watch_s": t_interval(seconds).to_json(),
             "relative": float(np.mean(relative)),
             "per_world": seconds,
         }

@@ -75,7 +75,8 @@ class Demo:
         self.watch = Stopwatch(log)
         self.world: Any = None
         self.loop = self._loop_config()
-        self.result: dict[str, Any] = {"format": "kir-demo/1", "data": config.data, "machine": machine()}
+        self.result: dict[str, Any] = {"format": "kir-demo/1", "data": config.data, "quick": config.quick}
+        self.result["machine"] = machine()
         self.result["command"] = " ".join(["kir", *sys.argv[1:]])
 
     def _loop_config(self) -> LoopConfig:
@@ -85,6 +86,8 @@ class Demo:
         return base
 
     def run(self) -> Path:
+        if self.config.data != SIM and not Path(self.config.data.partition(":")[2]).exists():
+            raise InputError("no such file or folder", where=f"--data {self.config.data}")
         claim_folder(self.config.out)
         with self.watch.stage("events"):
             events, items, users = self._events()
@@ -316,7 +319,9 @@ class Demo:
 CLOSED_LOOP_NOTE = (
     "per_swipe against one_shot is what reacting within the session is worth; in the control world there is nothing to "
     "react to, so there it should vanish. one_shot against server order is what the reranker knows beyond the server's "
-    "pXTR order. The oracle is greedy on the true hidden state, which no recommender can know."
+    "pXTR order. All pages were asked for when the session began: the server's order stands for a server that can't "
+    "answer within the session. Every session starts with an empty watched list. The oracle is greedy on the true "
+    "hidden state, which no recommender can know."
 )
 REPLAY_NOTE = (
     "The model of the first version, trained without the last day, replays that day. Sessions in KuaiRand-Pure are "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from contract.errors import KirError
 from contract.page import Page
 from contract.vocabulary import SIGNALS
-from edge import EdgeSession, Engine, FakeClock, Feedback, PoolConfig, SessionConfig
+from edge import DeviceState, EdgeSession, Engine, FakeClock, Feedback, PoolConfig, SessionConfig
 
 
 def signals_of(values: Any) -> dict[str, bool]:
@@ -17,11 +18,13 @@ def signals_of(values: Any) -> dict[str, bool]:
 class EdgeChooser:
     """An `EdgeSession` behind the closed loop's `Chooser`, on an engine that all arms share, one after the other.
 
-    per_swipe   feedback reaches the session at once; otherwise with the next page: the reranker works once a page
-    choosers    how often who chose (model, or the reason of the fallback)
+    per_swipe   feedback reaches the session at once; otherwise with the next page, and the session's clock stands still
+                in between: the reranker knows what it knew when the page arrived (only its swipe count goes on)
+    device      the device's state at every swipe
+    Raises KirError when the model does not choose: a fallback would look like a model without worth.
     """
 
-    def __init__(self, engine: Engine, user_id: int, session_id: int, start_ms: int, per_swipe: bool):
+    def __init__(self, engine: Engine, user_id: int, session_id: int, start_ms: int, per_swipe: bool, network: int = 0):
         one_page = SessionConfig(pool=PoolConfig(max_pages=1))  # every arm chooses from the same page
         self._clock = FakeClock(wall_ms=start_ms)
         self._session = EdgeSession(user_id, engine, clock=self._clock, config=one_page, session_id=session_id)
@@ -29,7 +32,7 @@ class EdgeChooser:
         self._per_swipe = per_swipe
         self._page: Page | None = None
         self._late: list[Any] = []
-        self.choosers: dict[str, int] = {}
+        self._network = network
 
     def page(self, page: Page, now_ms: int) -> None:
         self._at(now_ms)
@@ -41,18 +44,20 @@ class EdgeChooser:
         self._session.on_page(page)
 
     def choose(self, remaining: list[int], now_ms: int) -> int:
-        self._at(now_ms)
-        choice = self._session.next()
+        if self._per_swipe:
+            self._at(now_ms)
+        choice = self._session.next(DeviceState(network=self._network))
         self._session.maintain()
-        who = choice.reason or str(choice.chooser)
-        self.choosers[who] = self.choosers.get(who, 0) + 1
+        if choice.reason:
+            raise KirError("the model did not choose", where=choice.page_id, got=choice.reason)
         if choice.candidate_index not in remaining:
             raise AssertionError(f"the edge showed candidate {choice.candidate_index} twice")
         return choice.candidate_index
 
     def observe(self, index: int, response: Any, shown_at_ms: int, now_ms: int) -> None:
         assert self._page is not None
-        self._at(now_ms)
+        if self._per_swipe:
+            self._at(now_ms)
         play_time_ms = None if response.play_time_ms < 0 else int(response.play_time_ms)
         feedback = Feedback(
             int(self._page.candidates.video_id[index]),

@@ -67,8 +67,9 @@ def render(result: Mapping[str, Any]) -> str:
 
 def _lead(result: Mapping[str, Any]) -> str:
     events = result["events"]
+    small = "A quick run: it shows that everything runs, and its figures mean nothing. " if result.get("quick") else ""
     return (
-        f"{events['impressions']:,} impressions of {events['users']:,} users and {events['videos']:,} videos "
+        f"{small}{events['impressions']:,} impressions of {events['users']:,} users and {events['videos']:,} videos "
         f"({result['data']}), trained, converted, verified, published, served over gRPC and swiped through by phone "
         f"processes, in {sum(stage['seconds'] for stage in result['stages']):.0f} s."
     )
@@ -79,7 +80,9 @@ def _cards(result: Mapping[str, Any]) -> list[dict[str, str]]:
     loop = result.get("closed_loop")
     if loop:
         gain = loop["world"]["gains"]["per_swipe vs server"]
-        cards.append({"value": f"{gain['relative']:+.1%}", "label": "watch time, per-swipe against server order"})
+        low, high = (100 * gain["watch_s"][end] / loop["world"]["arms"]["server"]["watch_s"] for end in ("low", "high"))
+        label = f"watch time, per-swipe against server order; 95 % interval {low:+.0f} … {high:+.0f} %"
+        cards.append({"value": f"{gain['relative']:+.1%}", "label": label})
     replay = result.get("replay")
     if replay and replay.get("sizes"):
         row = replay["sizes"][0]
@@ -107,7 +110,12 @@ def _interval(data: Mapping[str, float], scale: float = 1.0) -> str:
 
 def _gain_table(loop: Mapping[str, Any], label: str) -> dict[str, Any]:
     rows = [
-        [name, f"{gain['relative']:+.1%}", _interval(gain["watch_s"]), _interval(gain["likes"])]
+        [
+            name,
+            f"{gain['relative']:+.1%}",
+            _interval(gain["watch_s"]),
+            _interval(gain["likes"]) if "likes" in gain else "–",
+        ]
         for name, gain in loop["gains"].items()
     ]
     return _table([label, "watch time", "seconds, 95 % interval", "likes, 95 % interval"], rows)

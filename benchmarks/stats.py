@@ -46,6 +46,20 @@ def bootstrap_mean(values: Sequence[float] | NDArray[Any], seed: int = 0, draws:
     return Interval(float(data.mean()), float(low), float(high))
 
 
+# 97.5 % quantiles of Student's t by degrees of freedom; beyond the table the normal one.
+_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def t_interval(values: Sequence[float] | NDArray[Any]) -> Interval:
+    """Student's interval of a mean of few units (a percentile bootstrap of five covers 83 %). NaN below three."""
+    data = np.asarray(values, np.float64)
+    if data.size < 3:
+        return Interval(float(data.mean()) if data.size else float("nan"), float("nan"), float("nan"))
+    quantile = _T975[data.size - 2] if data.size - 2 < len(_T975) else 1.96
+    half = quantile * float(data.std(ddof=1)) / np.sqrt(data.size)
+    return Interval(float(data.mean()), float(data.mean() - half), float(data.mean() + half))
+
+
 def cluster_bootstrap_mean(values: NDArray[Any], clusters: NDArray[Any], seed: int = 0, draws: int = 2000) -> Interval:
     """As `bootstrap_mean`, but draws whole clusters (all sessions of a user): honest when they correlate."""
     names, index = np.unique(clusters, return_inverse=True)

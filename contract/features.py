@@ -76,6 +76,16 @@ def one_hot_of(name: str, bounds: NDArray[np.int64] | None = None) -> Callable[[
     return dense
 
 
+def known_one_hot_of(name: str) -> Callable[[Columns, Floats], None]:
+    """One-hot of a closed set whose index 0 is "unknown": unknown feeds no weight, since logs seldom hold it."""
+
+    def dense(columns: Columns, out: Floats) -> None:
+        column = columns[name]
+        _one_hot(np.where(column == 0, -1, column), out)
+
+    return dense
+
+
 def play_ratio_one_hot(columns: Columns, out: Floats) -> None:
     _one_hot(buckets.play_ratio_bucket(columns["play_time_ms"], columns["duration_ms"]), out)
 
@@ -135,8 +145,8 @@ DENSE_FEATURES: dict[str, Callable[[Columns, Floats], None]] = {
     "user_activity": one_hot_of("user_activity"),
     "user_register": one_hot_of("user_register_days", buckets.REGISTER_BOUNDS_DAYS),
     "hour": one_hot_of("hour"),
-    "network": one_hot_of("network"),
-    "decoder": one_hot_of("decoder"),
+    "network": known_one_hot_of("network"),
+    "decoder": known_one_hot_of("decoder"),
     "swipe_index": one_hot_of("swipe_index", buckets.INDEX_BOUNDS),
     "buffered": capped_share("buffered_ms", BUFFERED_CAP_MS),
 }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from contract.errors import PageError
 from contract.rows import FLOAT16, FLOAT32, INT8, EncodedRows, decode_rows
 from contract.v1 import page_pb2 as pb
-from contract.vocabulary import MISSING_KEY, PXTR_HEADS, TAGS_MAX, X_PXTR
+from contract.vocabulary import MISSING_KEY, NULL_INT, PXTR_HEADS, TAGS_MAX, X_PXTR
 
 CANDIDATES_MAX = 10_000
 ROWS_MAX = 200_000
@@ -238,7 +238,7 @@ def _decode_candidates(c: pb.CandidateColumns, where: str) -> Candidates:
         video_id=video_id,
         author_id=np.array(c.author_ids, np.uint64),
         tags=tags,
-        duration_ms=duration.astype(np.int32),
+        duration_ms=np.where(duration > 0, duration, NULL_INT).astype(np.int32),  # 0 = unknown
         upload_age_days=age.astype(np.int32),
         pxtr=np.where(present == 1, pxtr, np.nan).astype(np.float32),
     )

@@ -57,6 +57,8 @@ def run_convert(args: argparse.Namespace) -> int:
     if args.job == "setup":
         return install_onnx2tf()
     if args.job == "model":
+        if args.windows < 1:
+            raise InputError("--windows starts at 1", got=args.windows)
         from convert.model import convert_model
 
         result: Any = convert_model(

@@ -32,6 +32,7 @@ from contract.parquet import read_events
 from convert.build import BuiltGraph, Progress, build_all
 from convert.card import model_card
 from convert.chain import run_halves
+from convert.files import sha256_of
 from convert.golden import make_session, tensor_case
 from convert.quantize import DEFAULT_RECIPES, FLOAT, load_recipes
 from convert.report import Gates, Verification
@@ -105,6 +106,9 @@ def convert_model(
         report.save(aside / REPORT)
         (aside / CARD).write_text(model_card(source, report))
         about = _about(source, built, [recipe.to_json() for recipe in chosen], session)
+        about["files"] = {
+            path.relative_to(aside).as_posix(): sha256_of(path) for path in sorted(aside.rglob("*")) if path.is_file()
+        }
         (aside / MODEL).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
         shutil.rmtree(out, ignore_errors=True)
         os.replace(aside, out)

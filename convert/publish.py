@@ -198,7 +198,17 @@ def _read_result(result: Path) -> tuple[dict[str, Any], Verification]:
         raise InputError("not a finished conversion", where=error.filename, fix="run: kir convert model") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("conversion is unreadable", where=result, got=str(error)) from None
+    _check_verified(result, about)
     return about, report
+
+
+def _check_verified(result: Path, about: Mapping[str, Any]) -> None:
+    """What is published is what was verified, byte for byte."""
+    for name, sha256 in about.get("files", {}).items():
+        path = result / name
+        if not path.is_file() or sha256_of(path) != sha256:
+            what = "file of the conversion is not the one that was verified"
+            raise InputError(what, where=path, fix="run kir convert model again")
 
 
 class _Files:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,31 @@ class Shown:
     rows_revision: int = -1
     signals: dict[str, bool] = field(default_factory=dict)
     play_time_ms: int = NULL_INT
+    has_next: bool | None = None
+    profile_stay_ms: int | None = None
+    comment_stay_ms: int | None = None
     revision: int = -1
+
+    def merge(self, feedback: Feedback) -> None:
+        """Take in what this feedback observed; what it does not tell stays as it was."""
+        self.signals.update(feedback.signals)
+        if feedback.play_time_ms is not None:
+            self.play_time_ms = feedback.play_time_ms
+        for name in ("has_next", "profile_stay_ms", "comment_stay_ms"):
+            if getattr(feedback, name) is not None:
+                setattr(self, name, getattr(feedback, name))
+
+    def whole(self, feedback: Feedback) -> Feedback:
+        """The feedback with all that was observed so far, as an event tells it: the last revision stands for all."""
+        play_time_ms = None if self.play_time_ms < 0 else self.play_time_ms
+        return replace(
+            feedback,
+            play_time_ms=play_time_ms,
+            signals=dict(self.signals),
+            has_next=self.has_next,
+            profile_stay_ms=self.profile_stay_ms,
+            comment_stay_ms=self.comment_stay_ms,
+        )
 
 
 @dataclass(frozen=True)
@@ -77,9 +101,7 @@ class WatchHistory:
             return Applied(Outcome.STALE, shown, revision)
         first = shown.revision < 0
         shown.revision = revision
-        shown.signals.update(feedback.signals)
-        if feedback.play_time_ms is not None:
-            shown.play_time_ms = feedback.play_time_ms
+        shown.merge(feedback)
         observed = {
             "play_time_ms": shown.play_time_ms,
             "signals": [int(shown.signals[name]) if name in shown.signals else NULL_INT for name in SIGNALS],

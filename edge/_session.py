@@ -352,11 +352,9 @@ class EdgeSession:
             self._refresh()
         if self._uploader is not None:
             stale = applied.outcome is Outcome.STALE
-            signals = feedback.signals if stale else shown.signals
+            told = feedback if stale else shown.whole(feedback)
             now_ms, opted_in = self._time.now_ms(), self.config.opted_in
-            self._uploader.offer(
-                feedback_event(shown.impression, feedback, signals, applied.revision, now_ms, opted_in)
-            )
+            self._uploader.offer(feedback_event(shown.impression, told, applied.revision, now_ms, opted_in))
         return applied.outcome
 
     def _take_arrived(self) -> None:

@@ -122,6 +122,11 @@ class FeedbackUploader:
             except ServerError as error:  # asking again would not help: the batch goes, the next one gets its chance
                 self.last_error = error
                 answer = feedback_pb2.ReportFeedbackResponse(rejected=len(events))
+            except Exception as error:  # a closed channel, say: the queue must outlive it
+                failures += 1
+                self.last_error = ServerUnavailable("feedback could not be sent", got=repr(error))
+                self._pause(self._retry.pause_s(failures))
+                continue
             failures = 0
             self._done(events, answer)
 

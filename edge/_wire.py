@@ -6,7 +6,7 @@ messages with those tags. A signal that was not observed is an absent field.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from contract.rows import FLOAT16, FLOAT32, INT8
@@ -91,12 +91,11 @@ class Impression:
 def feedback_event(
     shown: Impression,
     feedback: Feedback,
-    signals: Mapping[str, bool],
     revision: int,
     known_at_ms: int,
     opted_in: bool,
 ) -> feedback_pb2.FeedbackEvent:
-    """The event of one feedback. `signals`: everything observed of the impression so far."""
+    """The event of one feedback, which holds everything observed of the impression so far."""
     choice, device = shown.choice, shown.device
     event = feedback_pb2.FeedbackEvent(
         user_id=shown.user_id,
@@ -120,7 +119,7 @@ def feedback_event(
         network=device.network,  # type: ignore[arg-type]
         buffered_ms=device.buffered_ms.get(choice.video_id),
         rows_revision=choice.rows_revision,
-        **{name: bool(signals[name]) for name in SIGNALS if name in signals},
+        **{name: bool(feedback.signals[name]) for name in SIGNALS if name in feedback.signals},
     )
     if opted_in:
         _set(event, "profile_stay_ms", feedback.profile_stay_ms)

@@ -99,13 +99,25 @@ class Histories:
         key = (interaction.video_id, interaction.time_ms)
         with self._lock:
             user = self._user(user_id, keep=True)
-            appended = interaction.positive and not user.recorded.get(key, False)
+            known = user.recorded.get(key, False) or self._in_log(user_id, key)
+            appended = interaction.positive and not known
             if appended:
                 _append(user.history, [interaction], catalogue)
-            user.recorded[key] = user.recorded.get(key, False) or appended
+            user.recorded[key] = known or appended
             while len(user.recorded) > SEEN_MAX:
                 user.recorded.popitem(last=False)
             return appended
+
+    def _in_log(self, user_id: int, key: tuple[int, int]) -> bool:
+        """Whether this positive is in the log the server started with: event files may be part of it."""
+        if self._index is None:
+            return False
+        place = int(np.searchsorted(self._index.user_id, np.uint64(user_id)))
+        if place == len(self._index.user_id) or int(self._index.user_id[place]) != user_id:
+            return False
+        rows = slice(int(self._index.offsets[place]), int(self._index.offsets[place + 1]))
+        same = self._index.columns["video_id"][rows] == np.uint64(key[0])
+        return bool((same & (self._index.time_ms[rows] == key[1])).any())
 
     def seen(self, user_id: int) -> NDArray[np.uint64]:
         """Videos this user reported since the server started, the last SEEN_MAX: uint64."""

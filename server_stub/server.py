@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from contract.errors import InputError, KirError
+from contract.errors import InputError
 from server_stub.bundle import load_histories, load_models, read_index
 from server_stub.config import ServerConfig
 from server_stub.doors import Doors
@@ -129,7 +129,7 @@ class Server:
             await asyncio.sleep(period_ms / 1000)
             try:
                 await asyncio.to_thread(work)
-            except (KirError, OSError):
+            except Exception:  # whatever it was must not end the saving of feedback
                 log.exception("background work failed; it is tried again")
 
     def _flush(self) -> None:
@@ -172,7 +172,9 @@ class Server:
         await asyncio.to_thread(self._doors.close)
 
     def _save(self) -> None:
-        self.intake.flush()
-        if self.config.snapshots is not None:
-            for version in self.store.versions():
-                self.store.snapshot(version.dense_version, self.config.snapshots)
+        try:
+            self.intake.flush()
+        finally:
+            if self.config.snapshots is not None:
+                for version in self.store.versions():
+                    self.store.snapshot(version.dense_version, self.config.snapshots)

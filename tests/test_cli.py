@@ -279,3 +279,25 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
         text=True,
         stdin=subprocess.DEVNULL,
     )
+
+
+def test_a_path_that_cannot_be_used_is_one_line(tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "below"
+    assert kir.main(["simulate", "--out", str(out), "--users", "5", "--items", "100", "--days", "1"]) == 2
+    assert "check the path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bench", "swipe", "--cdn", "x", "--repeats", "0"],
+        ["convert", "model", "x", "--out", "y", "--windows", "0"],
+        ["demo", "--data", "events:/no/such/folder"],
+    ],
+)
+def test_numbers_and_data_that_make_no_sense_are_refused_first(words, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert kir.main(words) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

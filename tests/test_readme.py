@@ -24,7 +24,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 def commands() -> list[list[str]]:
     """Every `kir …` line of the README's shell blocks, as words."""
     lines = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("kir ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("kir ")]
 
 
 def run(words: list[str], folder: Path, timeout_s: float = 240) -> str:

@@ -139,7 +139,7 @@ def save_checkpoint(
     _check_tables(spec, tables, directory)
     if directory.exists() and not overwrite:
         raise CheckpointError(
-            "checkpoint directory exists", where=directory, fix="choose another, or pass overwrite=True"
+            "checkpoint directory exists", where=directory, fix="choose another --out or pass --overwrite"
         )
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = directory.with_name(f".{directory.name}.{os.getpid()}.part")

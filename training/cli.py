@@ -129,9 +129,10 @@ def run_train(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, data: LogData) -> Checkpoint:
     if args.model == "kir":
-        refused = [flag for flag in ("steps", "resume") if getattr(args, flag) is not None]
+        names = ("steps", "resume", "utc_offset_hours")
+        refused = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
         if refused:
-            raise InputError("kir is trained in one go", got=" ".join(f"--{flag}" for flag in refused))
+            raise InputError("kir is trained in one go, its last tenth held out", got=" ".join(refused))
         from training.kir_train import train_kir
 
         kir: dict[str, Any] = {"max_seconds": args.max_seconds, "seed": args.seed, "overwrite": args.overwrite}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contract.errors import InputError
+from contract.errors import CheckpointError, InputError
 from contract.events import Events
 from contract.parquet import read_events
 from contract.spec import FeatureSpec
@@ -190,6 +190,10 @@ def train_kir(
 
     Raises InputError when there is nothing to train on.
     """
+    if Path(out_dir).exists() and not overwrite:
+        raise CheckpointError(
+            "checkpoint directory exists", where=out_dir, fix="choose another --out or pass --overwrite"
+        )
     say = log or (lambda line: None)
     began = time.perf_counter()
     if isinstance(init_from, str | Path):

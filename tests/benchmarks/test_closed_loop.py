@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.closed_loop import ARMS, Lived, SessionPlan, live_session, run_closed_loop
+from benchmarks.closed_loop import ARMS, DIFFERENCE, Lived, SessionPlan, live_session, run_closed_loop
 from contract.page import Candidates, Page
 from contract.vocabulary import MISSING_KEY, SIGNALS, TAGS_MAX, X_PXTR
 
@@ -126,3 +127,11 @@ class TestArms:
         text = str(result)
         assert all(arm in text for arm in ARMS)
         assert all(name in text for name in result.gains)
+
+    def test_the_difference_to_the_control_is_paired(self) -> None:
+        plans = [plan([1, 9, 5, 3], user=u) for u in range(4)]
+        result, _ = self.run(plans, patience=2)
+        worse = replace(result, watch_s={**result.watch_s, "per_swipe": [s - 3 for s in result.watch_s["per_swipe"]]})
+        gain = result.against_control(worse, plans).gains[DIFFERENCE]
+        assert gain["watch_s"] == {"mean": 3.0, "low": 3.0, "high": 3.0}
+        assert DIFFERENCE in str(result.against_control(worse, plans))

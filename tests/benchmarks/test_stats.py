@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.stats import Interval, bootstrap_mean, cluster_bootstrap_mean, machine, percentiles
+from benchmarks.stats import Interval, bootstrap_mean, cluster_bootstrap_mean, machine, percentiles, t_interval
 
 
 def test_bootstrap_covers_the_mean_and_shrinks_with_data() -> None:
@@ -54,3 +54,10 @@ def test_machine_names_what_figures_depend_on() -> None:
     found = machine()
     assert found["cores"] >= 1
     assert found["packages"]["numpy"] == np.__version__
+
+
+def test_students_interval_covers_what_it_says_for_few_units() -> None:
+    rng = np.random.default_rng(3)
+    found = [t_interval(rng.normal(1.0, 2.0, 5)) for _ in range(2000)]
+    assert np.mean([one.low <= 1.0 <= one.high for one in found]) == pytest.approx(0.95, abs=0.02)
+    assert math.isnan(t_interval([1.0, 2.0]).low)

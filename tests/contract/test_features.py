@@ -101,7 +101,8 @@ def test_one_hots_have_one_one_where_known(columns) -> None:
         raw = {"user_register": "user_register_days"}.get(raw, raw)
         out = np.zeros((len(columns["hour"]), DENSE_WIDTHS[name]), np.float32)
         DENSE_FEATURES[name](columns, out)
-        np.testing.assert_array_equal(out.sum(axis=1), columns[raw] >= 0, err_msg=name)
+        least = 1 if name in ("network", "decoder") else 0  # 0 = unknown
+        np.testing.assert_array_equal(out.sum(axis=1), columns[raw] >= least, err_msg=name)
         assert set(np.unique(out)) <= {0.0, 1.0}
 
 
@@ -202,3 +203,11 @@ def test_time_since_is_zero_for_null_and_the_start_token() -> None:
     np.testing.assert_allclose(out, [0, 0, 0, np.log(2) / 8], rtol=1e-6)
     since_watched(2**60, np.array([0, 0, 0, 0]), out)
     assert (out <= 2).all(), "a clock gone wrong stays bounded"
+
+
+@pytest.mark.parametrize("name", ["network", "decoder"])
+def test_an_unknown_device_state_feeds_no_weight(name: str) -> None:
+    out = np.zeros((3, DENSE_WIDTHS[name]), np.float32)
+    DENSE_FEATURES[name]({name: np.array([0, 1, -1])}, out)
+    assert out.sum(axis=1).tolist() == [0.0, 1.0, 0.0]
+    assert out[1, 1] == 1.0

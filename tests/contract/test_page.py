@@ -40,11 +40,12 @@ def candidate_columns(draw: Any, n: int) -> Candidates:
     for row, count in zip(tags, counts, strict=True):
         row[:count] = draw(st.lists(ids, min_size=count, max_size=count))
     pxtr = st.one_of(st.floats(0, 1, width=32), st.just(float("nan")))
+    durations = st.one_of(st.just(-1), st.integers(1, 2**31 - 1))  # null comes back as null; 0 on the wire is null
     return Candidates(
         video_id=np.array(draw(st.lists(ids, min_size=n, max_size=n, unique=True)), np.uint64),
         author_id=np.array(draw(st.lists(ids, min_size=n, max_size=n)), np.uint64),
         tags=tags,
-        duration_ms=np.array(draw(st.lists(st.integers(0, 2**31 - 1), min_size=n, max_size=n)), np.int32),
+        duration_ms=np.array(draw(st.lists(durations, min_size=n, max_size=n)), np.int32),
         upload_age_days=np.array(draw(st.lists(st.integers(-1, 10_000), min_size=n, max_size=n)), np.int32),
         pxtr=np.array(draw(st.lists(pxtr, min_size=n * X_PXTR, max_size=n * X_PXTR)), np.float32).reshape(n, X_PXTR),
     )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from contract.errors import InputError, IntegrityError, KirError, ManifestError, VerificationFailed
 from contract.manifest import MANIFEST_NAME, POINTER_NAME, Manifest, Pointer
 from convert import publish as module
-from convert.files import write_durably
+from convert.files import sha256_of, write_durably
 from convert.model import ConversionResult
 from convert.publish import check_published, check_version, publish, rollback
 from convert.replay import check_goldens
@@ -41,6 +41,14 @@ def version_of(cdn: Path) -> Path:
     return next(path for path in (cdn / "models").iterdir())
 
 
+def sealed(converted: Path) -> Path:
+    """As if what lies there now had been verified: model.json with the hashes of its files."""
+    about = json.loads((converted / "model.json").read_text())
+    about["files"] = {name: sha256_of(converted / name) for name in about["files"]}
+    (converted / "model.json").write_text(json.dumps(about))
+    return converted
+
+
 def renamed(converted: Path, version: str) -> Path:
     """The same conversion under another version's name: a second model in no time."""
     for name in ("model.json", "golden/session.json"):
@@ -48,7 +56,7 @@ def renamed(converted: Path, version: str) -> Path:
         data = json.loads(path.read_text())
         data["dense_version"] = version
         path.write_text(json.dumps(data, sort_keys=True))
-    return converted
+    return sealed(converted)
 
 
 class TestWhatStandsThere:
@@ -100,6 +108,7 @@ class TestVersions:
 
     def test_other_content_under_the_same_version_is_refused(self, cdn: Path, converted: Path) -> None:
         (converted / "card.md").write_text("# another\n")
+        sealed(converted)
         pointer = (cdn / POINTER_NAME).read_bytes()
         with pytest.raises(ManifestError, match="other content"):
             publish(converted, cdn)
@@ -232,6 +241,17 @@ class TestNoConversion:
     def test_a_directory_that_is_none(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="kir convert model"):
             publish(tmp_path, tmp_path / "cdn")
+
+    @pytest.mark.parametrize("damage", ["truncated", "missing"])
+    def test_what_was_not_verified_is_not_published(self, converted: Path, tmp_path: Path, damage: str) -> None:
+        path = next((converted / "graphs").glob("swipe*.tflite"))
+        if damage == "truncated":
+            path.write_bytes(path.read_bytes()[:-1])
+        else:
+            path.unlink()
+        with pytest.raises(InputError, match=f"{path.name}: .*not the one that was verified"):
+            publish(converted, tmp_path / "cdn")
+        assert not (tmp_path / "cdn" / "current.json").exists()
 
     @pytest.mark.parametrize("name", ["model.json", "verification.json"])
     def test_unreadable_json(self, converted: Path, tmp_path: Path, name: str) -> None:

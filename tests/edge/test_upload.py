@@ -106,18 +106,30 @@ class TestRealServer:
         for _ in range(3):
             choices.append(session.next())
             clock.advance(2_000)
-            session.feedback(Feedback(choices[-1].video_id, 1_500, {"like": False}))
-        session.feedback(Feedback(choices[0].video_id, 1_800, {"like": True}))
+            session.feedback(Feedback(choices[-1].video_id, 1_800, {"like": False, "click": True}, has_next=True))
+        session.feedback(Feedback(choices[0].video_id, signals={"like": True}))
         session.close()
         assert set(server.events) == {(77, 0, 0), (77, 1, 0), (77, 2, 0), (77, 0, 1)}
         first, amended = server.events[77, 0, 0], server.events[77, 0, 1]
-        assert (first.like, amended.like, amended.play_time_ms) == (False, True, 1_800)
+        assert (first.like, amended.like) == (False, True)
+        # The last revision stands for all: what an amendment does not tell is still there.
+        assert (amended.play_time_ms, amended.click, amended.has_next) == (1_800, True, True)
         assert first.video_id == amended.video_id == choices[0].video_id
         assert first.known_at_ms == first.time_ms + 2_000
         assert list(first.remaining) == list(choices[0].remaining)
 
 
 class TestQueue:
+    def test_an_error_that_no_one_thought_of_ends_nothing(self) -> None:
+        sink = Sink()
+        sink.errors = [ValueError("Cannot invoke RPC on closed channel!")]
+        uploader = FeedbackUploader(sink, retry=FAST)
+        uploader.offer(event(1))
+        assert uploader.flush(30)
+        assert sink.batches == [[1]]
+        assert "closed channel" in str(uploader.last_error)
+        assert uploader.close(5)
+
     def test_order_and_batches(self) -> None:
         sink = Sink()
         sink.gate.clear()

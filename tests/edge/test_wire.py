@@ -49,7 +49,7 @@ LOUD = DeviceState(network=6, buffered_ms={101: 3000}, volume=0.5, landscape=Tru
 def message(
     choice: Choice = CHOICE, feedback: Feedback = EVERYTHING, device: DeviceState = LOUD, opted_in: bool = False
 ) -> feedback_pb2.FeedbackEvent:
-    return feedback_event(Impression(5, 9, choice, 1000, device), feedback, feedback.signals, 2, 2000, opted_in)
+    return feedback_event(Impression(5, 9, choice, 1000, device), feedback, 2, 2000, opted_in)
 
 
 class TestTags:

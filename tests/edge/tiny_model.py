@@ -285,9 +285,10 @@ VERSIONS = {"kir-a": (SPEC, 1), "kir-b": (SPEC, 2), "kir-pxtr": (SPEC.without_se
 
 @cache
 def shared_cdn() -> Path:
-    """A CDN directory with kir-a (current), kir-b and kir-pxtr; made once per content of these two files. Read only."""
+    """A CDN directory with kir-a (current), kir-b and kir-pxtr; made once per content of what makes it. Read only."""
     folder = Path(__file__).parent
-    sources = [path.read_bytes() for path in (Path(__file__), folder / "golden_session.py")]
+    contract = sorted((folder.parents[1] / "contract").glob("*.py"))  # goldens hold what its functions give
+    sources = [path.read_bytes() for path in (Path(__file__), folder / "golden_session.py", *contract)]
     digest = hashlib.sha256(b"".join(sources) + SPEC.canonical_bytes).hexdigest()[:16]
     target = Path(tempfile.gettempdir()) / f"kir-tiny-{os.getuid()}-{digest}"
     if not target.exists():

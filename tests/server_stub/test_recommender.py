@@ -151,6 +151,15 @@ class TestItemColumns:
 
 
 class TestHistories:
+    def test_a_positive_of_the_log_counts_once(self, shared_bundle: Path, models: Models) -> None:
+        """After a retrain the event files are part of the log, and the server reads them again at its start."""
+        log = load_histories(read_index(shared_bundle))
+        row = int(np.flatnonzero((log["like"] == 1) & (log["time_ms"] >= 0))[0])
+        user, video, time_ms = (int(log[name][row]) for name in ("user_id", "video_id", "time_ms"))
+        histories = Histories(log)
+        assert not histories.record(user, Interaction(video, time_ms, signals=LIKE), models.catalogue)
+        assert histories.record(user, Interaction(video, time_ms + 1, signals=LIKE), models.catalogue)
+
     def test_the_log_and_feedback_come_together(self, models: Models, shared_bundle: Path) -> None:
         histories = Histories(load_histories(read_index(shared_bundle)))
         assert len(histories.view(2, [], models.catalogue)) == 3

@@ -193,13 +193,14 @@ class TestLive:
             while server.pages.current != "kir-c":  # without a CDN the newest is current
                 await asyncio.sleep(0.01)
 
+    @pytest.mark.parametrize("trouble", [OSError("disk full"), ValueError("disk full of surprises")])
     async def test_background_trouble_does_not_end_the_server(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: Exception
     ) -> None:
         import asyncio
 
         with InProcessServer(ServerConfig(flush_ms=5, events=tmp_path)) as server:
-            server.server.intake.flush = lambda: (_ for _ in ()).throw(OSError("disk full"))  # type: ignore[method-assign]
+            server.server.intake.flush = lambda: (_ for _ in ()).throw(trouble)  # type: ignore[method-assign]
             while caplog.text.count("disk full") < 2:
                 await asyncio.sleep(0.01)
             assert len(page(server, request()).candidates) == 20
