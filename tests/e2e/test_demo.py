@@ -13,7 +13,7 @@ import pytest
 def run_demo(out: Path, *flags: str) -> dict[str, object]:
     command = [sys.executable, "-m", "kir", "demo", "--quick", "--out", str(out), *flags]
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=540, check=False)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     page = (out / "report.html").read_text()
     assert page.startswith("<!doctype html>")
@@ -23,7 +23,7 @@ def run_demo(out: Path, *flags: str) -> dict[str, object]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1300)
 def test_the_demo_passes_through_a_version_change_and_an_eviction(tmp_path: Path) -> None:
     report = run_demo(tmp_path / "demo")
     versions = [version["dense_version"] for version in report["conversion"]["versions"]]
@@ -42,7 +42,7 @@ def test_the_demo_passes_through_a_version_change_and_an_eviction(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.realdata
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1300)
 def test_the_demo_on_real_logs_ends_in_replay_metrics(tmp_path: Path, data_dir: Path) -> None:
     report = run_demo(tmp_path / "demo", "--data", f"kuairand:{data_dir / 'kuairand-pure'}")
     assert "closed_loop" not in report
