@@ -154,7 +154,7 @@ class TestHistories:
     def test_a_positive_of_the_log_counts_once(self, shared_bundle: Path, models: Models) -> None:
         """After a retrain the event files are part of the log, and the server reads them again at its start."""
         log = load_histories(read_index(shared_bundle))
-        row = int(np.flatnonzero((log["like"] == 1) & (log["time_ms"] >= 0))[0])
+        row = int(np.flatnonzero(((log["like"] == 1) | (log["long_view"] == 1)) & (log["time_ms"] >= 0))[0])
         user, video, time_ms = (int(log[name][row]) for name in ("user_id", "video_id", "time_ms"))
         histories = Histories(log)
         assert not histories.record(user, Interaction(video, time_ms, signals=LIKE), models.catalogue)
