@@ -70,6 +70,7 @@ def run_work(work: Path | None, seeds: int, sessions: int, page_size: int) -> tu
     viewer = json.loads(config_file.read_text())["viewer"]
     if viewer["kind"] != "sim":
         raise InputError("this demo ran on real logs", where=work, fix="run the demo without --data")
+    work = work.resolve()
     paths = LoopPaths(work)
     world = World(SimConfig(**viewer["world"]))
     with ServerProcess(paths.bundle, paths.cdn, work / "bench", ["--client-clock"]) as server:

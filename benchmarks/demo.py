@@ -61,6 +61,7 @@ class DemoConfig:
 
 def run_demo(config: DemoConfig, log: Log = print) -> Path:
     """Run it all; returns the report page. Raises KirError when a step fails: nothing after it is faked."""
+    config = replace(config, out=config.out.resolve())  # the processes that it starts run elsewhere
     if config.quick:
         config = replace(config, sessions=8, seeds=2, phones=2, swipes=25)
     return Demo(config, log).run()

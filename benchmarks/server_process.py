@@ -26,9 +26,10 @@ class ServerProcess:
     """
 
     def __init__(self, bundle: Path, cdn: Path, work: Path, flags: Sequence[str] = ()):
-        self._command = [sys.executable, "-m", "kir", "serve", "--bundle", str(bundle), "--cdn", str(cdn), *flags]
-        self._work = work
-        self.log_path = work / "server.log"
+        places = ["--bundle", str(bundle.resolve()), "--cdn", str(cdn.resolve())]
+        self._command = [sys.executable, "-m", "kir", "serve", *places, *flags]
+        self._work = work.resolve()
+        self.log_path = self._work / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
         self.grpc_port = self.http_port = 0
 

@@ -64,7 +64,6 @@ class InstalledModel:
         root = Path(folder)
         if (root / POINTER_NAME).is_file():
             root = (root / Pointer.from_bytes((root / POINTER_NAME).read_bytes()).manifest).parent
-            root = Path(folder) / root
         if not (root / MANIFEST_NAME).is_file():
             fix = f"give a folder with {MANIFEST_NAME} or {POINTER_NAME}"
             raise NoModelError("no published model here", where=folder, fix=fix)

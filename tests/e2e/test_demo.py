@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,22 +11,25 @@ from pathlib import Path
 import pytest
 
 
-def run_demo(out: Path, *flags: str) -> dict[str, object]:
-    command = [sys.executable, "-m", "kir", "demo", "--quick", "--out", str(out), *flags]
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1200, check=False)
+def run_demo(folder: Path, *flags: str) -> dict[str, object]:
+    """From another folder than the repository, with a relative --out, as an installed `kir` would be run."""
+    command = [sys.executable, "-m", "kir", "demo", "--quick", "--out", "demo", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    page = (out / "report.html").read_text()
+    page = (folder / "demo" / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     assert page.count("<svg") >= 3
-    report: dict[str, object] = json.loads((out / "report.json").read_text())
+    report: dict[str, object] = json.loads((folder / "demo" / "report.json").read_text())
     return report
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1300)
 def test_the_demo_passes_through_a_version_change_and_an_eviction(tmp_path: Path) -> None:
-    report = run_demo(tmp_path / "demo")
+    report = run_demo(tmp_path)
     versions = [version["dense_version"] for version in report["conversion"]["versions"]]
     assert len(set(versions)) == 2
     log = "\n".join(report["swipe"]["log"])
@@ -44,7 +48,7 @@ def test_the_demo_passes_through_a_version_change_and_an_eviction(tmp_path: Path
 @pytest.mark.realdata
 @pytest.mark.timeout(1300)
 def test_the_demo_on_real_logs_ends_in_replay_metrics(tmp_path: Path, data_dir: Path) -> None:
-    report = run_demo(tmp_path / "demo", "--data", f"kuairand:{data_dir / 'kuairand-pure'}")
+    report = run_demo(tmp_path, "--data", f"kuairand:{data_dir / 'kuairand-pure'}")
     assert "closed_loop" not in report
     rows = {row["size"]: row for row in report["replay"]["sizes"]}
     assert set(rows) == {3, 6, 8}

@@ -409,6 +409,10 @@ class TestPublishedDirectory:
         assert by_version.manifest == by_pointer.manifest
         by_version.verify()
 
+    def test_a_relative_path_opens_too(self, cdn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(cdn.parent)
+        InstalledModel.open_published(cdn.name).verify()
+
     def test_another_directory_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(NoModelError, match=r"manifest\.json"):
             InstalledModel.open_published(tmp_path)
