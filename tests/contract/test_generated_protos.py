@@ -100,8 +100,7 @@ def test_services_are_unary() -> None:
 
 def test_buf_lint() -> None:
     buf = Path(sys.executable).with_name("buf")
-    if not buf.exists():
-        pytest.skip("buf is not installed: pip install 'kir-edge[dev]'")
+    assert buf.exists(), "buf is not installed: pip install 'kir-edge[dev]'"
     result = subprocess.run([buf, "lint"], cwd=PROTO_ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "STANDARD" in (PROTO_ROOT / "buf.yaml").read_text()
