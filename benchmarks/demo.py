@@ -128,7 +128,9 @@ class Demo:
             self.world = World(SimConfig(seed=self.config.seed, **size))
             events, items, users = simulate_logs(self.world), self.world.items, self.world.users
         else:
-            data = _open_log(self.config.data)
+            from training.readers import LogData, open_data
+
+            data = open_data(self.config.data)
             if not isinstance(data, LogData):
                 allowed = "kuairand:PATH, events:PATH"
                 raise InputError("the demo needs impressions with feedback", got=self.config.data, allowed=allowed)
@@ -345,16 +347,6 @@ def claim_folder(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     mark.write_text("kir demo keeps its work here and clears it when it is run again\n")
-
-
-def _open_log(name: str) -> Any:
-    """As every --data flag, but a KuaiRand folder's history file, where there is one, comes before the log."""
-    from training.readers import open_data, read_kuairand
-
-    kind, _, path = name.partition(":")
-    if kind == "kuairand" and list(Path(path).glob("train_history_*.parquet")):
-        return read_kuairand(path, history=True)
-    return open_data(name)
 
 
 def _rate(signal: Any) -> float:

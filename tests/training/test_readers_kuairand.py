@@ -273,8 +273,7 @@ def test_broken_history_says_what_is_wrong(tmp_path, changes, message) -> None:
 
 @pytest.mark.realdata
 def test_the_real_subset_has_the_counts_of_its_readme(data_dir) -> None:
-    data = open_data(f"kuairand:{data_dir / 'kuairand-pure'}")
-    assert isinstance(data, LogData)
+    data = read_kuairand(data_dir / "kuairand-pure")
     events = data.events
     assert (len(events), len(data.items), len(data.users)) == (94_784, 7_583, 27_285)
     assert len(np.unique(events["session_id"])) == 78_642
@@ -285,6 +284,13 @@ def test_the_real_subset_has_the_counts_of_its_readme(data_dir) -> None:
     assert (long_view[known] == events["long_view"][known]).mean() > 0.99, "the simulator's definition"
     assert (data.items.index_of(events["video_id"]) >= 0).all()
     assert (data.items.duration_ms < 0).sum() == 239
+
+
+@pytest.mark.realdata
+def test_a_folder_is_opened_with_its_history(data_dir) -> None:
+    data = open_data(f"kuairand:{data_dir / 'kuairand-pure'}")
+    assert isinstance(data, LogData)
+    assert len(data.events) == 94_784 + 817_187
 
 
 @pytest.mark.realdata

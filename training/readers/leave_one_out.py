@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import EventError
+from contract.keys import key_of_string
+from contract.vocabulary import MISSING_KEY, TAGS_MAX
 from training.readers.tables import check_range, read_parquet
 
 SPLITS = ("train", "val", "test")
-FILE_NAME = "leave_one_out.parquet"
+FILE_NAME, ITEMS_NAME = "leave_one_out.parquet", "items.parquet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class LeaveOneOut:
     offsets      int64 [U+1]  user u's are train_items[offsets[u] : offsets[u + 1]]
     val_items    int64 [U]    -1 where a user has none
     test_items   int64 [U]    -1 where a user has none
+    item_tags    uint64 [I, TAGS_MAX]  keys of the first genres in items.parquet; MISSING_KEY = none
     """
 
     item_ids: NDArray[np.int64]
@@ -38,6 +41,7 @@ class LeaveOneOut:
     offsets: NDArray[np.int64]
     val_items: NDArray[np.int64]
     test_items: NDArray[np.int64]
+    item_tags: NDArray[np.uint64]
 
     @property
     def n_users(self) -> int:
@@ -94,7 +98,23 @@ def read_leave_one_out(path: str | Path) -> LeaveOneOut:
         offsets=np.concatenate([[0], np.cumsum(np.bincount(user[train], minlength=len(user_ids)))]),
         val_items=_single(path, "val", user, item, split, len(user_ids)),
         test_items=_single(path, "test", user, item, split, len(user_ids)),
+        item_tags=_genres(path.parent / ITEMS_NAME, item_ids),
     )
+
+
+def _genres(path: Path, item_ids: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Tags of the items from the file's `genres` ("Action|Comedy"); none where there is no such file or item."""
+    tags = np.full((len(item_ids), TAGS_MAX), MISSING_KEY, np.uint64)
+    if not path.exists():
+        return tags
+    table = read_parquet(path, ["item_id"], ["genres"])
+    rows = {int(item): row for row, item in enumerate(item_ids)}
+    for item, genres in zip(table["item_id"], table["genres"], strict=True):
+        row = rows.get(int(item))
+        names = [name for name in (genres or "").split("|") if name][:TAGS_MAX]
+        if row is not None:
+            tags[row, : len(names)] = [key_of_string(name) for name in names]
+    return tags
 
 
 def _single(

@@ -24,7 +24,8 @@ SIM_SHORT = {"users": "n_users", "items": "n_items", "topics": "n_topics", "auth
 def open_data(spec: str) -> LogData | LeaveOneOut:
     """Open data by name.
 
-    kuairand:PATH       a folder in KuaiRand's layout or one log file (LogData)
+    kuairand:PATH       a folder in KuaiRand's layout or one log file (LogData); a folder's train_history_*.parquet,
+                        where there is one, stands before the log
     events:PATH         an event file, or a folder with events.parquet (or event files only), catalogue.parquet and
                         users.parquet; tables that are not there are gathered from the events (LogData)
     sim:KEY=VALUE,...   the simulator; keys of SimConfig (users, items, topics, authors for short), and
@@ -35,7 +36,7 @@ def open_data(spec: str) -> LogData | LeaveOneOut:
     """
     kind, colon, rest = spec.partition(":")
     readers: dict[str, Callable[[str], LogData | LeaveOneOut]] = {
-        "kuairand": read_kuairand,
+        "kuairand": _open_kuairand,
         "events": _open_events,
         "sim": _open_sim,
         "ml-1m": read_leave_one_out,
@@ -46,6 +47,10 @@ def open_data(spec: str) -> LogData | LeaveOneOut:
     if not rest and kind != "sim":
         raise InputError("the path is missing", where=f"data '{spec}'", fix=f"write {kind}:PATH")
     return readers[kind](rest)
+
+
+def _open_kuairand(path: str) -> LogData:
+    return read_kuairand(path, history=bool(list(Path(path).glob("train_history_*.parquet"))))
 
 
 def _open_events(path_text: str) -> LogData:
