@@ -1,178 +1,157 @@
-"""Losses against plain sums, and the frequency estimator against the simulation of Yi et al. 2019."""
+"""candidate_softmax against log_softmax and autograd over the whole score matrix; the corrections against the sums."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from contract.errors import InputError
-from training.losses import FrequencyEstimator, in_batch_softmax
+from training.candidates import OwnedItems
+from training.losses import CORRECTIONS, SMOOTHINGS, candidate_softmax
+
+T, K, C, D = 23, 3, 37, 5
 
 
-def slow_loss(scores, items, log_q, owner, smoothing, alpha) -> float:
-    """Eq. 10–11 and the smoothed loss, one query at a time."""
-    n, total = len(items), 0.0
-    for i in range(n):
-        columns = [j for j in range(n) if j == i or (items[j] != items[i] and owner[j] != owner[i])]
-        exps = {j: math.exp(scores[i][j] - log_q[j]) for j in columns}
-        p = {j: e / sum(exps.values()) for j, e in exps.items()}
-        loss = -math.log(p[i])
-        if smoothing != "none":
-            kind = (lambda x: math.log(x)) if smoothing == "standard" else (lambda x: math.log(1 - x))
-            loss = (1 - alpha) * loss - alpha / n * sum(kind(p[j]) for j in columns if j != i)
-        total += loss
-    return total / n
+def obvious_loss(users, candidates, target, *, scale, log_q, correction, owned_TC, smoothing, alpha) -> Tensor:
+    """The docstring's formulas on the whole [T, C] matrix, differentiated by autograd."""
+    rows = torch.arange(len(target))
+    z = scale * torch.einsum("tkd,cd->tkc", users, candidates).amax(dim=1)
+    positive = torch.zeros_like(z, dtype=torch.bool)
+    positive[rows, target] = True
+    if correction == "logq":
+        z = z - log_q
+    if correction == "corrected":
+        z = torch.where(positive, z, z - log_q)
+    absent = torch.zeros_like(positive) if owned_TC is None else owned_TC & ~positive
+    log_p = torch.log_softmax(z.masked_fill(absent, float("-inf")), dim=1)
+    loss = -log_p[rows, target]
+    if smoothing != "none":
+        negative = ~positive & ~absent
+        values = log_p if smoothing == "standard" else torch.log1p(-log_p.exp())
+        others = -torch.where(negative, values, 0.0).sum(dim=1)
+        loss = (1 - alpha) * loss + alpha / len(candidates) * others
+    return loss.mean()
 
 
-@pytest.mark.parametrize("smoothing", ["none", "standard", "paper"])
-@pytest.mark.parametrize("corrected", [True, False])
-def test_the_loss_is_the_formula(smoothing, corrected):
-    torch.manual_seed(0)
-    scores = torch.randn(7, 7)
-    items = torch.tensor([3, 1, 3, 5, 6, 1, 9])
-    owner = torch.tensor([0, 0, 1, 2, 3, 4, 4])
-    log_q = torch.rand(7).log()
-    fast = in_batch_softmax(scores, items, log_q if corrected else None, owner_B=owner, smoothing=smoothing, alpha=0.2)
-    slow = slow_loss(
-        scores.tolist(), items.tolist(), log_q.tolist() if corrected else [0.0] * 7, owner.tolist(), smoothing, 0.2
+def problem(seed: int = 0, *, rows: int = T, queries: int = K, dtype: torch.dtype = torch.float64) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    users = torch.randn(rows, queries, D, generator=generator, dtype=dtype).requires_grad_()
+    candidates = torch.randn(C, D, generator=generator, dtype=dtype).requires_grad_()
+    owner = torch.randint(6, (rows,), generator=generator)
+    liked = torch.rand(6, C, generator=generator) < 0.2
+    liked[0] = False  # one who owns nothing
+    pairs = liked.nonzero()
+    return {
+        "users": users,
+        "candidates": candidates,
+        "target": torch.randint(C, (rows,), generator=generator),
+        "log_q": torch.rand(C, generator=generator, dtype=dtype).log(),
+        "owned": OwnedItems.from_pairs(pairs[:, 0], pairs[:, 1], 6).of(owner),
+        "owned_TC": liked[owner],
+    }
+
+
+def both(p: dict, *, use_owned: bool, chunk: int | None = 7, precision: str = "float32", **options) -> list:
+    """(loss, gradient of users, gradient of candidates) of candidate_softmax, then of the reference."""
+    fast = candidate_softmax(
+        p["users"],
+        p["candidates"],
+        p["target"],
+        log_q_C=p["log_q"],
+        owned=p["owned"] if use_owned else None,
+        chunk=chunk,
+        precision=precision,
+        **options,
     )
-    assert float(fast) == pytest.approx(slow, rel=1e-4)
+    slow = obvious_loss(
+        p["users"],
+        p["candidates"],
+        p["target"],
+        log_q=p["log_q"],
+        owned_TC=p["owned_TC"] if use_owned else None,
+        **options,
+    )
+    return [(loss, *torch.autograd.grad(loss, [p["users"], p["candidates"]])) for loss in (fast, slow)]
 
 
-def test_copies_of_the_positive_are_no_negatives():
-    scores = torch.zeros(3, 3)
-    same = in_batch_softmax(scores, torch.tensor([4, 4, 4]))
-    assert float(same) == pytest.approx(0.0, abs=1e-6)
-    assert float(in_batch_softmax(scores, torch.tensor([1, 2, 3]))) == pytest.approx(math.log(3))
+@pytest.mark.parametrize("queries", [1, 2, 4])
+@pytest.mark.parametrize("use_owned", [False, True])
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_loss_and_gradients_are_those_of_the_formula(correction, smoothing, use_owned, queries):
+    options = {"correction": correction, "smoothing": smoothing, "alpha": 0.3, "scale": 1.7}
+    fast, slow = both(problem(queries=queries), use_owned=use_owned, **options)
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_a_correction_that_is_equal_for_all_changes_nothing():
-    scores, items = torch.randn(5, 5), torch.arange(5)
-    plain, shifted = in_batch_softmax(scores, items), in_batch_softmax(scores, items, torch.full((5,), -3.0))
-    torch.testing.assert_close(plain, shifted)
+@pytest.mark.parametrize("chunk", [1, 2, 22, 23, 24, 1000, None])
+def test_the_size_of_a_chunk_changes_nothing(chunk):
+    options = {"correction": "corrected", "smoothing": "paper", "alpha": 0.3, "scale": 2.0}
+    fast, slow = both(problem(), use_owned=True, chunk=chunk, **options)
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_the_correction_recovers_what_sampling_hides():
-    """Positives follow q, and so do the in-batch negatives: only with logQ is s = log q + c, else all look alike."""
-    n, batch = 40, 64
-    q = torch.arange(1, n + 1).float()
-    q /= q.sum()
-    slopes = {}
-    for corrected in (True, False):
-        generator = torch.Generator().manual_seed(0)
-        appeal = torch.zeros(n, requires_grad=True)
-        optimizer = torch.optim.Adam([appeal], lr=0.05)
-        for _ in range(300):
-            items = torch.multinomial(q, batch, replacement=True, generator=generator)
-            optimizer.zero_grad()
-            loss = in_batch_softmax(appeal[items].expand(batch, batch), items, q[items].log() if corrected else None)
-            loss.backward()
-            optimizer.step()
-        slopes[corrected] = np.polyfit(q.log().numpy(), appeal.detach().numpy(), 1)[0]
-    assert slopes[True] == pytest.approx(1.0, abs=0.3)
-    assert slopes[False] == pytest.approx(0.0, abs=0.3)
+@pytest.mark.parametrize(("correction", "smoothing"), list(itertools.product(CORRECTIONS, SMOOTHINGS)))
+def test_numeric_gradients_agree(correction, smoothing):
+    p = problem(rows=5, queries=2)
 
-
-def test_smoothings_pull_negatives_in_opposite_directions():
-    scores = torch.zeros(3, 3, requires_grad=True)
-    gradients = {}
-    for smoothing in ("none", "standard", "paper"):
-        (gradients[smoothing],) = torch.autograd.grad(
-            in_batch_softmax(scores, torch.arange(3), smoothing=smoothing, alpha=0.3), scores
+    def loss(users: Tensor, candidates: Tensor) -> Tensor:
+        return candidate_softmax(
+            users, candidates, p["target"], log_q_C=p["log_q"], correction=correction, smoothing=smoothing, chunk=2
         )
-    negative = {name: float(g[0, 1]) / float(-g[0, 0]) for name, g in gradients.items()}
-    assert float(gradients["standard"][0, 1]) < float(gradients["none"][0, 1])
-    assert negative["none"] == pytest.approx(0.5)
+
+    assert torch.autograd.gradcheck(loss, (p["users"], p["candidates"]))
 
 
-def test_smoothing_is_one_of_three():
-    with pytest.raises(InputError, match="smoothing"):
-        in_batch_softmax(torch.zeros(2, 2), torch.arange(2), smoothing="some")
+def test_without_gradients_the_loss_is_the_same():
+    p = problem()
+    with_graph = candidate_softmax(p["users"], p["candidates"], p["target"], chunk=7)
+    with torch.no_grad():
+        without = candidate_softmax(p["users"], p["candidates"], p["target"], chunk=7)
+    detached = candidate_softmax(p["users"].detach(), p["candidates"].detach(), p["target"], chunk=7)
+    assert not without.requires_grad
+    assert not detached.requires_grad
+    assert float(without) == float(detached) == float(with_graph.detach())
 
 
-def run_stream(estimator: FrequencyEstimator, q: np.ndarray, steps: int, batch: int, seed: int = 0) -> None:
-    random = np.random.default_rng(seed)
-    for _ in range(steps):
-        estimator.update(torch.from_numpy(random.choice(len(q), size=batch, p=q)))
+def test_uniform_scores_lose_the_log_of_the_number_of_candidates():
+    loss = candidate_softmax(torch.zeros(4, 2, D), torch.zeros(C, D), torch.arange(4))
+    assert float(loss) == pytest.approx(math.log(C))
 
 
-def presence(q: np.ndarray, batch: int) -> np.ndarray:
-    return 1 - (1 - q) ** batch
+def test_of_equal_queries_the_first_gets_the_gradient():
+    users = torch.randn(3, 1, D).repeat(1, 3, 1).requires_grad_()
+    candidates = torch.randn(C, D)
+    candidate_softmax(users, candidates, torch.arange(3)).backward()
+    one = users.detach()[:, :1].clone().requires_grad_()
+    candidate_softmax(one, candidates, torch.arange(3)).backward()
+    torch.testing.assert_close(users.grad[:, :1], one.grad)
+    assert not users.grad[:, 1:].any()
 
 
-def error(estimator: FrequencyEstimator, q: np.ndarray, batch: int) -> float:
-    guess = estimator.probability(torch.arange(len(q))).numpy()
-    return float(np.abs(guess - presence(q, batch)).mean())
-
-
-@pytest.mark.parametrize("hashes", [1, 3])
-def test_the_estimate_finds_the_sampling_probability(hashes):
-    """The setting of the paper's simulation, smaller: it converges, and again after the distribution flips."""
-    n, batch = 100, 16
-    q = np.arange(1, n + 1) ** 1.0
-    q /= q.sum()
-    estimator = FrequencyEstimator(1000, hashes=hashes, rate=0.02)
-    start = error(estimator, q, batch)
-    run_stream(estimator, q, 800, batch)
-    settled = error(estimator, q, batch)
-    assert settled < 0.6 * start
-    flipped = q[::-1].copy()
-    before = error(estimator, flipped, batch)
-    run_stream(estimator, flipped, 1000, batch, seed=1)
-    assert error(estimator, flipped, batch) < 0.6 * before
-
-
-def test_more_hashes_undo_collisions():
-    n, batch = 200, 16
-    q = np.full(n, 1 / n)
-    errors = []
-    for hashes in (1, 4):
-        estimator = FrequencyEstimator(150, hashes=hashes, rate=0.02, initial_gap=10)
-        run_stream(estimator, q, 600, batch)
-        errors.append(error(estimator, q, batch))
-    assert errors[1] < errors[0]
-
-
-def test_one_update_is_algorithm_2():
-    estimator = FrequencyEstimator(10, rate=0.1, initial_gap=100)
-    estimator.update(torch.tensor([3, 3, 7]))
-    estimator.update(torch.tensor([7]))
-    gaps = estimator.gap[0]
-    assert float(gaps[3]) == pytest.approx(0.9 * 100 + 0.1 * 1)
-    assert float(gaps[7]) == pytest.approx(0.9 * (0.9 * 100 + 0.1 * 1) + 0.1 * 1)
-    assert float(gaps[0]) == 100
-    assert float(estimator.log_q(torch.tensor([0]))) == pytest.approx(-math.log(100))
-    assert int(estimator.step) == 2
-
-
-def test_counts_start_it_where_a_long_stream_would_end():
-    counts = torch.tensor([0.0, 10, 30, 60, 400])
-    estimator = FrequencyEstimator.from_counts(counts, batch=8)
-    expected = presence(np.array([0.5, 10, 30, 60, 400]) / 500, 8)
-    np.testing.assert_allclose(estimator.probability(torch.arange(5)).numpy(), expected, rtol=1e-3)
-    q = counts.numpy() / counts.sum().item()
-    run_stream(estimator, q, 300, 8)
-    np.testing.assert_allclose(estimator.probability(torch.arange(1, 5)).numpy(), presence(q, 8)[1:], rtol=0.5)
-
-
-def test_the_estimators_state_travels():
-    one, other = FrequencyEstimator(20), FrequencyEstimator(20, seed=5)
-    one.update(torch.tensor([1, 2]))
-    other.load_state_dict(one.state_dict())
-    for estimator in (one, other):
-        estimator.update(torch.tensor([2, 9]))
-    assert torch.equal(one.gap, other.gap)
-
-
-def test_bad_sizes_are_refused():
-    for options in (
-        {"buckets": 0},
-        {"buckets": 5, "hashes": 0},
-        {"buckets": 5, "rate": 0},
-        {"buckets": 5, "initial_gap": 0},
-    ):
-        with pytest.raises(InputError, match="estimator"):
-            FrequencyEstimator(**options)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"correction": "some"}, "correction"),
+        ({"smoothing": "some"}, "smoothing"),
+        ({"precision": "some"}, "precision"),
+        ({"correction": "logq"}, "log_q_C"),
+        ({"correction": "corrected", "log_q_C": torch.zeros(C + 1)}, "log_q_C"),
+        ({"target_T": torch.zeros(3, dtype=torch.int64)}, "target"),
+        ({"candidates_CD": torch.zeros(C, D + 1)}, "fit"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    arguments = {
+        "users_TKD": torch.zeros(4, 1, D),
+        "candidates_CD": torch.zeros(C, D),
+        "target_T": torch.zeros(4, dtype=torch.int64),
+    }
+    with pytest.raises(InputError, match=message):
+        candidate_softmax(**{**arguments, **changes})
