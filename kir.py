@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-from contract.errors import InputError, KirError, MissingExtra, VerificationFailed
+from contract.errors import InputError, Interrupted, KirError, MissingExtra, VerificationFailed
 
 __version__ = "0.1.0"
 
@@ -127,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return run_command(name, words)
+    except Interrupted as error:
+        print(f"kir {name}: {error}", file=sys.stderr)
+        return 130
     except KirError as error:
         if debug:
             traceback.print_exc()

@@ -16,6 +16,7 @@ KirError
 ├── PoolExhausted         nothing is left to show until the next page arrives
 ├── ServerError           the page server refused or failed
 │   └── ServerUnavailable no answer in time, or no connection
+├── Interrupted           a person or the system asked a long job to stop, and its state was saved
 └── ConversionError       the converter could not make an artifact
     └── VerificationFailed an artifact was made and is not good enough to publish
 """
@@ -115,6 +116,10 @@ class ServerError(KirError):
 
 class ServerUnavailable(ServerError):
     """No answer in time, or no connection."""
+
+
+class Interrupted(KirError):
+    """A person or the system asked a long job to stop, and its state was saved."""
 
 
 class ConversionError(KirError):

@@ -1,22 +1,27 @@
-"""The training loop: one task, dense AdamW + table Adagrad, warm-up and cosine, early stop, bit-exact resume.
+"""The training loop: one task, dense AdamW + tables, warm-up and cosine, early stop, autosave, bit-exact resume.
 
 A task is an nn.Module with `loss(batch) -> (loss, {name: float})` and an attribute `tables` (SparseTables); all its
-other parameters are the dense net. Batches come from a function of (epoch, seed): the same arguments must give the same
-batches, drawn from a numpy generator of their own, never from torch's.
+other parameters are the dense net. The number "targets", where a task gives it, becomes targets per second in the log.
+Batches come from a function of (epoch, seed): the same arguments must give the same batches, drawn from a numpy
+generator of their own, never from torch's.
 
-    trainer = Trainer(task, batches, steps_per_epoch, TrainConfig(epochs=2))
+    saver = Autosave.beside(out_dir)
+    trainer = Trainer(task, batches, steps_per_epoch, TrainConfig(epochs=2), save=saver.save, save_every_s=600)
+    if resume:
+        trainer.load_state(saver.load())              # or load_checkpoint(directory).state()
     result = trainer.run()
-    save_checkpoint(..., state=trainer.state())       # and later: trainer.load_state(checkpoint.state())
+    save_checkpoint(..., state=trainer.state())
+    saver.clear()
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,12 +29,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from contract.errors import CheckpointError, InputError
+from contract.errors import CheckpointError, InputError, Interrupted
+from training.averaging import WeightAverage, exchange
 from training.checkpoint import TrainingState
+from training.devices import autocast, pick_device, pick_precision, to_device
 from training.progress import Progress
 from training.tables import SparseTables
+from training.train_config import TrainConfig, TrainResult
+from training.train_log import LOG_NAME, TrainLog, keep_log, log_beside
 
-LOG_NAME = "train_log.jsonl"
+__all__ = ["LOG_NAME", "Batches", "Task", "TrainConfig", "TrainResult", "Trainer", "keep_log", "log_beside"]
+
 Batches = Callable[[int, int], Iterable[Any]]
 
 
@@ -41,66 +51,16 @@ class Task(Protocol):
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]: ...
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How long and how fast.
-
-    epochs               passes over the batches; `max_steps` cuts them
-    max_seconds          a time budget; the learning rate then falls with the share of it that is used, so that a slower
-                         machine trains less and still ends cold (runs with a budget are not reproducible)
-    learning_rate        peak, dense AdamW; `table_rate` peak, Adagrad of the tables
-    warmup               share of all steps in which the rates rise from 0
-    clip                 largest gradient norm of the dense net
-    patience             epochs without a better validation before stopping; needs `validate`
-    """
-
-    epochs: int = 1
-    max_steps: int | None = None
-    max_seconds: float | None = None
-    learning_rate: float = 2e-3
-    table_rate: float = 0.05
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    final_rate: float = 0.05
-    clip: float = 1.0
-    patience: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "max_steps", "max_seconds", "learning_rate", "table_rate", "clip"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InputError(f"{name} must be above 0", got=value)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run did. `losses` is the mean loss of each epoch that was begun."""
-
-    steps: int
-    epochs: int
-    seconds: float
-    losses: tuple[float, ...]
-    best: float | None = None
-    history: tuple[dict[str, float], ...] = field(default=(), repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "steps": self.steps,
-            "epochs": self.epochs,
-            "seconds": round(self.seconds, 2),
-            "losses": [round(loss, 5) for loss in self.losses],
-            "best": self.best,
-        }
-
-
 class Trainer:
     """Runs a task. Use `run` once, or `run(until_step=…)` and `state` / `load_state` to stop and go on.
 
-    validate  called after each epoch with the task in eval mode: metrics; `metric` (higher is better) chooses the epoch
-              whose weights are kept at the end and feeds early stopping
-    log_path  one JSON line per logged step and per validation is appended there
-    quiet     no progress on stderr
+    validate      called every `validate_every` epochs with the task in eval mode, on the training's device, holding the
+                  averaged weights where there are any: metrics; `metric` (higher is better) chooses the epoch whose
+                  weights are kept at the end and feeds early stopping
+    save          given the state every `save_every_s` seconds (None = not while running) and at Ctrl-C or SIGTERM, when
+                  `run` then raises Interrupted; it may return a path for the message. 0 saves after every step
+    log_path      one JSON line per logged step and per validation is appended there (training/train_log.py)
+    quiet         no progress on stderr
     """
 
     def __init__(
@@ -112,6 +72,8 @@ class Trainer:
         *,
         validate: Callable[[], dict[str, float]] | None = None,
         metric: str = "",
+        save: Callable[[TrainingState], object] | None = None,
+        save_every_s: float | None = None,
         log_path: str | Path | None = None,
         quiet: bool = True,
         label: str = "train",
@@ -120,14 +82,20 @@ class Trainer:
             raise InputError("there is nothing to train on", got=f"{steps_per_epoch} steps per epoch")
         if config.patience is not None and validate is None:
             raise InputError("early stopping needs a validation", got=f"patience={config.patience}")
-        self.task, self.batches, self.config = task, batches, config
+        if save_every_s is not None and (save is None or save_every_s < 0):
+            raise InputError("saving while running needs a `save` and seconds of 0 or more", got=save_every_s)
+        self.device = pick_device(config.device)
+        self.precision = pick_precision(config.precision, self.device)
+        self.task, self.batches, self.config = task.to(self.device), batches, config
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = min(config.epochs * steps_per_epoch, config.max_steps or math.inf)
         self.validate, self.metric = validate, metric
-        self.log_path = Path(log_path) if log_path else None
+        self.save, self.save_every_s = save, save_every_s
+        self.log = TrainLog(log_path)
         self.quiet, self.label = quiet, label
+        trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
         of_tables = {id(p) for p in task.tables.parameters()}
-        self.dense = [p for p in task.parameters() if p.requires_grad and id(p) not in of_tables]
+        self.dense = [p for p in trained.values() if id(p) not in of_tables]
         self.optimizers: list[torch.optim.Optimizer] = []
         if self.dense:
             self.optimizers.append(
@@ -137,15 +105,22 @@ class Trainer:
             )
         self.optimizers += task.tables.optimizers(config.table_rate)
         self._peaks = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.average = WeightAverage(trained, config.ema_decay) if config.ema_decay is not None else None
         self.step = 0
         self.seconds = 0.0
         self.losses: list[float] = []
         self.best: float | None = None
+        self.stopped = False  # early
+        self.history: list[dict[str, float]] = []
         self._best_epoch = -1
         self._best_weights: dict[str, Tensor] | None = None
+        # Weights that changed places with the task's: the best or the averaged ones, for validation and at the end.
+        self._shown: dict[str, Tensor] | None = None
         self._sum = 0.0
-        self._rng: Tensor | None = None
-        self.history: list[dict[str, float]] = []
+        self._rng: dict[str, Tensor] = {}
+        self._running = False
+        self._asked_to_stop = ""
+        self._began_s = self._saved_s = 0.0
 
     def rate_factor(self) -> float:
         """Warm-up, then cosine down to `final_rate`: the factor of the peak rates at the next step."""
@@ -159,40 +134,53 @@ class Trainer:
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * phase))
 
     def run(self, until_step: int | None = None) -> TrainResult:
-        """Train to the end, or until `until_step` steps have been done in all. Seeds torch's generator."""
+        """Train to the end, or until `until_step` steps have been done in all. Seeds torch's generators.
+
+        At the end the task holds the best weights (or the averaged ones); `state` still gives those that training
+        would go on from. Raises Interrupted after a signal, its state saved.
+        """
         stop = min(self.total_steps, until_step if until_step is not None else math.inf)
-        with torch.random.fork_rng(devices=[]):
+        self._hide()
+        self.task.to(self.device)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.config.seed)
-            if self._rng is not None:
-                torch.set_rng_state(self._rng)
-            with Progress(self.label, int(self.total_steps), quiet=self.quiet) as progress:
+            self._set_rng()
+            with self._until_told(), Progress(self.label, int(self.total_steps), quiet=self.quiet) as progress:
                 self._epochs(stop, progress)
-            self._rng = torch.get_rng_state()
-        if self.step >= self.total_steps or until_step is None:
-            self._keep_best()
+            self._rng = self._get_rng()
+        if until_step is None or self._over(self.total_steps):
+            self._show_final()
         return TrainResult(
             self.step, len(self.losses), self.seconds, tuple(self.losses), self.best, tuple(self.history)
         )
 
+    def _over(self, stop: float) -> bool:
+        return self.step >= stop or self.stopped or self._out_of_time()
+
+    def _out_of_time(self) -> bool:
+        return self.config.max_seconds is not None and self.seconds >= self.config.max_seconds
+
     def _epochs(self, stop: float, progress: Progress) -> None:
-        started, before = time.perf_counter(), self.seconds
-        while self.step < stop:
+        self._began_s = time.perf_counter() - self.seconds
+        self._saved_s = self.seconds
+        while not self._over(stop):
             epoch, offset = divmod(self.step, self.steps_per_epoch)
             self.task.train()
             n_before = self.step
             for batch in islice(self.batches(epoch, self.config.seed), offset, self.steps_per_epoch):
                 self._one_step(batch, epoch, progress)
-                self.seconds = before + time.perf_counter() - started
-                if self.step >= stop or self._out_of_time():
+                if self._over(stop):
                     break
+                if self.step % self.steps_per_epoch:
+                    self._save_if_due()
             if self.step == n_before:
                 raise InputError("an epoch gave no batch", got=f"epoch {epoch}, {self.steps_per_epoch} steps promised")
-            over = self.step % self.steps_per_epoch == 0 or self._out_of_time() or self.step >= self.total_steps
-            if (over and self._end_of_epoch(epoch)) or self._out_of_time():
-                break
-
-    def _out_of_time(self) -> bool:
-        return self.config.max_seconds is not None and self.seconds >= self.config.max_seconds
+            if self.step % self.steps_per_epoch == 0 or self._over(self.total_steps):
+                self._end_of_epoch(epoch)
+                # Only now: a save between an epoch's last step and its validation would lose the validation.
+                self._save_if_due()
+        if self.save is not None and self._over(self.total_steps):
+            self._save_now()  # what comes after training may fail as well
 
     def _one_step(self, batch: Any, epoch: int, progress: Progress) -> None:
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
@@ -201,12 +189,17 @@ class Trainer:
             group["lr"] = peak * factor
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss, numbers = self.task.loss(batch)
-        loss.backward()
+        with autocast(self.device, self.precision):
+            loss, numbers = self.task.loss(to_device(batch, self.device))
+        loss.float().backward()
         if self.dense:
             torch.nn.utils.clip_grad_norm_(self.dense, self.config.clip)
+        if self.average is not None:
+            self.average.before_step()
         for optimizer in self.optimizers:
             optimizer.step()
+        if self.average is not None:
+            self.average.after_step()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise InputError(
@@ -214,46 +207,123 @@ class Trainer:
             )
         self._sum += value
         self.step += 1
+        self.seconds = time.perf_counter() - self._began_s
+        numbers = dict(numbers)
+        self.log.count(numbers.pop("targets", 0.0))
         progress.update(self.step, {"loss": value, **numbers})
         if self.step == 1 or self.step % max(1, self.steps_per_epoch // 20) == 0:
-            self._log({"step": self.step, "epoch": epoch, "loss": value, "rate": factor, **numbers})
+            self.log.step({"step": self.step, "epoch": epoch, "loss": value, "rate": factor, **numbers}, self.seconds)
 
-    def _end_of_epoch(self, epoch: int) -> bool:
-        """Validate and log; True when training should stop early."""
+    def _end_of_epoch(self, epoch: int) -> None:
+        """Validate and log; sets `stopped` when training should stop early."""
         in_epoch = self.step - epoch * self.steps_per_epoch
         self.losses.append(self._sum / max(in_epoch, 1))
         self._sum = 0.0
-        if self.validate is None:
-            return False
+        if self.validate is None or ((epoch + 1) % self.config.validate_every and not self._over(self.total_steps)):
+            return
         self.task.eval()
-        with torch.no_grad():
-            metrics = self.validate()
+        if self.average is not None:
+            self.average.settle()
+            self._show(self.average.tensors)
+        try:
+            with torch.no_grad():
+                metrics = self.validate()
+            self._keep_if_best(epoch, metrics)
+        finally:
+            self._hide()
+        self.seconds = time.perf_counter() - self._began_s
         self.history.append({"epoch": epoch, **metrics})
-        self._log({"step": self.step, "epoch": epoch, "validation": metrics})
+        self.log.write({"step": self.step, "epoch": epoch, "validation": metrics}, self.seconds)
+
+    def _keep_if_best(self, epoch: int, metrics: Mapping[str, float]) -> None:
         if not self.metric:
-            return False
+            return
         value = metrics[self.metric]
         if self.best is None or value > self.best:
             self.best, self._best_epoch = value, epoch
             self._best_weights = {name: tensor.detach().clone() for name, tensor in self.task.state_dict().items()}
-        return self.config.patience is not None and epoch - self._best_epoch >= self.config.patience
+        self.stopped = self.config.patience is not None and epoch - self._best_epoch >= self.config.patience
 
-    def _keep_best(self) -> None:
+    def _show(self, held: dict[str, Tensor]) -> None:
+        exchange(self.task, held)
+        self._shown = held
+
+    def _hide(self) -> None:
+        if self._shown is not None:
+            exchange(self.task, self._shown)
+            self._shown = None
+
+    def _show_final(self) -> None:
         if self._best_weights is not None:
-            self.task.load_state_dict(self._best_weights)
+            self._show(self._best_weights)
+        elif self.average is not None:
+            self.average.settle()
+            self._show(self.average.tensors)
 
-    def _log(self, line: dict[str, Any]) -> None:
-        if self.log_path is None:
-            return
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("a") as file:
-            file.write(json.dumps({**line, "seconds": round(self.seconds, 3)}) + "\n")
+    def _save_if_due(self) -> None:
+        due = self.save_every_s is not None and self.seconds - self._saved_s >= self.save_every_s
+        if self.save is not None and (due or self._asked_to_stop):
+            self._save_now()
+
+    def _save_now(self) -> None:
+        saved = self.save(self.state()) if self.save is not None else None
+        self._saved_s = self.seconds
+        if self._asked_to_stop:
+            raise Interrupted(
+                f"stopped by {self._asked_to_stop} after step {self.step} of {int(self.total_steps)}",
+                where=self.label,
+                fix=f"the state is saved{f' in {saved}' if saved else ''}: resume to go on",
+            )
+
+    @contextmanager
+    def _until_told(self) -> Iterator[None]:
+        """Note Ctrl-C and SIGTERM for the end of the step, where there is a `save`; a second one acts at once."""
+        self._asked_to_stop = ""
+        self._running = True
+        before: dict[int, Any] = {}
+
+        def note(number: int, frame: object) -> None:
+            self._asked_to_stop = signal.Signals(number).name
+            signal.signal(number, before[number])
+
+        if self.save is not None and threading.current_thread() is threading.main_thread():
+            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            self._running = False
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _get_rng(self) -> dict[str, Tensor]:
+        found = {"rng": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            found["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        return found
+
+    def _set_rng(self) -> None:
+        if "rng" in self._rng:
+            torch.set_rng_state(self._rng["rng"])
+        if "rng.cuda" in self._rng and self.device.type == "cuda":
+            torch.cuda.set_rng_state(self._rng["rng.cuda"], self.device)
 
     def state(self) -> TrainingState:
-        """Everything that the next `run` needs to go on bit for bit; take it before the best weights are put back."""
-        tensors = {f"task.{name}": tensor for name, tensor in self.task.state_dict().items()}
+        """Everything that the next `run` needs to go on bit for bit. The tensors are live: write them before going on.
+
+        Shown weights (the best ones, after `run`) are told apart from those that training goes on from.
+        """
+        now = self.task.state_dict()
+        held = self._shown or {}
+        tensors = {f"task.{name}": tensor for name, tensor in {**now, **held}.items()}
         if self._best_weights is not None:
-            tensors |= {f"best.{name}": tensor for name, tensor in self._best_weights.items()}
+            best = {name: now[name] for name in held} if held is self._best_weights else self._best_weights
+            tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+        average: dict[str, Any] = {}
+        if self.average is not None:
+            found, average = self.average.state()
+            if held is self.average.tensors:
+                found |= {name: now[name] for name in held}
+            tensors |= {f"average.{name}": tensor for name, tensor in found.items()}
         numbers: dict[str, Any] = {}
         for i, optimizer in enumerate(self.optimizers):
             for j, state in optimizer.state_dict()["state"].items():
@@ -263,19 +333,20 @@ class Trainer:
                         tensors[key] = value
                     else:
                         numbers[key] = value
-        if self._rng is not None:
-            tensors["rng"] = self._rng
+        tensors |= self._get_rng() if self._running else self._rng
         meta = {
             "step": self.step,
             "steps_per_epoch": self.steps_per_epoch,
             "total_steps": int(self.total_steps),
             "seconds": self.seconds,
-            "losses": self.losses,
+            "losses": list(self.losses),
             "sum": self._sum,
             "best": self.best,
             "best_epoch": self._best_epoch,
-            "history": self.history,
+            "stopped": self.stopped,
+            "history": list(self.history),
             "seed": self.config.seed,
+            "average": average,
             "numbers": numbers,
         }
         return TrainingState(tensors, meta)
@@ -292,6 +363,11 @@ class Trainer:
                 allowed=mine,
                 fix="resume with the same data, batch size, epochs, steps and seed",
             )
+        if bool(meta.get("average")) != (self.average is not None):
+            raise CheckpointError(
+                "training state of another run: weight averages in one of the two alone", fix="give the same ema_decay"
+            )
+        self._hide()
         try:
             self.task.load_state_dict(_under(state.tensors, "task."))
         except RuntimeError as error:
@@ -308,25 +384,15 @@ class Trainer:
                 found.setdefault(int(index), {})[name] = value.clone() if torch.is_tensor(value) else value
             optimizer.load_state_dict({"state": found, "param_groups": mine_state["param_groups"]})
         best = _under(state.tensors, "best.")
-        self._best_weights = {name: tensor.clone() for name, tensor in best.items()} or None
-        self._rng = state.tensors.get("rng")
+        self._best_weights = {name: tensor.clone().to(self.device) for name, tensor in best.items()} or None
+        if self.average is not None:
+            self.average.load_state(_under(state.tensors, "average."), meta["average"])
+        self._rng = {name: state.tensors[name].cpu() for name in ("rng", "rng.cuda") if name in state.tensors}
         self.step, self.seconds, self._sum = meta["step"], meta["seconds"], meta["sum"]
         self.losses, self.history = list(meta["losses"]), list(meta["history"])
         self.best, self._best_epoch = meta["best"], meta["best_epoch"]
-
-
-def log_beside(out_dir: Path) -> Path:
-    """Where to log while `out_dir`, which is written whole at the end, is not there yet; starts empty."""
-    path = out_dir.with_name(f".{out_dir.name}.{LOG_NAME}")
-    path.unlink(missing_ok=True)
-    return path
-
-
-def keep_log(out_dir: Path) -> None:
-    """Move that log to out_dir/train_log.jsonl."""
-    path = out_dir.with_name(f".{out_dir.name}.{LOG_NAME}")
-    if path.exists():
-        os.replace(path, out_dir / LOG_NAME)
+        self.stopped = meta.get("stopped", False)
+        self.log.go_on_from(self.step, self.seconds)
 
 
 def _under(entries: Any, prefix: str) -> dict[str, Any]:

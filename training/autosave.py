@@ -1,0 +1,118 @@
+"""Training state on disk while a training runs: what was killed goes on from the last save, bit for bit.
+
+    saver = Autosave.beside(out_dir)                          .NAME.autosave beside the checkpoint that is to come
+    trainer = Trainer(..., save=saver.save, save_every_s=600)
+    if resume:
+        trainer.load_state(saver.load())
+    trainer.run()
+    save_checkpoint(out_dir, ...)
+    saver.clear()
+
+    DIR/state.safetensors    every tensor but the best weights; its header holds the JSON object and names the file of
+    DIR/best-N.safetensors   the best weights, which is written only when they changed
+
+Each file is written aside, flushed to disk and renamed; state.safetensors comes last and is what makes a save count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from contract.errors import CheckpointError
+from training.checkpoint import TrainingState
+
+STATE = "state.safetensors"
+BEST = "best."
+
+
+class Autosave:
+    """The saves of one training in `directory`; a new save replaces the one before. One writer at a time."""
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        self._best_epoch: int | None = None  # of the file of best weights that this object wrote or read
+        self._best_name = ""
+
+    @staticmethod
+    def beside(out_dir: str | Path) -> Autosave:
+        """In a hidden directory beside `out_dir`, which is written whole at the end and so is not there yet."""
+        out_dir = Path(out_dir)
+        return Autosave(out_dir.with_name(f".{out_dir.name}.autosave"))
+
+    @property
+    def exists(self) -> bool:
+        return (self.directory / STATE).is_file()
+
+    def save(self, state: TrainingState) -> Path:
+        """Write `state` whole or not at all; returns the directory."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        best = {name: tensor for name, tensor in state.tensors.items() if name.startswith(BEST)}
+        rest = {name: tensor for name, tensor in state.tensors.items() if name not in best}
+        if not best:
+            self._best_epoch, self._best_name = None, ""
+        elif self._best_epoch != state.meta["best_epoch"]:
+            # A name that no earlier save uses: until state.safetensors is replaced, the old pair must stay whole.
+            self._best_epoch, self._best_name = state.meta["best_epoch"], self._free_name()
+            _write(self.directory / self._best_name, best, {})
+        header = {"state": json.dumps(dict(state.meta), allow_nan=False), "best": self._best_name}
+        _write(self.directory / STATE, rest, header)
+        for path in self.directory.glob("*"):
+            if path.name not in (STATE, self._best_name):
+                path.unlink()
+        return self.directory
+
+    def load(self) -> TrainingState:
+        """The last save. Raises CheckpointError when there is none or it can't be read."""
+        path = self.directory / STATE
+        if not path.is_file():
+            raise CheckpointError("no saved training state", where=self.directory, fix="train without --resume")
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata()
+            tensors = load_file(path)
+            if header["best"]:
+                tensors |= load_file(self.directory / header["best"])
+            meta = json.loads(header["state"])
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError("saved training state can't be read", where=path, got=str(error)) from None
+        self._best_name = header["best"]
+        self._best_epoch = meta["best_epoch"] if self._best_name else None
+        return TrainingState(tensors, meta)
+
+    def clear(self) -> None:
+        """Remove the saves; for the end, when the checkpoint is written."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self._best_epoch, self._best_name = None, ""
+
+    def _free_name(self) -> str:
+        taken = {path.name for path in self.directory.glob("best-*")}
+        return next(name for n in range(len(taken) + 1) if (name := f"best-{n}.safetensors") not in taken)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
+    aside = path.with_name(f".{path.name}.part")
+    own: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous()
+        # Tied weights share memory, which safetensors refuses; all others are written from where they lie.
+        shared = flat.untyped_storage().data_ptr() in storages
+        own[name] = flat.clone() if shared else flat
+        storages.add(own[name].untyped_storage().data_ptr())
+    save_file(own, aside, header)
+    with aside.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
