@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.stats import Interval, cluster_bootstrap_mean, percentiles
+
+__all__ = ["Interval", "bootstrap_mean", "cluster_bootstrap_mean", "machine", "percentiles", "t_interval"]
+
 PACKAGES = ("numpy", "ai-edge-litert", "onnxruntime", "torch", "tensorflow", "onnx2tf", "grpcio", "faiss-cpu")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-    def to_json(self) -> dict[str, float]:
-        return {"mean": self.mean, "low": self.low, "high": self.high}
 
 
 def bootstrap_mean(values: Sequence[float] | NDArray[Any], seed: int = 0, draws: int = 2000) -> Interval:
@@ -58,35 +42,6 @@ def t_interval(values: Sequence[float] | NDArray[Any]) -> Interval:
     quantile = _T975[data.size - 2] if data.size - 2 < len(_T975) else 1.96
     half = quantile * float(data.std(ddof=1)) / np.sqrt(data.size)
     return Interval(float(data.mean()), float(data.mean() - half), float(data.mean() + half))
-
-
-def cluster_bootstrap_mean(values: NDArray[Any], clusters: NDArray[Any], seed: int = 0, draws: int = 2000) -> Interval:
-    """As `bootstrap_mean`, but draws whole clusters (all sessions of a user): honest when they correlate."""
-    names, index = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(index, weights=np.asarray(values, np.float64))
-    counts = np.bincount(index).astype(np.float64)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(names), (draws, len(names)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
-
-
-def percentiles(values: Sequence[float] | NDArray[Any]) -> dict[str, float]:
-    """p50, p90, p95, p99, max, mean and count, in the unit of the values."""
-    data = np.asarray(values, np.float64)
-    if data.size == 0:
-        return {"count": 0}
-    p50, p90, p95, p99 = np.percentile(data, [50, 90, 95, 99])
-    return {
-        "count": int(data.size),
-        "mean": float(data.mean()),
-        "p50": float(p50),
-        "p90": float(p90),
-        "p95": float(p95),
-        "p99": float(p99),
-        "max": float(data.max()),
-    }
 
 
 def machine() -> dict[str, Any]:

@@ -1,130 +1,229 @@
-"""How good retrieval is: full ranking of the catalogue, one query per positive of the days held out, histories frozen.
+"""How good retrieval is: every item of the catalogue ranked for every query. One harness for whatever can score.
 
-Shapes: Q queries, N items, U users, B users of a batch, D width, K interests.
+    split = split_of(open_data("ml-1m:../shared/data/ml-1m"), "ml-1m")
+    print(evaluate(split, "val", Popularity(), dump="popularity.parquet"))
+
+A scorer is any object with a name and `scores(split, user, end)`.
+
+Shapes: Q queries, N items, B users of a batch, D width, K interests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from contract.catalogue import Catalogue
-from contract.errors import InputError
-from contract.events import Events
-from contract.history import PositiveIndex, is_positive
+from contract.history import KUAIFORMER_HISTORY
+from contract.stats import DRAWS, percentiles
+from contract.vocabulary import MISSING_KEY
 from training.kuaiformer import KuaiFormer, score
-from training.kuaiformer_data import HistorySlots, item_slots
+from training.retrieval_dump import DumpWriter
+from training.retrieval_legacy import (  # noqa: F401, for callers of before
+    Queries,
+    evaluate_popularity,
+    evaluate_retrieval,
+    protocol,
+    ranking_metrics,
+    user_interests,
+)
+from training.retrieval_metrics import COVERAGE_CUTOFFS, Ranks
+from training.retrieval_rank import Floats, Histories, Ids, Scorer, rank_targets, scored_batches, top_rows
+from training.retrieval_result import RetrievalResult
+from training.retrieval_split import Queries as SplitQueries
+from training.retrieval_split import RetrievalSplit
 from training.tables import SparseTables
 
-CUTOFFS = (10, 50)
-USERS_AT_ONCE = 256
+TIMED, WARM_UP = 100, 3
 
 
-@dataclass(frozen=True)
-class Queries:
-    """Positives to be found: user [Q], catalogue row [Q], and what was left out because it is not in the catalogue."""
+class Popularity:
+    """The floor: items by how often they are training positives, the same order for everyone."""
 
-    user_id: NDArray[np.uint64]
-    row: NDArray[np.int64]
-    left_out: int
-    cut_ms: int
+    name = "popularity"
 
-    @staticmethod
-    def after(events: Events, catalogue: Catalogue, cut_ms: int) -> Queries:
-        """Raises InputError when no positive of the catalogue was shown at or after the cut."""
-        later = is_positive(events["long_view"], events["like"]) & (events["time_ms"] >= cut_ms)
-        row = catalogue.index_of(events["video_id"][later])
-        if not (row >= 0).any():
-            raise InputError("no positive to be found after the cut", got=f"{len(events)} events, cut at {cut_ms} ms")
-        return Queries(events["user_id"][later][row >= 0], row[row >= 0], int((row < 0).sum()), cut_ms)
+    def __init__(self) -> None:
+        self._split: RetrievalSplit | None = None
+        self._counts_N = np.zeros(0, np.float32)
+
+    def scores(self, split: RetrievalSplit, user: Ids, end: Ids) -> Floats:
+        if self._split is not split:
+            self._split, self._counts_N = split, split.counts().astype(np.float32)
+        return np.broadcast_to(self._counts_N, (len(user), split.n_items))
 
 
-def ranking_metrics(
-    queries: Queries, n_items: int, scores_of: Callable[[NDArray[np.uint64]], NDArray[np.float32]]
-) -> dict[str, float]:
-    """Recall@{10,50} and NDCG@10 over queries. scores_of: users [B] -> scores [B, n_items].
+class KuaiFormerScorer:
+    """A KuaiFormer as a scorer: max over its interests of the inner product with every item's vector (Eq. 9).
 
-    Among equal scores the target takes the middle place, so that a constant score is worth a random order.
+    Rows of histories and items are looked up once a split. Runs where the net's weights lie.
     """
-    ranks = np.concatenate([ranks for ranks in _ranks(queries, scores_of)])
-    found = {f"recall@{k}": float((ranks <= k).mean()) for k in CUTOFFS if k < n_items}
-    found["ndcg@10"] = float(np.where(ranks <= 10, 1.0 / np.log2(ranks + 1.0), 0.0).mean())
-    return found
+
+    def __init__(self, net: KuaiFormer, tables: SparseTables, name: str = "kuaiformer"):
+        self.net, self.tables, self.name = net, tables, name
+        # What the encoder takes, ascending; a batch is padded to the shortest that holds its histories.
+        self.lengths = np.array(getattr(net.config, "lengths", None) or (KUAIFORMER_HISTORY,))
+        self._split: RetrievalSplit | None = None
+        self._slots: dict[str, Ids] = {}
+        self._items_ND: torch.Tensor | None = None
+
+    def refresh(self) -> None:
+        """Forget the items' vectors: the weights may have moved. `evaluate` calls this."""
+        self._items_ND = None
+
+    @torch.no_grad()
+    def scores(self, split: RetrievalSplit, user: Ids, end: Ids) -> Floats:
+        with _evaluating(self.net, self.tables):
+            if self._split is not split:
+                self._prepare(split)
+            if self._items_ND is None:
+                self._items_ND = item_vectors(self.net, self.tables, split.items)
+            found: Floats = score(self.interests(split, user, end), self._items_ND).float().cpu().numpy()
+        return found
+
+    def interests(self, split: RetrievalSplit, user: Ids, end: Ids) -> torch.Tensor:
+        """float32 [B, K, D] of histories [start(user), end), the protocol's last places of them."""
+        longest = int(np.minimum(end - split.start(user), split.history).max(initial=1))
+        length = int(self.lengths[np.minimum(np.searchsorted(self.lengths, longest), len(self.lengths) - 1)])
+        places_BL = split.windows(user, end, length)
+        places_BL = np.where(places_BL >= (end - split.history)[:, None], places_BL, -1)
+        device = next(self.net.parameters()).device
+        # Place -1 reads the row of padding behind the last positive.
+        slots = {name: torch.from_numpy(found[places_BL]).to(device) for name, found in self._slots.items()}
+        mask_BL = torch.from_numpy((places_BL >= 0).astype(np.float32)).to(device)
+        interests: torch.Tensor = self.net.encoder(self.tables.rows(self.net.spec, "history_rows", slots), mask_BL)
+        return interests
+
+    def _prepare(self, split: RetrievalSplit) -> None:
+        found = self.tables.field_slots(self.net.spec, "history_rows", split.index.columns)
+        self._slots = {name: np.concatenate([slots, np.full((1, slots.shape[1]), -1)]) for name, slots in found.items()}
+        self._split, self._items_ND = split, None
 
 
-def _ranks(
-    queries: Queries, scores_of: Callable[[NDArray[np.uint64]], NDArray[np.float32]]
-) -> Iterator[NDArray[np.float64]]:
-    users, user_of_query = np.unique(queries.user_id, return_inverse=True)
-    order = np.argsort(user_of_query, kind="stable")
-    for first in range(0, len(users), USERS_AT_ONCE):
-        scores_BN = scores_of(users[first : first + USERS_AT_ONCE])
-        low, high = np.searchsorted(user_of_query[order], [first, first + USERS_AT_ONCE])
-        mine = order[low:high]
-        of_target = scores_BN[user_of_query[mine] - first, queries.row[mine]]
-        rows = scores_BN[user_of_query[mine] - first]
-        above = (rows > of_target[:, None]).sum(axis=1)
-        equal = (rows == of_target[:, None]).sum(axis=1)
-        yield above + 1.0 + (equal - 1) / 2.0
-
-
-def user_interests(
-    net: KuaiFormer, tables: SparseTables, history: HistorySlots, users: NDArray[np.uint64], time_ms: int = -1
-) -> torch.Tensor:
-    """Interests of users as of a time (-1 = after all of the index): float32 [B, K, D]."""
-    start, end = history.index.bounds(users, np.full(len(users), time_ms))
-    slots, mask = history.window(start, end)
-    interests: torch.Tensor = net.encoder(tables.rows(net.spec, "history_rows", slots), mask)
-    return interests
+@contextmanager
+def _evaluating(*modules: torch.nn.Module) -> Iterator[None]:
+    """Eval mode inside, what it was before afterwards."""
+    before = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, before, strict=True):
+            module.train(mode)
 
 
 def item_vectors(net: KuaiFormer, tables: SparseTables, catalogue: Catalogue) -> torch.Tensor:
     """Vectors of all items: float32 [N, D]."""
-    vectors: torch.Tensor = net.item(tables.rows(net.spec, "item_rows", item_slots(catalogue, net.spec, tables)))
+    columns = {name: getattr(catalogue, name) for name in ("video_id", "author_id", "tags", "duration_ms")}
+    device = next(net.parameters()).device
+    found = tables.field_slots(net.spec, "item_rows", columns)
+    slots = {name: torch.from_numpy(one).to(device) for name, one in found.items()}
+    vectors: torch.Tensor = net.item(tables.rows(net.spec, "item_rows", slots))
     return vectors
 
 
-@torch.no_grad()
-def evaluate_retrieval(
-    net: KuaiFormer, tables: SparseTables, events: Events, catalogue: Catalogue, cut_ms: int
-) -> dict[str, float]:
-    """Metrics of the net on positives at or after `cut_ms`; histories are those known at the cut, frozen."""
-    training = net.training
-    net.eval()
-    tables.eval()
-    queries = Queries.after(events, catalogue, cut_ms)
-    history = HistorySlots(PositiveIndex.from_events(events), net.spec, tables)
-    items_ND = item_vectors(net, tables, catalogue)
+def evaluate(
+    split: RetrievalSplit,
+    which: str | SplitQueries,
+    scorer: Scorer,
+    *,
+    quick: bool = False,
+    dump: str | Path | None = None,
+    top: int = 100,
+    seed: int = 0,
+    draws: int = DRAWS,
+    about: Mapping[str, Any] | None = None,
+) -> RetrievalResult:
+    """Rank the catalogue for every query of a split ("val", "test") or for some of its queries (`Queries.take`).
 
-    def scores_of(users: NDArray[np.uint64]) -> NDArray[np.float32]:
-        scores: NDArray[np.float32] = score(user_interests(net, tables, history, users, cut_ms), items_ND).numpy()
-        return scores
+    quick  ranks alone: no coverage, no latencies, no intervals; for validation while training
+    dump   a Parquet file for the first `top` items of every query with their scores
+    seed   of the bootstrap and of the histories that are timed one by one; draws: of the bootstrap
+    about  facts to stand beside the figures
+    Raises InputError for an unknown split and for scores that are NaN or of another shape.
+    """
+    began = time.perf_counter()
+    getattr(scorer, "refresh", lambda: None)()
+    queries = split.chosen(which) if isinstance(which, str) else which
+    ranks = _unranked(split, queries)
+    shown = {k: np.zeros(split.n_items, bool) for k in COVERAGE_CUTOFFS if not quick and k < split.n_items}
+    depth = max([*shown, top if dump is not None else 0], default=0)
+    seconds: list[tuple[int, float]] = []
+    with DumpWriter(dump, top) if dump is not None else nullcontext() as writer:
+        for batch in scored_batches(split, queries, scorer):
+            seconds.append((len(batch.scores_BN), batch.seconds))
+            ranks.rank[batch.query], ranks.others[batch.query] = rank_targets(batch, queries.item[batch.query])
+            lists = top_rows(batch, depth) if depth else []
+            for k, shown_N in shown.items():
+                for rows in lists:
+                    shown_N[rows[:k]] = True
+            if writer is not None:
+                chosen = [lists[row][:top] for row in batch.row]
+                scores = [batch.scores_BN[row, rows] for row, rows in zip(batch.row, chosen, strict=True)]
+                writer.add(ranks, batch.query, [split.items.video_id[rows] for rows in chosen], scores)
+        speed = {} if quick else _speed(split, queries, scorer, seconds, seed)
+        if speed:
+            speed["seconds"] = time.perf_counter() - began
+        result = RetrievalResult.of(
+            ranks,
+            n_items=split.n_items,
+            seed=seed,
+            draws=0 if quick else draws,
+            name=scorer.name,
+            data=split.name,
+            split=which if isinstance(which, str) else "part",
+            protocol=queries.protocol + ("" if isinstance(which, str) else f"; {len(queries)} of these queries"),
+            coverage={f"coverage@{k}": float(shown_N.mean()) for k, shown_N in shown.items()},
+            speed=speed,
+            about=about,
+        )
+        if writer is not None:
+            writer.finish(result)
+    return result
 
-    metrics = ranking_metrics(queries, len(catalogue), scores_of)
-    net.train(training)
-    tables.train(training)
-    return metrics
 
-
-def evaluate_popularity(events: Events, catalogue: Catalogue, cut_ms: int) -> dict[str, float]:
-    """The floor: items by how many positives they had before the cut, the same order for everyone."""
-    queries = Queries.after(events, catalogue, cut_ms)
-    earlier = is_positive(events["long_view"], events["like"]) & (events["time_ms"] < cut_ms)
-    row = catalogue.index_of(events["video_id"][earlier])
-    counts_N = np.bincount(row[row >= 0], minlength=len(catalogue)).astype(np.float32)
-    return ranking_metrics(queries, len(catalogue), lambda users: np.repeat(counts_N[None], len(users), axis=0))
-
-
-def protocol(events: Events, catalogue: Catalogue, cut_ms: int) -> str:
-    """One line that says what a figure means."""
-    queries = Queries.after(events, catalogue, cut_ms)
-    left = f", {queries.left_out} positives outside the catalogue left out" if queries.left_out else ""
-    return (
-        f"full ranking of {len(catalogue)} videos; one query per positive (long_view or like) from {cut_ms} ms on: "
-        f"{len(queries.row)} queries of {len(np.unique(queries.user_id))} users{left}; "
-        "history = positives known at the cut, frozen; seen items not masked"
+def _unranked(split: RetrievalSplit, queries: SplitQueries) -> Ranks:
+    user_id = np.full(len(queries), MISSING_KEY, np.uint64)
+    known = queries.user >= 0
+    user_id[known] = split.index.user_id[queries.user[known]]
+    return Ranks(
+        query=np.arange(len(queries)),
+        user_id=user_id,
+        history=np.minimum(queries.end - split.start(queries.user), split.history),
+        target=split.items.video_id[queries.item],
+        rank=np.zeros(len(queries)),
+        others=np.zeros(len(queries), np.int64),
     )
+
+
+def _speed(
+    split: RetrievalSplit, queries: SplitQueries, scorer: Scorer, batches: Sequence[tuple[int, float]], seed: int
+) -> dict[str, Any]:
+    """Scoring of the whole catalogue: histories per second, and milliseconds of one history and of a full batch.
+
+    The first batch prepares what scorers keep for a split; it counts only where there is no other.
+    """
+    counted = batches[1:] or batches
+    largest = max(rows for rows, _ in batches)
+    whole = percentiles([1000 * seconds for rows, seconds in counted if rows == largest])
+    histories = Histories.of(split, queries)
+    chosen = np.random.default_rng(seed).permutation(len(histories))[: TIMED + WARM_UP]
+    one_ms = []
+    for h in chosen:
+        began = time.perf_counter()
+        scorer.scores(split, histories.user[h : h + 1], histories.end[h : h + 1])
+        one_ms.append(1000 * (time.perf_counter() - began))
+    one = percentiles(one_ms[WARM_UP:] or one_ms)
+    return {
+        "histories": len(histories),
+        "queries_per_second": sum(rows for rows, _ in counted) / max(sum(s for _, s in counted), 1e-9),
+        "batch": largest,
+        **{f"one_{key}_ms": one[key] for key in ("p50", "p90", "p99")},
+        **{f"batch_{key}_ms": whole[key] for key in ("p50", "p90", "p99") if key in whole},
+    }
