@@ -21,6 +21,7 @@ from contract.errors import CheckpointError, SpecError
 from contract.features import Columns, block_keys
 from contract.spec import FeatureSpec
 from contract.vocabulary import MISSING_KEY
+from training.table_optimizers import make_optimizers
 
 INIT_STD = 0.05
 # From this many rows on a table's gradient is sparse. Below, a dense update is faster on two cores (7 against 12 ms at
@@ -123,17 +124,11 @@ class SparseTables(nn.Module):
         flat = F.embedding_bag(read.reshape(share.shape), weight, mode="sum", per_sample_weights=share, sparse=sparse)
         return flat.reshape(*slots.shape[:-1], weight.shape[1])
 
-    def optimizers(self, learning_rate: float) -> list[torch.optim.Optimizer]:
-        """Adagrad, as in Yi et al. 2019: one for small tables (dense, fused), one for large (sparse gradients)."""
+    def optimizers(self, learning_rate: float, kind: str = "adagrad") -> list[torch.optim.Optimizer]:
+        """One for the small tables (dense gradients) and one for the large (sparse); kinds: table_optimizers.py."""
         small = [w for w in self.weights.values() if len(w) < SPARSE_FROM_ROWS]
         large = [w for w in self.weights.values() if len(w) >= SPARSE_FROM_ROWS]
-        found: list[torch.optim.Optimizer] = []
-        if small:
-            found.append(torch.optim.Adagrad(small, lr=learning_rate, fused=True))
-        if large:
-            torch.sparse.check_sparse_tensor_invariants.disable()  # said aloud, or torch warns at each step
-            found.append(torch.optim.Adagrad(large, lr=learning_rate))
-        return found
+        return make_optimizers(small, large, learning_rate, kind)
 
     def grow(self, keys: Mapping[str, NDArray[np.uint64]]) -> dict[str, NDArray[np.int64]]:
         """Add rows for new keys, each a copy of the default row; known keys stay. For incremental training.

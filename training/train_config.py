@@ -7,6 +7,7 @@ from typing import Any
 
 from contract.errors import InputError
 from training.devices import DEVICES, PRECISIONS
+from training.table_optimizers import TABLE_OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class TrainConfig:
     epochs               passes over the batches; `max_steps` cuts them
     max_seconds          a time budget; the learning rate then falls with the share of it that is used, so that a slower
                          machine trains less and still ends cold (runs with a budget are not reproducible)
-    learning_rate        peak, dense AdamW; `table_rate` peak, Adagrad of the tables
+    learning_rate        peak, dense AdamW; `table_rate` peak, the tables' optimiser
+    table_optimizer      adagrad, rowwise_adagrad or adam (training/table_optimizers.py)
     warmup               share of all steps in which the rates rise from 0
     clip                 largest gradient norm of the dense net
     validate_every       epochs from one validation to the next; the last epoch is always validated
@@ -32,6 +34,7 @@ class TrainConfig:
     max_seconds: float | None = None
     learning_rate: float = 2e-3
     table_rate: float = 0.05
+    table_optimizer: str = "adagrad"
     weight_decay: float = 0.01
     warmup: float = 0.05
     final_rate: float = 0.05
@@ -50,7 +53,8 @@ class TrainConfig:
                 raise InputError(f"{name} must be above 0", got=value)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InputError("ema_decay must lie between 0 and 1", got=self.ema_decay)
-        for name, choices in (("precision", PRECISIONS), ("device", DEVICES)):
+        choices_of = {"precision": PRECISIONS, "device": DEVICES, "table_optimizer": TABLE_OPTIMIZERS}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"unknown {name}", got=getattr(self, name), allowed=choices)
 

@@ -103,7 +103,7 @@ class Trainer:
                     self.dense, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
                 )
             )
-        self.optimizers += task.tables.optimizers(config.table_rate)
+        self.optimizers += task.tables.optimizers(config.table_rate, config.table_optimizer)
         self._peaks = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
         self.average = WeightAverage(trained, config.ema_decay) if config.ema_decay is not None else None
         self.step = 0
@@ -346,6 +346,7 @@ class Trainer:
             "stopped": self.stopped,
             "history": list(self.history),
             "seed": self.config.seed,
+            "table_optimizer": self.config.table_optimizer,
             "average": average,
             "numbers": numbers,
         }
@@ -366,6 +367,12 @@ class Trainer:
         if bool(meta.get("average")) != (self.average is not None):
             raise CheckpointError(
                 "training state of another run: weight averages in one of the two alone", fix="give the same ema_decay"
+            )
+        if meta.get("table_optimizer", "adagrad") != self.config.table_optimizer:
+            raise CheckpointError(
+                "training state of another run (table optimiser)",
+                got=meta["table_optimizer"],
+                allowed=self.config.table_optimizer,
             )
         self._hide()
         try:

@@ -151,6 +151,28 @@ def test_resume_remembers_the_best_epoch():
         assert torch.equal(tensor, best[name]), name
 
 
+def test_validation_every_few_epochs_and_at_the_end():
+    trainer = trainer_of(ToyTask(), epochs=5, validate_every=2, validate=lambda: {"score": 1.0}, metric="score")
+    assert [line["epoch"] for line in trainer.run().history] == [1, 3, 4]
+    cut = trainer_of(ToyTask(), epochs=5, validate_every=4, max_steps=12, validate=lambda: {"score": 1.0})
+    assert [line["epoch"] for line in cut.run().history] == [2]
+    with pytest.raises(InputError, match="validate_every must be above 0"):
+        TrainConfig(validate_every=0)
+
+
+def test_a_failing_validation_leaves_the_weights_of_training():
+    def fails() -> dict[str, float]:
+        raise ValueError("no data")
+
+    task = ToyTask()
+    trainer = trainer_of(task, ema_decay=0.5, validate=fails)
+    with pytest.raises(ValueError, match="no data"):
+        trainer.run()
+    for name, tensor in trainer.state().tensors.items():
+        if name.startswith("task."):
+            assert torch.equal(tensor, task.state_dict()[name.removeprefix("task.")])
+
+
 def test_warm_up_rises_and_cosine_falls():
     trainer = trainer_of(ToyTask(), epochs=20, warmup=0.1, final_rate=0.05)
     factors = []
