@@ -38,7 +38,7 @@ COMMANDS: dict[str, Command] = {
     "simulate": Command("training.cli", "train", "write synthetic users, videos and events as Parquet"),
     "annotate": Command("training.cli", "train", "fill events with the server ranker's predictions, without leaks"),
     "train": Command("training.cli", "train", "train a model on events and save a checkpoint directory"),
-    "evaluate": Command("training.cli", "train", "score a retrieval or ranker checkpoint on held-out events"),
+    "evaluate": Command("training.cli", "train", "score a checkpoint on held-out data, or a dump of ranked lists"),
     "convert": Command("convert.cli", "convert", "setup | model | server: from checkpoints to TFLite and server ONNX"),
     "publish": Command("convert.cli", "convert", "put a verified model into a CDN directory and move its pointer"),
     "verify": Command("convert.cli", "convert", "check a published model: hashes, tensors, ranking, golden cases"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +121,9 @@ def run_train(args: argparse.Namespace) -> int:
         raise InputError("no such checkpoint directory", where=f"--resume {args.resume}")
     data = _open(args.data)
     checkpoint = _train(args, data)
-    _print_table(checkpoint.version, checkpoint.metrics)
+    from training.evaluation import metrics_text
+
+    print(metrics_text(checkpoint.version, checkpoint.metrics))
     print(f"saved to {checkpoint.path}")
     return 0
 
@@ -155,49 +156,36 @@ def _train(args: argparse.Namespace, data: LogData) -> Checkpoint:
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="checkpoint directory (kuaiformer or ranker)")
-    parser.add_argument("--data", required=True, help=DATA_HELP)
-    parser.add_argument("--from-ms", type=int, help="score what was shown from here on (default: where training ended)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the metrics there as well")
+    add = parser.add_argument
+    add("checkpoint", type=Path, nargs="?", help="checkpoint directory (kuaiformer, ranker or kir)")
+    add("--data", help=f"{DATA_HELP} | ml-1m:PATH | amazon-beauty:PATH (sequences: kuaiformer alone)")
+    add("--split", choices=("val", "test"), help="retrieval's queries; logs have val alone (default: val)")
+    add("--from-ms", type=int, help="score what was shown from here on (default: where training ended)")
+    add("--holdout-days", type=int, help="score the log's last days instead")
+    add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
+    add("--dump", type=Path, metavar="FILE", help="write every query's rank and first items there (Parquet)")
+    add("--top", type=_positive, default=100, help="length of the dumped lists (default: %(default)s)")
+    add("--from-dump", type=Path, metavar="FILE", help="work the metrics out anew from a dump, without model and data")
+    add("--json", type=Path, metavar="FILE", help="write the metrics there as well")
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    """Score a checkpoint on what was shown after its training; the protocol stands above the figures."""
-    from training.checkpoint import load_checkpoint
+    """Score a checkpoint on what it was not trained on; the protocol stands above the figures."""
+    given = [flag for flag in ("checkpoint", "data", "from_dump") if getattr(args, flag) is not None]
+    if given not in (["checkpoint", "data"], ["from_dump"]):
+        raise InputError("give a checkpoint and --data, or --from-dump alone", got=given)
+    from training.evaluation import Cut, evaluate_checkpoint, evaluate_dump
 
-    checkpoint = load_checkpoint(args.checkpoint)
-    if checkpoint.kind == "kir":
-        raise InputError("a KIR checkpoint carries its metrics", where=checkpoint.path, fix="read metrics.json there")
-    cut_ms = args.from_ms if args.from_ms is not None else int(checkpoint.config["training"]["trained_until_ms"])
-    data = _open(args.data)
-    if not (data.events["time_ms"] >= cut_ms).any():
-        raise InputError(
-            "the data end before the checkpoint's training did",
-            got=int(data.events["time_ms"].max(initial=-1)),
-            allowed=f"from {cut_ms} ms",
-            fix="give later data, or train with --holdout-days",
-        )
-    metrics = _evaluate(checkpoint, data, cut_ms)
-    _print_table(checkpoint.version, metrics)
+    if args.from_dump is not None:
+        done = evaluate_dump(args.from_dump)
+    else:
+        cut = Cut(args.from_ms, args.holdout_days, _utc_offset(args))
+        done = evaluate_checkpoint(args.checkpoint, args.data, cut, split=args.split, dump=args.dump, top=args.top)
+    print(done.text)
     if args.json is not None:
-        line = {"version": checkpoint.version, "data": args.data, "cut_ms": cut_ms, "metrics": metrics}
-        args.json.write_text(json.dumps(line, indent=2, sort_keys=True) + "\n")
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(done.found, indent=2, sort_keys=True, default=float) + "\n")
     return 0
-
-
-def _evaluate(checkpoint: Checkpoint, data: LogData, cut_ms: int) -> dict[str, Any]:
-    if checkpoint.kind == "kuaiformer":
-        from training.kuaiformer_train import load_kuaiformer
-        from training.retrieval_eval import evaluate_popularity, evaluate_retrieval, protocol
-
-        net = load_kuaiformer(checkpoint)
-        found: dict[str, Any] = evaluate_retrieval(net, checkpoint.tables, data.events, data.items, cut_ms)
-        floor = evaluate_popularity(data.events, data.items, cut_ms)
-        found |= {f"popularity_{name}": value for name, value in floor.items()}
-        return {**found, "protocol": protocol(data.events, data.items, cut_ms)}
-    from training.ranker_train import evaluate_ranker
-
-    return evaluate_ranker(checkpoint, data.events, cut_ms)
 
 
 def _open(name: str) -> LogData:
@@ -217,13 +205,3 @@ def _utc_offset(args: argparse.Namespace) -> float:
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _print_table(title: str, metrics: Mapping[str, Any]) -> None:
-    print(title)
-    if "protocol" in metrics:
-        print(f"protocol: {metrics['protocol']}")
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    width = max((len(name) for name in numbers), default=0)
-    for name, value in numbers.items():
-        print(f"  {name:<{width}}  {value:.4f}" if isinstance(value, float) else f"  {name:<{width}}  {value}")

@@ -1,0 +1,195 @@
+"""What `kir evaluate` does: any checkpoint on any data in a known layout, or a dump without either.
+
+kir evaluate runs/kuaiformer --data ml-1m:../shared/data/ml-1m --split test --dump lists.parquet
+kir evaluate --from-dump lists.parquet
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from contract.errors import InputError
+from contract.events import Events
+from training.checkpoint import CONFIG, Checkpoint, load_checkpoint
+from training.days import cut_before_last_days
+from training.readers import LogData, open_data
+from training.retrieval_eval import KuaiFormerScorer, Popularity, evaluate
+from training.retrieval_rank import Scorer
+from training.retrieval_result import Comparison, RetrievalResult, compare, results_table
+from training.retrieval_split import RetrievalSplit, split_of
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a log is cut: from a time on, or its last days; neither = where the checkpoint's training ended."""
+
+    from_ms: int | None = None
+    holdout_days: int | None = None
+    utc_offset_hours: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.from_ms is not None and self.holdout_days is not None:
+            raise InputError("--from-ms and --holdout-days both say where to cut", fix="give one of them")
+        if self.holdout_days is not None and self.holdout_days < 1:
+            raise InputError("--holdout-days starts at 1", got=self.holdout_days)
+
+    def of(self, events: Events, trained_until_ms: int | None) -> int:
+        """Unix milliseconds. Raises InputError when nothing says where, or no event is left behind the cut."""
+        if self.holdout_days is not None:
+            return cut_before_last_days(events, self.holdout_days, self.utc_offset_hours)
+        cut_ms = self.from_ms if self.from_ms is not None else trained_until_ms
+        if cut_ms is None:
+            raise InputError("nothing says where to cut this log", fix="pass --from-ms or --holdout-days")
+        if not (events["time_ms"] >= cut_ms).any():
+            raise InputError(
+                "the data end before the cut, by default where the checkpoint's training ended",
+                got=int(events["time_ms"].max(initial=-1)),
+                allowed=f"from {cut_ms} ms",
+                fix="give later data, or train with --holdout-days",
+            )
+        return cut_ms
+
+
+def trained_until(checkpoint: Checkpoint) -> int | None:
+    """Where the checkpoint's training log ended; None where it does not say (sequences without times)."""
+    until = checkpoint.config["training"].get("trained_until_ms")
+    return None if until is None or until < 0 else int(until)
+
+
+def open_split(name: str, cut: Cut, trained_until_ms: int | None = None) -> RetrievalSplit:
+    """The retrieval split of `--data NAME`, logs cut by `cut`. Its protocol says so where training saw the queries."""
+    data, kind = open_data(name), name.partition(":")[0]
+    if isinstance(data, LogData):
+        cut_ms = cut.of(data.events, trained_until_ms)
+        split = split_of(data, kind, cut_ms=cut_ms)
+        if trained_until_ms is None or cut_ms >= trained_until_ms:
+            return split
+        leak = f"; CAUTION: training saw this log up to {trained_until_ms} ms, queries before that included"
+        told = {name: replace(one, protocol=one.protocol + leak) for name, one in split.queries.items()}
+        return replace(split, queries=told)
+    if cut.from_ms is not None or cut.holdout_days is not None:
+        raise InputError("leave-one-out data are not cut by time", where=f"--data {name}", fix="choose by --split")
+    return split_of(data, kind)
+
+
+def kind_of(path: Path) -> str:
+    """The kind a checkpoint directory says it is; "" where it says none. Reads nothing else of it."""
+    try:
+        return str(json.loads((path / CONFIG).read_text()).get("kind", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def scorer_of(checkpoint: Checkpoint, name: str = "") -> Scorer:
+    """A KuaiFormer checkpoint as a scorer, called `name` or by its version."""
+    from training.kuaiformer_train import load_kuaiformer
+
+    return KuaiFormerScorer(load_kuaiformer(checkpoint), checkpoint.tables, name or checkpoint.version)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one call found: text for the terminal, a dict for JSON."""
+
+    text: str
+    found: Mapping[str, Any]
+
+
+def evaluate_dump(path: Path) -> Evaluation:
+    """The metrics of a dump or a saved result, worked out anew from the file alone."""
+    result = RetrievalResult.load(path)
+    return Evaluation(result.table(), {"metrics": result.values, "result": result.to_dict()})
+
+
+def evaluate_checkpoint(
+    path: Path, data_name: str, cut: Cut, *, split: str | None = None, dump: Path | None = None, top: int = 100
+) -> Evaluation:
+    """Score a checkpoint of any kind; split, dump and top are for retrieval. Raises InputError where they don.t fit."""
+    kind = kind_of(path)
+    if kind == "baseline":
+        raise InputError(
+            "a baseline is evaluated beside others, by the benchmarks",
+            where=path,
+            fix=f"kir bench retrieval {path} --data {data_name} --out DIR",
+        )
+    checkpoint = load_checkpoint(path)
+    if checkpoint.kind == "kuaiformer":
+        return _retrieval(checkpoint, data_name, cut, split or "val", dump, top)
+    if split is not None or dump is not None:
+        raise InputError("--split and --dump are for retrieval", where=path, got=f"a checkpoint of kind {kind}")
+    data = open_data(data_name)
+    if not isinstance(data, LogData):
+        raise InputError("these data have no events, so they are for retrieval alone", where=f"--data {data_name}")
+    if checkpoint.kind == "kir":
+        cut_ms, metrics = _kir(checkpoint, data.events, cut)
+    else:
+        from training.ranker_train import evaluate_ranker
+
+        cut_ms = cut.of(data.events, trained_until(checkpoint))
+        metrics = evaluate_ranker(checkpoint, data.events, cut_ms)
+    facts = {"version": checkpoint.version, "data": data_name, "cut_ms": cut_ms, "metrics": metrics}
+    return Evaluation(metrics_text(checkpoint.version, metrics), facts)
+
+
+def _retrieval(checkpoint: Checkpoint, data_name: str, cut: Cut, which: str, dump: Path | None, top: int) -> Evaluation:
+    until_ms = trained_until(checkpoint)
+    split = open_split(data_name, cut, until_ms)
+    about = {"version": checkpoint.version, "data": data_name, "trained_until_ms": until_ms}
+    ours = evaluate(split, which, scorer_of(checkpoint), dump=dump, top=top, about=about)
+    floor = evaluate(split, which, Popularity())
+    against = compare(ours, floor)
+    return Evaluation(_retrieval_text(ours, floor, against), _retrieval_facts(ours, floor, against, data_name))
+
+
+def _retrieval_text(ours: RetrievalResult, floor: RetrievalResult, against: Comparison) -> str:
+    return f"{results_table([ours, floor])}\n{against.table()}"
+
+
+def _retrieval_facts(
+    ours: RetrievalResult, floor: RetrievalResult, against: Comparison, data_name: str
+) -> dict[str, Any]:
+    metrics = {**ours.values, **{f"popularity_{name}": value for name, value in floor.values.items()}}
+    return {
+        "version": ours.about["version"],
+        "data": data_name,
+        "metrics": {**metrics, "protocol": ours.protocol},
+        "result": ours.to_dict(),
+        "popularity": floor.to_dict(),
+        "comparison": against.to_dict(),
+    }
+
+
+def _kir(checkpoint: Checkpoint, events: Events, cut: Cut) -> tuple[int | None, dict[str, Any]]:
+    """Metrics of the reranker on events from the cut on; without one, on the latest share that training held out."""
+    from training.kir import load_kir
+    from training.kir_data import prepare
+    from training.kir_train import KirTask, split_by_time
+    from training.kir_train import evaluate as evaluate_kir
+
+    net, facts = load_kir(checkpoint), checkpoint.config["training"]
+    data = prepare(events, net.config.watched)
+    cut_ms = None
+    if cut == Cut(utc_offset_hours=cut.utc_offset_hours):
+        held_out, which = ~split_by_time(data, facts["held_out"]), f"the latest {facts['held_out']:.0%}"
+    else:
+        cut_ms = cut.of(events, None)
+        held_out, which = data.events["time_ms"] >= cut_ms, f"from {cut_ms} ms on"
+    found = evaluate_kir(KirTask(net, checkpoint.tables), data, held_out, facts["watch_share_threshold"])
+    protocol = f"{int(held_out.sum())} impressions, {which}; watched lists as the phone had them; GAUC per user"
+    return cut_ms, {**found, "protocol": protocol}
+
+
+def metrics_text(title: str, metrics: Mapping[str, Any]) -> str:
+    """One figure a line under the title and the protocol."""
+    lines = [title]
+    if "protocol" in metrics:
+        lines.append(f"protocol: {metrics['protocol']}")
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    width = max((len(name) for name in numbers), default=0)
+    for name, value in numbers.items():
+        lines.append(f"  {name:<{width}}  {value:.4f}" if isinstance(value, float) else f"  {name:<{width}}  {value}")
+    return "\n".join(lines)
