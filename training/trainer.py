@@ -17,11 +17,8 @@ generator of their own, never from torch's.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +30,10 @@ from contract.errors import CheckpointError, InputError, Interrupted
 from training.averaging import WeightAverage, exchange
 from training.checkpoint import TrainingState
 from training.devices import autocast, pick_device, pick_precision, to_device
+from training.distributed import DataParallel, split_batch
+from training.optimizer_state import pack_optimizers, under, unpack_optimizers
 from training.progress import Progress
+from training.stop_signal import StopSignal
 from training.tables import SparseTables
 from training.train_config import TrainConfig, TrainResult
 from training.train_log import LOG_NAME, TrainLog, keep_log, log_beside
@@ -48,7 +48,9 @@ class Task(Protocol):
 
     tables: SparseTables
 
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]: ...
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        """Under torchrun it is called as loss(batch, whole): see training/distributed.py."""
+        ...
 
 
 class Trainer:
@@ -61,6 +63,7 @@ class Trainer:
                   `run` then raises Interrupted; it may return a path for the message. 0 saves after every step
     log_path      one JSON line per logged step and per validation is appended there (training/train_log.py)
     quiet         no progress on stderr
+    parallel      this process's place under torchrun; rank 0 alone validates, saves, logs and shows progress
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Trainer:
         log_path: str | Path | None = None,
         quiet: bool = True,
         label: str = "train",
+        parallel: DataParallel | None = None,
     ):
         if steps_per_epoch < 1:
             raise InputError("there is nothing to train on", got=f"{steps_per_epoch} steps per epoch")
@@ -91,11 +95,14 @@ class Trainer:
         self.total_steps = min(config.epochs * steps_per_epoch, config.max_steps or math.inf)
         self.validate, self.metric = validate, metric
         self.save, self.save_every_s = save, save_every_s
-        self.log = TrainLog(log_path)
-        self.quiet, self.label = quiet, label
+        self.parallel = parallel
+        self._leads = parallel is None or parallel.leads
+        self.log = TrainLog(log_path if self._leads else None)
+        self.quiet, self.label = quiet or not self._leads, label
         trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
         of_tables = {id(p) for p in task.tables.parameters()}
         self.dense = [p for p in trained.values() if id(p) not in of_tables]
+        self._trained = list(trained.values())
         self.optimizers: list[torch.optim.Optimizer] = []
         if self.dense:
             self.optimizers.append(
@@ -119,7 +126,8 @@ class Trainer:
         self._sum = 0.0
         self._rng: dict[str, Tensor] = {}
         self._running = False
-        self._asked_to_stop = ""
+        self._signal = StopSignal(listen=save is not None)
+        self._told_to_stop = ""  # by a signal that all ranks know of
         self._began_s = self._saved_s = 0.0
 
     def rate_factor(self) -> float:
@@ -141,13 +149,20 @@ class Trainer:
         """
         stop = min(self.total_steps, until_step if until_step is not None else math.inf)
         self._hide()
+        self._told_to_stop = ""
         self.task.to(self.device)
+        if self.parallel is not None:
+            self.parallel.start_alike(self.task)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.config.seed)
             self._set_rng()
-            with self._until_told(), Progress(self.label, int(self.total_steps), quiet=self.quiet) as progress:
-                self._epochs(stop, progress)
-            self._rng = self._get_rng()
+            with self._signal, Progress(self.label, int(self.total_steps), quiet=self.quiet) as progress:
+                self._running = True
+                try:
+                    self._epochs(stop, progress)
+                finally:
+                    self._running = False
+                    self._rng = self._get_rng()
         if until_step is None or self._over(self.total_steps):
             self._show_final()
         return TrainResult(
@@ -179,7 +194,7 @@ class Trainer:
                 self._end_of_epoch(epoch)
                 # Only now: a save between an epoch's last step and its validation would lose the validation.
                 self._save_if_due()
-        if self.save is not None and self._over(self.total_steps):
+        if self.save is not None and (self._over(self.total_steps) or self._told_to_stop):
             self._save_now()  # what comes after training may fail as well
 
     def _one_step(self, batch: Any, epoch: int, progress: Progress) -> None:
@@ -189,9 +204,7 @@ class Trainer:
             group["lr"] = peak * factor
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, self.precision):
-            loss, numbers = self.task.loss(to_device(batch, self.device))
-        loss.float().backward()
+        value, numbers = self._gradients(batch)
         if self.dense:
             torch.nn.utils.clip_grad_norm_(self.dense, self.config.clip)
         if self.average is not None:
@@ -200,19 +213,39 @@ class Trainer:
             optimizer.step()
         if self.average is not None:
             self.average.after_step()
-        value = float(loss.detach())
         if not math.isfinite(value):
             raise InputError(
                 "the loss is not finite", where=f"step {self.step}", got=value, fix="lower the learning rate"
             )
         self._sum += value
         self.step += 1
-        self.seconds = time.perf_counter() - self._began_s
-        numbers = dict(numbers)
         self.log.count(numbers.pop("targets", 0.0))
         progress.update(self.step, {"loss": value, **numbers})
         if self.step == 1 or self.step % max(1, self.steps_per_epoch // 20) == 0:
             self.log.step({"step": self.step, "epoch": epoch, "loss": value, "rate": factor, **numbers}, self.seconds)
+
+    def _gradients(self, batch: Any) -> tuple[float, dict[str, float]]:
+        """Loss and gradients of a batch, whichever ranks worked on it; brings the clock up to date."""
+        if self.parallel is None:
+            with autocast(self.device, self.precision):
+                loss, numbers = self.task.loss(to_device(batch, self.device))
+            loss.float().backward()
+            self.seconds = time.perf_counter() - self._began_s
+            self._told_to_stop = self._signal.asked
+            return float(loss.detach()), dict(numbers)
+        self.parallel.seed_step(self.config.seed, self.step)
+        whole = to_device(batch, self.device)
+        part, share = split_batch(whole, self.parallel.rank, self.parallel.world)
+        with autocast(self.device, self.precision):
+            loss, numbers = self.task.loss(part, whole)
+        (loss.float() * share).backward()
+        mine = {**numbers, "targets": len(whole.cell)}
+        clock_s = time.perf_counter() - self._began_s if self._leads else 0.0
+        told = [float(loss.detach()) * share, clock_s, float(bool(self._signal.asked))]
+        value, self.seconds, asked = self.parallel.sum_gradients(self._trained, told)
+        if asked:
+            self._told_to_stop = self._signal.asked or "a signal to another rank"
+        return value, mine
 
     def _end_of_epoch(self, epoch: int) -> None:
         """Validate and log; sets `stopped` when training should stop early."""
@@ -227,11 +260,13 @@ class Trainer:
             self._show(self.average.tensors)
         try:
             with torch.no_grad():
-                metrics = self.validate()
+                metrics = self.validate() if self._leads else {}
+            self.seconds = time.perf_counter() - self._began_s
+            if self.parallel is not None:
+                metrics, self.seconds = self.parallel.from_leader((metrics, self.seconds))
             self._keep_if_best(epoch, metrics)
         finally:
             self._hide()
-        self.seconds = time.perf_counter() - self._began_s
         self.history.append({"epoch": epoch, **metrics})
         self.log.write({"step": self.step, "epoch": epoch, "validation": metrics}, self.seconds)
 
@@ -262,38 +297,18 @@ class Trainer:
 
     def _save_if_due(self) -> None:
         due = self.save_every_s is not None and self.seconds - self._saved_s >= self.save_every_s
-        if self.save is not None and (due or self._asked_to_stop):
+        if self.save is not None and (due or self._told_to_stop):
             self._save_now()
 
     def _save_now(self) -> None:
-        saved = self.save(self.state()) if self.save is not None else None
+        saved = self.save(self.state()) if self.save is not None and self._leads else None
         self._saved_s = self.seconds
-        if self._asked_to_stop:
+        if self._told_to_stop:
             raise Interrupted(
-                f"stopped by {self._asked_to_stop} after step {self.step} of {int(self.total_steps)}",
+                f"stopped by {self._told_to_stop} after step {self.step} of {int(self.total_steps)}",
                 where=self.label,
                 fix=f"the state is saved{f' in {saved}' if saved else ''}: resume to go on",
             )
-
-    @contextmanager
-    def _until_told(self) -> Iterator[None]:
-        """Note Ctrl-C and SIGTERM for the end of the step, where there is a `save`; a second one acts at once."""
-        self._asked_to_stop = ""
-        self._running = True
-        before: dict[int, Any] = {}
-
-        def note(number: int, frame: object) -> None:
-            self._asked_to_stop = signal.Signals(number).name
-            signal.signal(number, before[number])
-
-        if self.save is not None and threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            self._running = False
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _get_rng(self) -> dict[str, Tensor]:
         found = {"rng": torch.get_rng_state()}
@@ -324,15 +339,8 @@ class Trainer:
             if held is self.average.tensors:
                 found |= {name: now[name] for name in held}
             tensors |= {f"average.{name}": tensor for name, tensor in found.items()}
-        numbers: dict[str, Any] = {}
-        for i, optimizer in enumerate(self.optimizers):
-            for j, state in optimizer.state_dict()["state"].items():
-                for name, value in state.items():
-                    key = f"optimizer.{i}.{j}.{name}"
-                    if torch.is_tensor(value):
-                        tensors[key] = value
-                    else:
-                        numbers[key] = value
+        of_optimizers, numbers = pack_optimizers(self.optimizers)
+        tensors |= of_optimizers
         tensors |= self._get_rng() if self._running else self._rng
         meta = {
             "step": self.step,
@@ -376,31 +384,17 @@ class Trainer:
             )
         self._hide()
         try:
-            self.task.load_state_dict(_under(state.tensors, "task."))
+            self.task.load_state_dict(under(state.tensors, "task."))
         except RuntimeError as error:
             raise CheckpointError("training state of another model", got=str(error)) from None
-        numbers = meta["numbers"]
-        for i, optimizer in enumerate(self.optimizers):
-            mine_state = optimizer.state_dict()
-            found: dict[int, dict[str, Any]] = {}
-            for key, value in {
-                **_under(state.tensors, f"optimizer.{i}."),
-                **_under(numbers, f"optimizer.{i}."),
-            }.items():
-                index, name = key.split(".", 1)
-                found.setdefault(int(index), {})[name] = value.clone() if torch.is_tensor(value) else value
-            optimizer.load_state_dict({"state": found, "param_groups": mine_state["param_groups"]})
-        best = _under(state.tensors, "best.")
+        unpack_optimizers(self.optimizers, state.tensors, meta["numbers"])
+        best = under(state.tensors, "best.")
         self._best_weights = {name: tensor.clone().to(self.device) for name, tensor in best.items()} or None
         if self.average is not None:
-            self.average.load_state(_under(state.tensors, "average."), meta["average"])
+            self.average.load_state(under(state.tensors, "average."), meta["average"])
         self._rng = {name: state.tensors[name].cpu() for name in ("rng", "rng.cuda") if name in state.tensors}
         self.step, self.seconds, self._sum = meta["step"], meta["seconds"], meta["sum"]
         self.losses, self.history = list(meta["losses"]), list(meta["history"])
         self.best, self._best_epoch = meta["best"], meta["best_epoch"]
         self.stopped = meta.get("stopped", False)
         self.log.go_on_from(self.step, self.seconds)
-
-
-def _under(entries: Any, prefix: str) -> dict[str, Any]:
-    return {name[len(prefix) :]: value for name, value in entries.items() if name.startswith(prefix)}
