@@ -108,7 +108,7 @@ def evaluate_dump(path: Path) -> Evaluation:
 def evaluate_checkpoint(
     path: Path, data_name: str, cut: Cut, *, split: str | None = None, dump: Path | None = None, top: int = 100
 ) -> Evaluation:
-    """Score a checkpoint of any kind; split, dump and top are for retrieval. Raises InputError where they don.t fit."""
+    """Score a checkpoint of any kind; split, dump and top are for retrieval. Raises InputError where they don't fit."""
     kind = kind_of(path)
     if kind == "baseline":
         raise InputError(

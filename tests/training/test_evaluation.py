@@ -1,0 +1,211 @@
+"""`kir evaluate`: any checkpoint on any data, dumps, cuts; and the mistakes a person can make."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import kir
+from contract.errors import InputError
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.days import DAY_MS
+from training.evaluation import Cut, kind_of, open_split, trained_until
+from training.kuaiformer import KuaiFormer, preset_config
+from training.readers import open_data
+from training.retrieval_result import RetrievalResult, compare
+from training.retrieval_split import split_of
+from training.tables import SparseTables, table_keys
+
+SIM = "sim:users=30,items=120,days=3"
+CONFIG = preset_config("tiny", width=16, hidden=24, video_width=8, attribute_width=4)
+
+
+def run(*words: object) -> int:
+    return kir.main([str(word) for word in words])
+
+
+def checkpoint_of(path, split, training):
+    """An untrained KuaiFormer that knows the split's items."""
+    spec = CONFIG.spec()
+    items = {name: getattr(split.items, name) for name in ("video_id", "author_id", "tags", "duration_ms")}
+    keys = table_keys(spec, [("history_rows", split.index.columns), ("item_rows", items)])
+    torch.manual_seed(0)
+    return save_checkpoint(
+        path,
+        kind="kuaiformer",
+        model=KuaiFormer(CONFIG, spec),
+        tables=SparseTables.from_spec_and_keys(spec, keys),
+        spec=spec,
+        model_config=CONFIG.to_dict(),
+        training=training,
+        metrics={},
+        card_text="# test\n",
+    )
+
+
+@pytest.fixture(scope="module")
+def log():
+    return open_data(SIM)
+
+
+@pytest.fixture(scope="module")
+def cut_ms(log):
+    return (int(log.events["time_ms"].max()) // DAY_MS) * DAY_MS
+
+
+@pytest.fixture(scope="module")
+def model(log, cut_ms, tmp_path_factory):
+    split = split_of(log, "sim", cut_ms=cut_ms)
+    return checkpoint_of(tmp_path_factory.mktemp("model") / "m", split, {"trained_until_ms": cut_ms}).path
+
+
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder, random = tmp_path_factory.mktemp("sequences"), np.random.default_rng(0)
+    places = ("train", "train", "train", "train", "val", "test")
+    rows = [(u, p, int(random.integers(40)), part) for u in range(25) for p, part in enumerate(places)]
+    names = ("user_id", "position", "item_id", "split")
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), folder / "leave_one_out.parquet")
+    return folder
+
+
+def test_a_log_is_cut_where_training_ended(model, cut_ms, capsys, tmp_path):
+    figures = tmp_path / "deep" / "figures.json"
+    assert run("evaluate", model, "--data", SIM, "--json", figures) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("protocol: full ranking of 120 videos")
+    assert f"from {cut_ms} ms on" in printed
+    assert "CAUTION" not in printed
+    found = json.loads(figures.read_text())
+    assert found["version"] == load_checkpoint(model).version == found["result"]["name"]
+    assert found["metrics"]["recall@10"] == found["result"]["metrics"]["recall@10"]["mean"]
+    assert found["metrics"]["popularity_mrr"] == found["popularity"]["metrics"]["mrr"]["mean"]
+    difference = found["metrics"]["mrr"] - found["metrics"]["popularity_mrr"]
+    assert found["comparison"]["metrics"]["mrr"]["mean"] == pytest.approx(difference)
+    assert found["result"]["about"]["trained_until_ms"] == cut_ms
+    assert found["result"]["speed"]["queries_per_second"] > 0
+
+
+def test_an_earlier_cut_is_said_aloud(model, cut_ms, capsys):
+    assert run("evaluate", model, "--data", SIM, "--from-ms", cut_ms - DAY_MS) == 0
+    assert f"CAUTION: training saw this log up to {cut_ms} ms" in capsys.readouterr().out
+    assert run("evaluate", model, "--data", SIM, "--holdout-days", 2) == 0
+    assert "CAUTION" in capsys.readouterr().out
+    assert run("evaluate", model, "--data", SIM, "--holdout-days", 1) == 0
+    assert "CAUTION" not in capsys.readouterr().out
+
+
+def test_a_dump_gives_the_same_table(model, capsys, tmp_path):
+    dump = tmp_path / "lists.parquet"
+    assert run("evaluate", model, "--data", SIM, "--dump", dump, "--top", 60, "--json", tmp_path / "a.json") == 0
+    capsys.readouterr()
+    assert run("evaluate", "--from-dump", dump, "--json", tmp_path / "b.json") == 0
+    assert capsys.readouterr().out.startswith("protocol: full ranking of 120 videos")
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert first["result"] == second["result"]
+    back = RetrievalResult.load(dump)
+    assert back.values == second["metrics"]
+
+
+@pytest.mark.parametrize("which", ["val", "test"])
+def test_sequences_are_evaluated_by_split(sequences, tmp_path, capsys, which):
+    name = f"ml-1m:{sequences}"
+    checkpoint = checkpoint_of(tmp_path / "m", split_of(open_data(name), "ml-1m"), {})
+    assert trained_until(checkpoint) is None
+    dump = tmp_path / f"{which}.parquet"
+    assert run("evaluate", tmp_path / "m", "--data", name, "--split", which, "--dump", dump) == 0
+    printed = capsys.readouterr().out
+    assert f"leave-one-out, {which}: 25 queries" in printed
+    result = RetrievalResult.load(dump)
+    assert (result.data, result.split) == ("ml-1m", which)
+    assert (result.ranks.history == (4 if which == "val" else 5)).all()
+    assert compare(result, result).metrics["mrr"].mean == 0
+
+
+def test_kir_and_ranker_are_evaluated_too(tmp_path, capsys):
+    for model in ("kir", "ranker"):
+        out, figures = tmp_path / model, tmp_path / f"{model}.json"
+        assert run("train", model, "--data", SIM, "--out", out, "--epochs", 1) == 0
+        assert run("evaluate", out, "--data", SIM, "--json", figures) == 0
+        checkpoint, found = load_checkpoint(out), json.loads(figures.read_text())
+        assert "protocol: " in capsys.readouterr().out
+        shared = [name for name in checkpoint.metrics if name.startswith(("auc", "gauc"))]
+        assert shared
+        for name in shared:
+            assert found["metrics"][name] == pytest.approx(checkpoint.metrics[name], abs=1e-6)
+        assert run("evaluate", out, "--data", SIM, "--split", "val") == 2
+        assert "--split" in capsys.readouterr().err
+    cut = int(load_checkpoint(tmp_path / "ranker").config["training"]["trained_until_ms"])
+    assert run("evaluate", tmp_path / "kir", "--data", SIM, "--from-ms", cut, "--json", figures) == 0
+    assert f"from {cut} ms on" in capsys.readouterr().out
+    assert json.loads(figures.read_text())["cut_ms"] == cut
+
+
+def test_where_a_log_is_cut(log, cut_ms):
+    events = log.events
+    assert Cut().of(events, cut_ms) == cut_ms
+    assert Cut(from_ms=5).of(events, cut_ms) == 5
+    assert Cut(holdout_days=1).of(events, None) == cut_ms
+    shifted = Cut(holdout_days=1, utc_offset_hours=8.0).of(events, None)
+    assert (shifted + 8 * 3_600_000) % DAY_MS == 0
+    with pytest.raises(InputError, match="nothing says where"):
+        Cut().of(events, None)
+    with pytest.raises(InputError, match="--holdout-days starts"):
+        Cut(holdout_days=0)
+    with pytest.raises(InputError, match="both"):
+        Cut(from_ms=1, holdout_days=1)
+
+
+def test_the_caution_is_part_of_every_protocol(cut_ms):
+    split = open_split(SIM, Cut(from_ms=cut_ms - 1), cut_ms)
+    assert all("CAUTION" in queries.protocol for queries in split.queries.values())
+    assert "CAUTION" not in open_split(SIM, Cut(), cut_ms).queries["val"].protocol
+
+
+def test_kinds_are_read_without_the_rest(model, tmp_path):
+    assert kind_of(model) == "kuaiformer"
+    assert kind_of(tmp_path) == kind_of(tmp_path / "nowhere") == ""
+    (tmp_path / "config.json").write_text("[]")
+    assert kind_of(tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("BASELINE", "--data", SIM), "kir bench retrieval"),
+        (("MODEL", "--data", SIM, "--split", "test"), "no such split"),
+        (("MODEL", "--data", "ml-1m:SEQUENCES", "--from-ms", 5), "not cut by time"),
+        (("MODEL", "--data", SIM, "--from-ms", 5, "--holdout-days", 1), "both say where to cut"),
+        (("MODEL", "--data", SIM, "--from-ms", 10**15), "the data end before the cut"),
+        (("MODEL", "--data", SIM, "--from-dump", "x"), "or --from-dump alone"),
+        (("MODEL",), "give a checkpoint and --data"),
+        (("--from-dump", "absent.parquet"), "no such result file"),
+        (("absent", "--data", SIM), "no such checkpoint directory"),
+    ],
+)
+def test_mistakes_end_in_one_line(model, sequences, tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "baseline").mkdir()
+    (tmp_path / "baseline" / "config.json").write_text('{"kind": "baseline"}')
+    names = {"MODEL": model, "SEQUENCES": sequences, "BASELINE": "baseline"}
+    for name, path in names.items():
+        words = [str(word).replace(name, str(path)) for word in words]
+    assert run("evaluate", *words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("kir evaluate: ")
+    assert message in line
+
+
+def test_without_an_end_of_training_a_cut_must_be_given(log, cut_ms, tmp_path, capsys):
+    split = split_of(log, "sim", cut_ms=cut_ms)
+    checkpoint_of(tmp_path / "m", split, {"trained_until_ms": None})
+    assert run("evaluate", tmp_path / "m", "--data", SIM) == 2
+    assert "--holdout-days" in capsys.readouterr().err
+    assert run("evaluate", tmp_path / "m", "--data", SIM, "--holdout-days", 1) == 0
