@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from contract.errors import MissingExtra
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(out_dir: str | Path, result: Mapping[str, Any]) -> Path:
-    """Write report.json and report.html (aside, then renamed); returns the page's path."""
+def write_report(
+    out_dir: str | Path, result: Mapping[str, Any], render: Callable[[Mapping[str, Any]], str] | None = None
+) -> Path:
+    """Write report.json and report.html (aside, then renamed); returns the page's path. render: default the demo's."""
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     _replace(out_dir / "report.json", json.dumps(result, indent=1, allow_nan=False, default=float))
     page = out_dir / "report.html"
-    _replace(page, render(result))
+    _replace(page, (render or render_loop)(result))
     return page
 
 
@@ -31,8 +33,10 @@ def _replace(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
-def render(result: Mapping[str, Any]) -> str:
-    """The HTML of a result. Sections whose part of the result is absent are left out."""
+def render_page(
+    result: Mapping[str, Any], title: str, lead: str, cards: list[dict[str, str]], sections: list[dict[str, Any]]
+) -> str:
+    """One self-contained HTML page. `result` gives the machine and the command under it."""
     try:
         import jinja2
     except ImportError:
@@ -40,6 +44,21 @@ def render(result: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    machine = result["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        lead=lead,
+        cards=cards,
+        sections=sections,
+        machine=f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, "
+        f"Python {machine['python']}; {packages}; commit {machine['commit']}",
+        command=result["command"],
+    )
+
+
+def render_loop(result: Mapping[str, Any]) -> str:
+    """The demo's page. Sections whose part of the result is absent are left out."""
     sections = [
         make(result[key])
         for key, make in (
@@ -52,17 +71,7 @@ def render(result: Mapping[str, Any]) -> str:
         )
         if result.get(key)
     ]
-    machine = result["machine"]
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    return environment.get_template("report.html.j2").render(
-        title="kir-edge: the whole loop",
-        lead=_lead(result),
-        cards=_cards(result),
-        sections=sections,
-        machine=f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, "
-        f"Python {machine['python']}; {packages}; commit {machine['commit']}",
-        command=result["command"],
-    )
+    return render_page(result, "kir-edge: the whole loop", _lead(result), _cards(result), sections)
 
 
 def _lead(result: Mapping[str, Any]) -> str:
@@ -100,7 +109,7 @@ def _cards(result: Mapping[str, Any]) -> list[dict[str, str]]:
     return cards
 
 
-def _table(header: list[str], rows: list[list[str]]) -> dict[str, Any]:
+def table(header: list[str], rows: list[list[str]]) -> dict[str, Any]:
     return {"header": header, "rows": rows}
 
 
@@ -118,7 +127,7 @@ def _gain_table(loop: Mapping[str, Any], label: str) -> dict[str, Any]:
         ]
         for name, gain in loop["gains"].items()
     ]
-    return _table([label, "watch time", "seconds, 95 % interval", "likes, 95 % interval"], rows)
+    return table([label, "watch time", "seconds, 95 % interval", "likes, 95 % interval"], rows)
 
 
 def _closed_loop(loops: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,8 +176,8 @@ def _replay(replay: Mapping[str, Any]) -> dict[str, Any]:
         "text": replay["protocol"],
         "figures": [],
         "tables": [
-            _table(header, rows),
-            _table(["within users", "value"], [[k, f"{v:.4f}"] for k, v in replay["within_user"].items()]),
+            table(header, rows),
+            table(["within users", "value"], [[k, f"{v:.4f}"] for k, v in replay["within_user"].items()]),
         ],
         "log": [],
         "note": replay.get("note", ""),
@@ -196,7 +205,7 @@ def _swipe(swipe: Mapping[str, Any]) -> dict[str, Any]:
             figures.latency(swipe["samples_us"]),
             figures.stacked_stages(swipe["stages_us"], "where a swipe's time goes"),
         ],
-        "tables": [_table(["ms", "p50", "p90", "p99", "max", "count"], rows)],
+        "tables": [table(["ms", "p50", "p90", "p99", "max", "count"], rows)],
         "log": list(swipe["log"]),
         "note": "Choosers: " + ", ".join(f"{name} {count}" for name, count in swipe["choosers"].items()) + ".",
     }
@@ -231,7 +240,7 @@ def _conversion(conversion: Mapping[str, Any]) -> dict[str, Any]:
         "text": "Torch → ONNX → TFLite float32 → quantised, each compared with torch on held-out windows; a failed "
         "gate publishes nothing.",
         "figures": [figures.grouped_bars(sizes, "KiB", "file size per graph and variant")],
-        "tables": [_table(header, rows), _table(["published version", "conversion", "one phone loads"], versions)],
+        "tables": [table(header, rows), table(["published version", "conversion", "one phone loads"], versions)],
         "log": [],
         "note": "",
     }
@@ -243,7 +252,7 @@ def _number(value: Any, spec: str) -> str:
 
 def _training(training: Mapping[str, Any]) -> dict[str, Any]:
     tables = [
-        _table(
+        table(
             [model, "value"],
             [[key, _number(value, ".4f")] for key, value in metrics.items() if isinstance(value, (int, float))],
         )
@@ -259,7 +268,7 @@ def _stages(stages: list[Mapping[str, Any]]) -> dict[str, Any]:
         "title": "Where the time went",
         "text": "",
         "figures": [],
-        "tables": [_table(["stage", "seconds", "share"], [*rows, ["total", f"{total:.1f}", "100%"]])],
+        "tables": [table(["stage", "seconds", "share"], [*rows, ["total", f"{total:.1f}", "100%"]])],
         "log": [],
         "note": "",
     }

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import render, write_report
+from benchmarks.report import render_loop as render
+from benchmarks.report import write_report
 from benchmarks.stats import machine, percentiles
 
 
