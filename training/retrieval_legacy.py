@@ -55,7 +55,7 @@ def ranking_metrics(
     batch = Batch(np.arange(n), row, scores_of(users), None, 0.0)
     rank, others = rank_targets(batch, queries.row)
     ranks = Ranks(np.arange(n), queries.user_id, np.zeros(n, np.int64), queries.row.astype(np.uint64), rank, others)
-    return {name: one.mean for name, one in means(ranks, n_items, draws=0).items()}
+    return {name: one.mean for name, one in means([ranks], n_items, draws=0).items()}
 
 
 def user_interests(net: Any, tables: Any, history: Any, users: NDArray[np.uint64], time_ms: int = -1) -> torch.Tensor:

@@ -8,6 +8,7 @@ Shapes: Q queries, M figures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,29 +73,42 @@ def figures(ranks: Ranks, n_items: int) -> NDArray[np.float64]:
     return np.stack([*columns, 1.0 / rank, (ranks.others + 1.0 - rank) / others], axis=1).astype(np.float64)
 
 
-def means(ranks: Ranks, n_items: int, *, seed: int = 0, draws: int = DRAWS) -> dict[str, Interval]:
-    """Name -> mean over queries and its 95 % interval, users drawn whole. draws = 0: no bounds (NaN)."""
-    found = cluster_bootstrap(figures(ranks, n_items), ranks.user_id, seed, draws)
+def means(ranks: Sequence[Ranks], n_items: int, *, seed: int = 0, draws: int = DRAWS) -> dict[str, Interval]:
+    """Name -> mean over queries and its 95 % interval, users drawn whole. draws = 0: no bounds (NaN).
+
+    Several ranks of the same queries (seeds of one model) are averaged query by query.
+    """
+    found = cluster_bootstrap(_averaged(ranks, n_items), ranks[0].user_id, seed, draws)
     return dict(zip(figure_names(n_items), found, strict=True))
 
 
 def differences(
-    ours: list[Ranks], theirs: list[Ranks], n_items: int, *, seed: int = 0, draws: int = DRAWS
+    ours: Sequence[Ranks], theirs: Sequence[Ranks], n_items: int, *, seed: int = 0, draws: int = DRAWS
 ) -> dict[str, Interval]:
-    """Paired: the mean of ours − theirs over the same queries. Several of a side (seeds) are averaged query by query.
+    """Paired: the mean of ours − theirs over the same queries, each side averaged query by query.
 
     Raises InputError when the queries differ.
     """
-    first = ours[0]
-    if not all(one.same_queries(first) for one in [*ours, *theirs]):
+    _same_queries([*ours, *theirs])
+    paired = _averaged(ours, n_items) - _averaged(theirs, n_items)
+    found = cluster_bootstrap(paired, ours[0].user_id, seed, draws)
+    return dict(zip(figure_names(n_items), found, strict=True))
+
+
+def _averaged(ranks: Sequence[Ranks], n_items: int) -> NDArray[np.float64]:
+    """Figures of every query, the mean over results: float64 [Q, M]. Raises InputError when the queries differ."""
+    _same_queries(ranks)
+    total = sum(figures(one, n_items) for one in ranks)
+    return np.asarray(total, np.float64) / len(ranks)
+
+
+def _same_queries(ranks: Sequence[Ranks]) -> None:
+    if not all(one.same_queries(ranks[0]) for one in ranks):
         raise InputError(
             "results of different queries can't be compared",
-            got=" and ".join(str(len(one)) for one in [*ours, *theirs]) + " queries",
+            got=" and ".join(str(len(one)) for one in ranks) + " queries",
             fix="evaluate all of them on the same data, split and cut",
         )
-    sides = [np.mean([figures(one, n_items) for one in side], axis=0) for side in (ours, theirs)]
-    found = cluster_bootstrap(sides[0] - sides[1], first.user_id, seed, draws)
-    return dict(zip(figure_names(n_items), found, strict=True))
 
 
 def claims(name: str, n_items: int) -> bool:

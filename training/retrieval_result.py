@@ -60,7 +60,7 @@ class RetrievalResult:
     ) -> RetrievalResult:
         """Work out the metrics of ranks; `facts` are the other fields."""
         bootstrap = {"bootstrap_seed": seed, "bootstrap_draws": draws}
-        found = means(ranks, n_items, seed=seed, draws=draws)
+        found = means([ranks], n_items, seed=seed, draws=draws)
         return RetrievalResult(
             ranks=ranks, n_items=n_items, metrics=found, about={**(about or {}), **bootstrap}, **facts
         )

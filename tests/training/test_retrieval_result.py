@@ -46,7 +46,7 @@ def ranks_of(rank, users=None, others=99) -> Ranks:
 
 
 def test_figures_of_known_ranks():
-    found = means(ranks_of([1, 10, 10.5, 100]), 100, draws=0)
+    found = means([ranks_of([1, 10, 10.5, 100])], 100, draws=0)
     assert {name: one.mean for name, one in found.items()} == pytest.approx(
         {
             "recall@10": 0.5,
@@ -62,8 +62,8 @@ def test_figures_of_known_ranks():
 
 def test_users_with_many_queries_are_drawn_whole():
     rank = np.where(np.arange(200) % 20 < 10, 1.0, 60.0)
-    apart = means(ranks_of(rank), 100)["recall@10"]
-    together = means(ranks_of(rank, users=np.arange(200) // 10), 100)["recall@10"]
+    apart = means([ranks_of(rank)], 100)["recall@10"]
+    together = means([ranks_of(rank, users=np.arange(200) // 10)], 100)["recall@10"]
     assert apart.mean == together.mean == 0.5
     assert together.high - together.low > 2 * (apart.high - apart.low)
 
