@@ -114,6 +114,9 @@ def train_server_models(paths: LoopPaths, events: Any, items: Any, users: Any, c
     """KuaiFormer and the ranker for serving, each measured on the last day first. Returns their metrics."""
     from training.kuaiformer_train import train_kuaiformer
     from training.ranker_train import train_ranker
+    from training.readers import LogData
+    from training.recipe import Recipe
+    from training.retrieval_split import split_of
 
     ranker = train_ranker(
         events,
@@ -125,15 +128,15 @@ def train_server_models(paths: LoopPaths, events: Any, items: Any, users: Any, c
         holdout_days=1,
         overwrite=True,
     )
+    recipe = Recipe().changed([f"train.seed={config.seed}", f"train.max_seconds={config.kuaiformer_seconds}"])
     retrieval = train_kuaiformer(
-        events,
-        items,
+        split_of(LogData(events, items, users), "events", utc_offset_hours=config.utc_offset_hours),
         paths.checkpoint("kuaiformer"),
-        seed=config.seed,
-        max_seconds=config.kuaiformer_seconds,
+        recipe,
         utc_offset_hours=config.utc_offset_hours,
         overwrite=True,
     )
+    assert retrieval is not None  # one process: it leads
     return {"KuaiFormer": dict(retrieval.metrics), "ranker": dict(ranker.metrics)}
 
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python examples/train_retrieval.py          (about half a minute on one core)
 
-Shows the programmatic way: a world, its events, a checkpoint, and the three calls that retrieval is made of.
+Shows the programmatic way: data, a split, a recipe, a checkpoint, and a scorer.
 """
 
 from __future__ import annotations
@@ -11,35 +11,30 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from contract.history import PositiveIndex
-from training.kuaiformer import score
-from training.kuaiformer_data import HistorySlots
 from training.kuaiformer_train import load_kuaiformer, train_kuaiformer
-from training.retrieval_eval import item_vectors, user_interests
-from training.simulator import SimConfig, World, simulate_logs
+from training.readers import open_data
+from training.recipe import Recipe
+from training.retrieval_eval import KuaiFormerScorer
+from training.retrieval_split import split_of
 
 
-def main(n_users: int = 150, n_items: int = 800, days: int = 4, epochs: int = 3) -> dict[str, float]:
-    world = World(SimConfig(n_users=n_users, n_items=n_items, days=days))
-    events = simulate_logs(world)
-    print(f"{len(events)} impressions of {n_users} users and {n_items} videos")
+def main(n_users: int = 150, n_items: int = 800, days: int = 4, epochs: int = 6) -> dict[str, float]:
+    split = split_of(open_data(f"sim:users={n_users},items={n_items},days={days}"), "sim")
+    print(f"{len(split.index)} positives of {n_users} users, {n_items} videos; the last day is held out")
 
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = train_kuaiformer(events, world.items, Path(folder) / "kuaiformer", epochs=epochs)
+        recipe = Recipe().changed([f"train.epochs={epochs}", "data.batch=512"])
+        checkpoint = train_kuaiformer(split, Path(folder) / "kuaiformer", recipe)
+    assert checkpoint is not None
     print(checkpoint.metrics["protocol"])
     for name in ("recall@10", "popularity_recall@10"):
         print(f"  {name:<22} {checkpoint.metrics[name]:.4f}")
 
-    net, tables, spec = load_kuaiformer(checkpoint), checkpoint.tables.eval(), checkpoint.spec
-    history = HistorySlots(PositiveIndex.from_events(events), spec, tables)
-    user = history.index.user_id[:1]
-    with torch.no_grad():
-        interests_1KD = user_interests(net, tables, history, user)
-        scores_N = score(interests_1KD, item_vectors(net, tables, world.items))[0].numpy()
-    best = np.argsort(-scores_N)[:5]
-    print(f"for user {user[0]}: videos {', '.join(str(video) for video in world.items.video_id[best])}")
+    scorer = KuaiFormerScorer(load_kuaiformer(checkpoint), checkpoint.tables)
+    user, end = np.array([0]), split.index.offsets[1:2]  # the first user, with all that is known of it
+    best = np.argsort(-scorer.scores(split, user, end)[0])[:5]
+    print(f"for user {split.index.user_id[0]}: videos {', '.join(str(video) for video in split.items.video_id[best])}")
     return dict(checkpoint.metrics)
 
 

@@ -1,8 +1,8 @@
-"""Transformer parts shared by the models: RMSNorm, SwiGLU, attention with an additive mask, the pre-norm block.
+"""Transformer parts: RMSNorm, SwiGLU, rotary positions, the pre-norm block and its pass with many cuts.
 
 Everything is plain matrix arithmetic without data-dependent control flow, so that it exports to ONNX and converts.
 
-Shapes: B batch, L queries, S keys, D width, H heads, E width of a head.
+Shapes: B batch, L or T tokens, P cuts, K queries of a cut, Q = P * K, D width, H heads, E width of a head.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contract.errors import InputError
+
+# Of what must not be seen. It is used in float32 or bfloat16 on servers alone, so the reason for KIR's -30 (quantised
+# attention) is absent; here exp(mask) must be exactly 0, so that padding never moves an answer. Finite, or an empty
+# history would give NaN.
+MASK = -1e4
 
 
 class RMSNorm(nn.Module):
@@ -41,14 +46,6 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-def attend(query_BHLE: Tensor, key_BHSE: Tensor, value_BHSE: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(E) + mask) v: [B, H, L, E]. mask is additive and broadcasts to [B, H, L, S]."""
-    logits_BHLS = query_BHLE @ key_BHSE.transpose(-1, -2) * (1.0 / math.sqrt(query_BHLE.shape[-1]))
-    if mask is not None:
-        logits_BHLS = logits_BHLS + mask
-    return torch.softmax(logits_BHLS, dim=-1) @ value_BHSE
-
-
 def split_heads(x_BLD: Tensor, heads: int) -> Tensor:
     """[B, L, D] -> [B, H, L, D / H]."""
     return x_BLD.reshape(x_BLD.shape[0], x_BLD.shape[1], heads, x_BLD.shape[2] // heads).transpose(1, 2)
@@ -59,44 +56,124 @@ def merge_heads(x_BHLE: Tensor) -> Tensor:
     return x_BHLE.transpose(1, 2).reshape(x_BHLE.shape[0], x_BHLE.shape[2], x_BHLE.shape[1] * x_BHLE.shape[3])
 
 
-class Attention(nn.Module):
-    """Multi-head attention of x_BLD over context_BSD (x itself when None); additive mask, broadcast to [B, H, L, S]."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        if width % heads:
-            raise InputError("attention width must be a multiple of the heads", got=(width, heads))
-        self.heads = heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-
-    def forward(self, x_BLD: Tensor, mask: Tensor | None = None, context_BSD: Tensor | None = None) -> Tensor:
-        context = x_BLD if context_BSD is None else context_BSD
-        attended = attend(
-            split_heads(self.query(x_BLD), self.heads),
-            split_heads(self.key(context), self.heads),
-            split_heads(self.value(context), self.heads),
-            mask,
-        )
-        return self.out(merge_heads(attended))
+def rotations(positions_L: Tensor, width: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """cos and sin [L, width / 2] of rotary positions (Su et al. 2021, RoFormer, Eq. 15): logits then depend on
+    differences of positions alone."""
+    frequency = base ** (-torch.arange(0, width, 2, device=positions_L.device, dtype=torch.float32) / width)
+    angle = positions_L.float()[:, None] * frequency
+    return angle.cos(), angle.sin()
 
 
-class TransformerBlock(nn.Module):
-    """Pre-norm block of the Llama kind: x + attention(norm(x)), then x + SwiGLU(norm(x)). Dropout after each branch."""
+def rotate(x_BHLE: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair (i, i + E / 2) of the last axis by its position's angle."""
+    cos, sin = turn[0].to(x_BHLE), turn[1].to(x_BHLE)
+    a, b = x_BHLE.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, hidden_QT: Tensor, absent_BT: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(E) + mask) v: [B, H, Q, E].
+
+    hidden_QT  additive, what a query must not see (the causal mask); absent_BT: what isn't there (padding)
+    """
+    mask = (hidden_QT + absent_BT[:, None, None]).to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def attend_with_own(
+    query: Tensor, key: Tensor, value: Tensor, hidden_QT: Tensor, absent_BT: Tensor, own: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The same where queries also have keys of their own: one softmax over [sequence | own cut's queries].
+
+    own  keys and values [B, H, P, K, E]: query (p, j), Q = P * K of them, sees its cut's first j + 1
+    """
+    scale, n_queries = 1.0 / math.sqrt(query.shape[-1]), own[0].shape[-2]
+    query = query * scale
+    seen = query @ key.transpose(-1, -2) + (hidden_QT + absent_BT[:, None, None]).to(query.dtype)
+    among = query.unflatten(2, (-1, n_queries)) @ own[0].transpose(-1, -2)
+    among = among + causal_mask(n_queries, MASK).to(among)
+    weights = torch.softmax(torch.cat([seen, among.flatten(2, 3)], dim=-1), dim=-1).to(value.dtype)
+    to_items, to_own = weights.split([key.shape[2], n_queries], dim=-1)
+    return to_items @ value + (to_own.unflatten(2, (-1, n_queries)) @ own[1]).flatten(2, 3)
+
+
+class RotaryBlock(nn.Module):
+    """Pre-norm block of the Llama kind with rotary positions: x + attention(norm(x)), then x + SwiGLU(norm(x)).
+
+    `forward` is the block over one sequence. `with_cuts` runs beside it query tokens that are appended to many cuts of
+    the sequence at once: each cut's K queries see the sequence up to their cut and the earlier queries of their own
+    cut, and nothing of the sequence sees a query. So a pass over the sequence serves all its cuts.
+    """
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0):
         super().__init__()
+        if width % heads or width // heads % 2:
+            raise InputError("width must be a multiple of the heads, and that of 2", got=(width, heads))
+        self.width, self.heads = width, heads
         self.attention_norm = RMSNorm(width)
-        self.attention = Attention(width, heads)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
         self.feed_forward_norm = RMSNorm(width)
         self.feed_forward = SwiGLU(width, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x_BLD: Tensor, mask: Tensor | None = None) -> Tensor:
-        x_BLD = x_BLD + self.dropout(self.attention(self.attention_norm(x_BLD), mask))
+    def forward(self, x_BTD: Tensor, turn: tuple[Tensor, Tensor], hidden_TT: Tensor, absent_BT: Tensor) -> Tensor:
+        """hidden_TT and absent_BT are additive: what a position must not see, and what is padding."""
+        query, key, value = self._projected(x_BTD, turn)
+        return self._joined(x_BTD, attend(query, key, value, hidden_TT, absent_BT))
+
+    def with_cuts(
+        self,
+        x_BTD: Tensor,
+        q_BPKD: Tensor,
+        turn: tuple[Tensor, Tensor],
+        turn_Q: tuple[Tensor, Tensor],
+        hidden_TT: Tensor,
+        hidden_QT: Tensor,
+        absent_BT: Tensor,
+        last: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """(sequence, queries) after the block; the last block leaves the sequence as it is, nobody reads it then.
+
+        turn_Q     of the queries' positions, [Q, E / 2]
+        hidden_QT  additive: what of the sequence each query must not see
+        """
+        query, key, value = self._projected(x_BTD, turn)
+        own = self._projected(q_BPKD.flatten(1, 2), turn_Q)
+        by_cut = (own[1].unflatten(2, q_BPKD.shape[1:3]), own[2].unflatten(2, q_BPKD.shape[1:3]))
+        read_BHQE = attend_with_own(own[0], key, value, hidden_QT, absent_BT, by_cut)
+        q_BPKD = self._joined(q_BPKD.flatten(1, 2), read_BHQE).unflatten(1, q_BPKD.shape[1:3])
+        if not last:
+            x_BTD = self._joined(x_BTD, attend(query, key, value, hidden_TT, absent_BT))
+        return x_BTD, q_BPKD
+
+    def _projected(self, x_BLD: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = (split_heads(x, self.heads) for x in self.qkv(self.attention_norm(x_BLD)).chunk(3, dim=-1))
+        return rotate(query, turn), rotate(key, turn), value
+
+    def _joined(self, x_BLD: Tensor, read_BHLE: Tensor) -> Tensor:
+        x_BLD = x_BLD + self.dropout(self.out(merge_heads(read_BHLE)))
         return x_BLD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BLD)))
+
+
+class Dropout(nn.Module):
+    """nn.Dropout, five times faster on CPUs: it draws a byte per entry, so that the rate is a multiple of 1 / 256."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise InputError("dropout is a probability below 1", got=rate)
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.rate:
+            return x
+        if x.is_cuda:
+            return F.dropout(x, self.rate)
+        drop = max(1, round(self.rate * 256))
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= drop
+        return x * (keep.to(x.dtype) * (256.0 / (256 - drop)))
 
 
 def causal_mask(length: int, value: float) -> Tensor:

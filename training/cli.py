@@ -102,25 +102,44 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--data", required=True, help=DATA_HELP)
     parser.add_argument("--out", required=True, type=Path, help="checkpoint directory to write")
-    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="size of the model; the rest follows from it")
-    parser.add_argument("--epochs", type=_positive, help="passes over the data")
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="size of the model; the rest follows from it (default: tiny, or the recipe's)"
+    )
+    parser.add_argument(
+        "--epochs", type=_positive, help="passes over the data (default: kuaiformer 10, ranker 2, kir 4)"
+    )
     parser.add_argument("--steps", type=_positive, help="stop after so many steps in all; --resume goes on from there")
     parser.add_argument("--max-seconds", type=float, help="time budget of the training loop; not reproducible")
-    parser.add_argument("--holdout-days", type=int, default=1, help="last days kept for the metrics; 0 = train on all")
-    parser.add_argument("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on from this checkpoint's training state")
+    parser.add_argument(
+        "--holdout-days", type=int, default=1, help="last days kept for the metrics; 0 = train on all (default: 1)"
+    )
+    parser.add_argument(
+        "--utc-offset-hours", type=float, help="where the users' days begin (default: kuairand 8, else 0)"
+    )
+    parser.add_argument("--seed", type=int, help="of initial weights and batches (default: 0, or the recipe's)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="kuaiformer: without DIR, go on from the state that a killed training left beside --out; "
+        "ranker: go on from the state in this checkpoint",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
+    recipes = parser.add_argument_group("kuaiformer's recipe (training/recipe.py)")
+    recipes.add_argument("--recipe", metavar="NAME|FILE", help="one that ships, or a JSON file")
+    recipes.add_argument(
+        "--set", action="append", default=[], metavar="PART.KEY=VALUE", help="change it, as model.layers=4; repeatable"
+    )
 
 
 def run_train(args: argparse.Namespace) -> int:
     """Train one model, print its metrics with the protocol above them."""
     if args.holdout_days < 0:
         raise InputError("--holdout-days can't be negative", got=args.holdout_days)
-    if args.resume is not None and not args.resume.is_dir():
-        raise InputError("no such checkpoint directory", where=f"--resume {args.resume}")
-    data = _open(args.data)
-    checkpoint = _train(args, data)
+    checkpoint = _train_kuaiformer(args) if args.model == "kuaiformer" else _train(args, _open(args.data))
+    if checkpoint is None:  # a rank of torchrun that does not lead
+        return 0
     from training.evaluation import metrics_text
 
     print(metrics_text(checkpoint.version, checkpoint.metrics))
@@ -128,7 +147,44 @@ def run_train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _train_kuaiformer(args: argparse.Namespace) -> Checkpoint | None:
+    from training.distributed import DataParallel
+    from training.kuaiformer_train import train_kuaiformer
+    from training.readers import open_data
+    from training.recipe import Recipe, read_recipe
+    from training.retrieval_split import split_of
+
+    recipe = read_recipe(args.recipe) if args.recipe else Recipe()
+    settings = [f"train.{name}={value}" for name in ("epochs", "max_seconds", "seed") if (value := getattr(args, name))]
+    recipe = recipe.changed([*settings, *args.set])
+    if args.preset:
+        recipe = Recipe.from_dict({**recipe.to_dict(), "preset": args.preset}, "--preset")
+    if args.resume:
+        raise InputError(
+            "kuaiformer goes on from the state beside --out", got=f"--resume {args.resume}", fix="--resume"
+        )
+    split = split_of(
+        open_data(args.data),
+        args.data.partition(":")[0],
+        holdout_days=args.holdout_days,
+        utc_offset_hours=_utc_offset(args),
+    )
+    return train_kuaiformer(
+        split,
+        args.out,
+        recipe,
+        steps=args.steps,
+        resume=args.resume is not None,
+        utc_offset_hours=_utc_offset(args),
+        overwrite=args.overwrite,
+        quiet=False,
+        parallel=DataParallel.from_environment(recipe.train.device),
+    )
+
+
 def _train(args: argparse.Namespace, data: LogData) -> Checkpoint:
+    if args.recipe or args.set:
+        raise InputError("recipes are kuaiformer's", got=f"train {args.model} with --recipe or --set")
     if args.model == "kir":
         names = ("steps", "resume", "utc_offset_hours")
         refused = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
@@ -136,20 +192,19 @@ def _train(args: argparse.Namespace, data: LogData) -> Checkpoint:
             raise InputError("kir is trained in one go, its last tenth held out", got=" ".join(refused))
         from training.kir_train import train_kir
 
-        kir: dict[str, Any] = {"max_seconds": args.max_seconds, "seed": args.seed, "overwrite": args.overwrite}
+        kir: dict[str, Any] = {"max_seconds": args.max_seconds, "seed": args.seed or 0, "overwrite": args.overwrite}
         if args.epochs is not None:
             kir["epochs"] = args.epochs
-        return train_kir(data.events, args.out, args.preset, **kir, log=_to_stderr)
+        return train_kir(data.events, args.out, args.preset or "tiny", **kir, log=_to_stderr)
+    if args.resume == "" or (args.resume and not Path(args.resume).is_dir()):
+        raise InputError("no such checkpoint directory", where=f"--resume {args.resume}".rstrip())
     options: dict[str, Any] = {
-        name: getattr(args, name) for name in ("preset", "seed", "steps", "max_seconds", "holdout_days", "overwrite")
+        name: getattr(args, name) for name in ("steps", "max_seconds", "holdout_days", "overwrite")
     }
-    options |= {"resume": args.resume, "data_name": args.data, "quiet": False, "utc_offset_hours": _utc_offset(args)}
+    options |= {"preset": args.preset or "tiny", "seed": args.seed or 0, "resume": args.resume}
+    options |= {"data_name": args.data, "quiet": False, "utc_offset_hours": _utc_offset(args)}
     if args.epochs is not None:
         options["epochs"] = args.epochs
-    if args.model == "kuaiformer":
-        from training.kuaiformer_train import train_kuaiformer
-
-        return train_kuaiformer(data.events, data.items, args.out, **options)
     from training.ranker_train import train_ranker
 
     return train_ranker(data.events, data.users, args.out, **options)

@@ -1,20 +1,27 @@
 """KuaiFormer: the last 256 positive watches become K interest vectors (arXiv 2411.10057). It takes rows looked up.
 
-Embedding (2.2.1): rows -> token MLP. Compression (2.3): windows 64, 64, 16 x 5 through one bidirectional layer and a
-masked mean, the latest 48 stay raw: 55 tokens. Backbone (2.2.2): causal pre-norm stack, RMSNorm, SwiGLU. Interests
-(2.4): K learned query tokens behind the 55. Score = max over interests (Eq. 9).
-Not told by the paper and chosen here: width and heads; one compression layer shared by all windows; learned positions;
-a group without any real token is masked out; an item is its video row projected plus its content rows projected, so
-that a new item has a vector.
+Embedding (2.2.1): rows -> token MLP. Compression (2.3): windows of old items through one bidirectional layer and a
+masked mean; the latest stay raw. The paper's plan is 64, 64, 16 x 5 and 48 raw: 55 tokens; any plan will do.
+Backbone (2.2.2): causal pre-norm stack, RMSNorm, SwiGLU. Interests (2.4): K learned query tokens behind the tokens.
+Score = max over interests (Eq. 9).
+Not told by the paper and chosen here: width and heads; rotary positions (the paper says "Llama"); one compression layer
+shared by all windows; a window without any real token is masked out; an item is its video row projected plus its
+content rows projected, so that a new item has a vector.
+
+Many cuts in one pass (`Encoder.cuts`). Training wants the answer after every item, serving after the last one. Items
+never see queries and positions are relative, so one pass over the tokens serves all cuts of the raw tail: query tokens
+are appended at each of the last P raw items. At the last cut that is the model served; at an earlier one it is the same
+model with the items behind the cut taken away, windows as they are (tests/training/test_kuaiformer.py).
 
 Shapes: B batch, L history (right-aligned, padding first), D width, K interests, R columns of history_rows, N items,
-W tokens of one window, T tokens of the stack.
+W tokens of one window, T tokens of the stack, P cuts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -23,21 +30,29 @@ from torch import Tensor, nn
 from contract.errors import InputError, SpecError
 from contract.spec import FeatureSpec
 from contract.specs import kuaiformer_spec
-from training.blocks import RMSNorm, SwiGLU, TransformerBlock, additive_mask, causal_mask, masked_mean
-
-# The encoder runs in float32 on the server alone, so the reason for KIR's -30 (quantised attention) is absent; here
-# exp(mask) must be exactly 0, so that padding, long or cut away, never moves an answer. Finite, or an empty history
-# would give NaN.
-MASK = -1e4
-
-WINDOWS = (64, 64, 16, 16, 16, 16, 16)
-LATEST = 48
-LENGTH = sum(WINDOWS) + LATEST
+from training.blocks import (
+    MASK,
+    Dropout,
+    RMSNorm,
+    RotaryBlock,
+    SwiGLU,
+    additive_mask,
+    causal_mask,
+    masked_mean,
+    rotations,
+)
 
 
 @dataclass(frozen=True)
 class KuaiFormerConfig:
-    """Sizes. `preset` is the dial; `preset_config` derives the rest."""
+    """Sizes. `preset` is the dial; `preset_config` derives the rest.
+
+    windows      sizes of the compressed windows, oldest first; none = everything stays raw
+    latest       raw items behind them
+    interests    K query tokens
+    normalise    unit vectors on both sides, scores divided by `temperature` in training
+    without      served fields of the spec that are left out (those the data do not tell)
+    """
 
     preset: str = "tiny"
     width: int = 32
@@ -50,9 +65,44 @@ class KuaiFormerConfig:
     dropout: float = 0.0
     normalise: bool = True
     temperature: float = 0.07
+    windows: tuple[int, ...] = (64, 64, 16, 16, 16, 16, 16)
+    latest: int = 48
+    without: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "windows", tuple(self.windows))
+        object.__setattr__(self, "without", tuple(self.without))
+        if self.latest < 1 or any(size < 1 for size in self.windows):
+            raise InputError("a plan has windows and a raw tail of 1 or more", got=(self.windows, self.latest))
+        if self.width % self.heads or self.width // self.heads % 2:
+            raise InputError("width must be a multiple of the heads, and that of 2", got=(self.width, self.heads))
+
+    @property
+    def length(self) -> int:
+        """Items of a whole history: 256 with the paper's plan."""
+        return sum(self.windows) + self.latest
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Input lengths the encoder takes, ascending: up to `latest`, and those that end at a window's border."""
+        found = list(range(1, self.latest + 1))
+        for size in reversed(self.windows):
+            found.append(found[-1] + size)
+        return tuple(found)
+
+    def plan(self, length: int) -> tuple[tuple[int, ...], int]:
+        """(windows, raw items) of a history of `length` slots: the plan's tail. Raises InputError elsewhere.
+
+        A shorter input stands for a history whose early part is all padding.
+        """
+        if length not in self.lengths:
+            raise InputError("a history must end at a window's border", got=length, allowed=self.lengths)
+        n_windows = max(0, self.lengths.index(length) - self.latest + 1)
+        return self.windows[len(self.windows) - n_windows :], min(length, self.latest)
 
     def spec(self) -> FeatureSpec:
-        return kuaiformer_spec(self.video_width, self.attribute_width)
+        spec = kuaiformer_spec(self.video_width, self.attribute_width)
+        return spec.without(list(self.without)) if self.without else spec
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,13 +118,16 @@ class KuaiFormerConfig:
 # paper: 4 layers and 6 queries as recommended there, the widths are undisclosed. seed: the public reproduction's sizes.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},
-    "small": {"width": 64, "heads": 4, "hidden": 128, "interests": 4, "video_width": 64, "attribute_width": 16,
-    "dropout": 0.1}, "paper": {
+    "small": {
+        "width": 64, "heads": 4, "hidden": 128, "interests": 4,
+        "video_width": 64, "attribute_width": 16, "dropout": 0.1,
+    },
+    "paper": {
         "width": 128, "heads": 8, "layers": 4, "hidden": 256, "interests": 6,
         "video_width": 64, "attribute_width": 16, "dropout": 0.1,
     },
     "seed": {
-        "width": 128, "heads": 8, "layers": 6, "hidden": 512, "interests": 4,
+        "width": 256, "heads": 8, "layers": 6, "hidden": 512, "interests": 4,
         "video_width": 128, "attribute_width": 16, "dropout": 0.1,
     },
 }  # fmt: skip
@@ -84,28 +137,7 @@ def preset_config(preset: str, **changes: Any) -> KuaiFormerConfig:
     """The configuration of a preset. Raises InputError for an unknown one."""
     if preset not in PRESETS:
         raise InputError("unknown preset", got=preset, allowed=tuple(PRESETS))
-    return KuaiFormerConfig(preset=preset, **{**PRESETS[preset], **changes})
-
-
-def window_plan(length: int) -> tuple[tuple[int, ...], int]:
-    """(windows to compress, raw tokens) of a history of `length` slots: the plan's tail.
-
-    256 gives the paper's plan; a shorter input stands for a history whose early part is all padding. Raises InputError
-    where `length` cuts through a window.
-    """
-    raw = min(length, LATEST)
-    rest, windows = length - raw, []
-    for window in reversed(WINDOWS):
-        if rest <= 0:
-            break
-        windows.append(window)
-        rest -= window
-    if rest != 0 or length < 1:
-        raise InputError("a history must end at a window's border", got=length, allowed=LENGTHS)
-    return tuple(reversed(windows)), raw
-
-
-LENGTHS = (*range(1, LATEST + 1), 64, 80, 96, 112, 128, 192, 256)
+    return KuaiFormerConfig.from_dict({"preset": preset, **PRESETS[preset], **changes})
 
 
 def unit(x: Tensor) -> Tensor:
@@ -114,43 +146,57 @@ def unit(x: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """history_rows [B, L, R], history_mask [B, L] (1 = real) -> interests [B, K, D]. L in LENGTHS (export: 256)."""
+    """history_rows [B, L, R], history_mask [B, L] (1 = real) -> interests [B, K, D]. L in config.lengths."""
 
     def __init__(self, config: KuaiFormerConfig, row_width: int):
         super().__init__()
         width = config.width
-        self.normalise = config.normalise
+        self.config = config
         self.token = nn.Sequential(nn.Linear(row_width, width), SwiGLU(width, config.hidden))
         self.token_skip = nn.Linear(row_width, width, bias=False)
-        self.window_position = nn.Parameter(torch.randn(LENGTH - LATEST, width) * 0.02)
-        self.window_block = TransformerBlock(width, config.heads, config.hidden, config.dropout)
-        self.stack_position = nn.Parameter(torch.randn(len(WINDOWS) + LATEST, width) * 0.02)
+        if config.windows:
+            self.window_block = RotaryBlock(width, config.heads, config.hidden, config.dropout)
         self.queries = nn.Parameter(torch.randn(config.interests, width) * 0.5)
         self.blocks = nn.ModuleList(
-            TransformerBlock(width, config.heads, config.hidden, config.dropout) for _ in range(config.layers)
+            RotaryBlock(width, config.heads, config.hidden, config.dropout) for _ in range(config.layers)
         )
+        self.dropout = Dropout(config.dropout)
         self.norm = RMSNorm(width)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, history_rows: Tensor, history_mask: Tensor) -> Tensor:
-        windows, raw = window_plan(history_rows.shape[1])
+        return self.cuts(history_rows, history_mask, 1)[:, 0]
+
+    def cuts(self, history_rows: Tensor, history_mask: Tensor, n_cuts: int) -> Tensor:
+        """Interests after each of the last `n_cuts` raw slots: [B, P, K, D]; the last one is `forward`'s.
+
+        A cut at a padding slot is that of an empty history. Raises InputError for more cuts than raw slots.
+        """
+        windows, raw = self.config.plan(history_rows.shape[1])
+        if not 1 <= n_cuts <= raw:
+            raise InputError("cuts stand behind raw items", got=n_cuts, allowed=f"1 … {raw}")
         # Padding is zeroed before anything mixes positions: its content can't reach an answer.
         tokens_BLD = (self.token(history_rows) + self.token_skip(history_rows)) * history_mask.unsqueeze(-1)
-        parts, present = self._compress(tokens_BLD[:, : sum(windows)], history_mask[:, : sum(windows)], windows)
-        parts.append(tokens_BLD[:, sum(windows) :])
-        present.append(history_mask[:, sum(windows) :])
-        stack_BTD = torch.cat(parts, dim=1) + self.stack_position[-(len(windows) + raw) :]
-        n_queries = self.queries.shape[0]
-        queries_BKD = self.queries.unsqueeze(0).expand(history_rows.shape[0], -1, -1)
-        present.append(torch.ones_like(history_mask[:, :1]).expand(-1, n_queries))
-        x_BTD = torch.cat([stack_BTD, queries_BKD], dim=1)
-        mask_B1TT = (
-            causal_mask(x_BTD.shape[1], MASK).to(x_BTD) + additive_mask(torch.cat(present, dim=1), MASK)[:, None, None]
-        )
-        for block in self.blocks:
-            x_BTD = block(x_BTD, mask_B1TT)
-        interests_BKD = self.out(self.norm(x_BTD[:, -n_queries:]))
-        return unit(interests_BKD) if self.normalise else interests_BKD
+        tokens_BLD = self.dropout(tokens_BLD)
+        early = sum(windows)
+        parts, present = self._compress(tokens_BLD[:, :early], history_mask[:, :early], windows)
+        x_BTD = torch.cat([*parts, tokens_BLD[:, early:]], dim=1)
+        present_BT = torch.cat([*present, history_mask[:, early:]], dim=1)
+        n_rows, n_tokens, width = x_BTD.shape
+        n_queries, head_width = self.config.interests, width // self.config.heads
+        place_T = torch.arange(n_tokens, device=x_BTD.device)
+        place_P = place_T[n_tokens - n_cuts :]
+        place_PK = (place_P[:, None] + 1 + torch.arange(n_queries, device=x_BTD.device)).reshape(-1)
+        turn, turn_Q = rotations(place_T, head_width), rotations(place_PK, head_width)
+        absent_BT = additive_mask(present_BT, MASK)
+        hidden_TT = causal_mask(n_tokens, MASK).to(x_BTD.device)
+        hidden_QT = hidden_TT[n_tokens - n_cuts :].repeat_interleave(n_queries, dim=0)
+        q_BPKD = self.queries.expand(n_rows, n_cuts, n_queries, width)
+        for i, block in enumerate(self.blocks):
+            last = i == len(self.blocks) - 1
+            x_BTD, q_BPKD = block.with_cuts(x_BTD, q_BPKD, turn, turn_Q, hidden_TT, hidden_QT, absent_BT, last)
+        interests = self.out(self.norm(q_BPKD))
+        return unit(interests) if self.config.normalise else interests
 
     def _compress(
         self, tokens_BLD: Tensor, present_BL: Tensor, windows: tuple[int, ...]
@@ -158,24 +204,23 @@ class Encoder(nn.Module):
         """One token per window, and whether it holds anything: ([B, n, D], …), ([B, n], …)."""
         parts: list[Tensor] = []
         present: list[Tensor] = []
-        first = LENGTH - LATEST - sum(windows)
-        tokens_BLD = (tokens_BLD + self.window_position[first:]) * present_BL.unsqueeze(-1)
         place = 0
-        for size in dict.fromkeys(windows):
-            n = windows.count(size)
+        for size, group in groupby(windows):
+            n = len(list(group))
             cut = slice(place, place + n * size)
-            x_BLD, there_BL = tokens_BLD[:, cut], present_BL[:, cut]
-            x_GWD = x_BLD.reshape(-1, size, x_BLD.shape[-1])
-            there_GW = there_BL.reshape(-1, size)
-            x_GWD = self.window_block(x_GWD, additive_mask(there_GW, MASK)[:, None, None])
-            parts.append(masked_mean(x_GWD, there_GW).reshape(-1, n, x_BLD.shape[-1]))
+            x_GWD = tokens_BLD[:, cut].reshape(-1, size, tokens_BLD.shape[-1])
+            there_GW = present_BL[:, cut].reshape(-1, size)
+            turn = rotations(torch.arange(size, device=x_GWD.device), self.config.width // self.config.heads)
+            nothing = x_GWD.new_zeros(size, size)
+            x_GWD = self.window_block(x_GWD, turn, nothing, additive_mask(there_GW, MASK))
+            parts.append(masked_mean(x_GWD, there_GW).reshape(-1, n, x_GWD.shape[-1]))
             present.append(there_GW.amax(dim=1).reshape(-1, n))
             place += n * size
         return parts, present
 
 
 class ItemSide(nn.Module):
-    """item_rows [N, Ri] -> item_vector [N, D]: the video row projected, plus the content rows projected."""
+    """item_rows [N, Ri] -> item_vector [N, D]: the video row projected, plus the content rows (if any) projected."""
 
     def __init__(self, config: KuaiFormerConfig, spec: FeatureSpec):
         super().__init__()
@@ -185,15 +230,20 @@ class ItemSide(nn.Module):
                 "the first field of item_rows must be the video's own row", got=[c.field.name for c in columns]
             )
         self.video_width = columns[0].field.width
-        content = spec.width("item_rows") - self.video_width
+        self.has_content = spec.width("item_rows") > self.video_width
         self.normalise = config.normalise
         self.video = nn.Linear(self.video_width, config.width, bias=False)
-        self.content = nn.Sequential(
-            nn.Linear(content, config.hidden), nn.SiLU(), nn.Linear(config.hidden, config.width, bias=False)
-        )
+        if self.has_content:
+            self.content = nn.Sequential(
+                nn.Linear(spec.width("item_rows") - self.video_width, config.hidden),
+                nn.SiLU(),
+                nn.Linear(config.hidden, config.width, bias=False),
+            )
 
     def forward(self, item_rows: Tensor) -> Tensor:
-        vector_ND = self.video(item_rows[:, : self.video_width]) + self.content(item_rows[:, self.video_width :])
+        vector_ND = self.video(item_rows[:, : self.video_width])
+        if self.has_content:
+            vector_ND = vector_ND + self.content(item_rows[:, self.video_width :])
         return unit(vector_ND) if self.normalise else vector_ND
 
 

@@ -1,176 +1,194 @@
-"""Train KuaiFormer on events and save a checkpoint.
+"""Train KuaiFormer on a split and save a checkpoint.
 
 kir train kuaiformer --data events:EVENTS --out runs/kuaiformer --preset tiny     (under a minute on two cores)
+kir train kuaiformer --data ml-1m:PATH --out runs/ml-1m --recipe ml-1m            (hours; kill it and run it again with
+                                                                                   --resume: it goes on bit for bit)
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
-from contract.catalogue import Catalogue
-from contract.errors import CheckpointError, InputError
-from contract.events import Events
-from contract.history import PositiveIndex
-from training.checkpoint import Checkpoint, load_checkpoint, model_card, save_checkpoint
-from training.days import before, cut_before_last_days
-from training.kuaiformer import KuaiFormer, KuaiFormerConfig, preset_config, score
-from training.kuaiformer_data import KuaiFormerBatch, KuaiFormerData, item_columns
-from training.losses import FrequencyEstimator, in_batch_softmax
-from training.retrieval_eval import evaluate_popularity, evaluate_retrieval, protocol
+from contract.errors import CheckpointError
+from contract.vocabulary import MISSING_KEY
+from training.autosave import Autosave
+from training.candidates import OwnedItems
+from training.checkpoint import Checkpoint, model_card, save_checkpoint
+from training.distributed import DataParallel
+from training.frequency import FrequencyEstimator
+from training.kuaiformer import KuaiFormer, KuaiFormerConfig
+from training.kuaiformer_task import KuaiFormerTask
+from training.recipe import Recipe
+from training.retrieval_eval import KuaiFormerScorer, Popularity, evaluate
+from training.retrieval_result import RetrievalResult
+from training.retrieval_split import RetrievalSplit
+from training.segments import SegmentData, item_columns
 from training.tables import SparseTables, table_keys
-from training.trainer import TrainConfig, Trainer, keep_log, log_beside
+from training.trainer import Trainer, keep_log, log_beside
 
-TABLE_RATE = 0.15  # Recall@10 on the simulator .199, with the trainer's 0.05 .188 (tiny, three epochs, one seed)
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Eq. 10–11 and smoothing; `logq` off trains without the correction."""
-
-    logq: bool = True
-    smoothing: str = "none"
-    alpha: float = 0.1
+Keys = dict[str, NDArray[np.uint64]]
+SAVE_EVERY_S = 300.0
 
 
-class KuaiFormerTask(nn.Module):
-    """Net, tables and frequency estimator as one thing to train."""
-
-    def __init__(self, net: KuaiFormer, tables: SparseTables, estimator: FrequencyEstimator, loss: LossConfig):
-        super().__init__()
-        self.net, self.tables, self.estimator = net, tables, estimator
-        self.loss_config = loss
-        self.scale = 1.0 / net.config.temperature if net.config.normalise else 1.0
-
-    def loss(self, batch: KuaiFormerBatch) -> tuple[Tensor, dict[str, float]]:
-        spec = self.net.spec
-        interests_BKD = self.net(self.tables.rows(spec, "history_rows", batch.history), batch.mask)
-        items_TD = self.net.item_vector(self.tables.rows(spec, "item_rows", batch.item))
-        scores_TT = score(interests_BKD, items_TD)[batch.row] * self.scale
-        self.estimator.update(batch.target)
-        log_q_T = self.estimator.log_q(batch.target) if self.loss_config.logq else None
-        loss = in_batch_softmax(
-            scores_TT,
-            batch.target,
-            log_q_T,
-            owner_B=batch.owner,
-            smoothing=self.loss_config.smoothing,
-            alpha=self.loss_config.alpha,
-        )
-        hits = (scores_TT.detach().argmax(dim=1) == torch.arange(len(batch.target))).float().mean()
-        return loss, {"accuracy": float(hits)}
+def known_keys(split: RetrievalSplit, config: KuaiFormerConfig) -> Keys:
+    """Keys per table of what training sees: histories and targets. An item without a positive keeps to its content."""
+    spec, places = config.spec(), split.train_places()
+    columns = {name: column[places] for name, column in split.index.columns.items()}
+    content = {**item_columns(split.items), "video_id": np.zeros(0, np.uint64)}
+    return table_keys(spec, [("history_rows", columns), ("item_rows", content)])
 
 
-def make_tables(
-    events: Events, catalogue: Catalogue, config: KuaiFormerConfig, *, dropout: float, seed: int
-) -> SparseTables:
-    """Rows for what training sees: histories and targets. An item without a positive keeps to its content rows."""
+def untold_fields(split: RetrievalSplit) -> tuple[str, ...]:
+    """Served fields that are null throughout the data: their rows would be the default row for ever."""
+    config = KuaiFormerConfig()
     spec = config.spec()
-    index = PositiveIndex.from_events(events)
-    content = {**item_columns(catalogue), "video_id": np.zeros(0, np.uint64)}
-    keys = table_keys(spec, [("history_rows", index.columns), ("item_rows", content)])
-    return SparseTables.from_spec_and_keys(spec, keys, dropout=dropout, seed=seed)
+    empty = {table for table, keys in known_keys(split, config).items() if not (keys != MISSING_KEY).any()}
+    return tuple(f.name for f in spec.fields if f.table in empty and f.table != "video")
+
+
+def make_task(split: RetrievalSplit, recipe: Recipe) -> tuple[KuaiFormerTask, SegmentData]:
+    """The task and the data it is trained on, freshly initialised. Raises InputError without positives."""
+    seed = recipe.train.seed
+    torch.manual_seed(seed)
+    config = recipe.config(untold_fields(split))
+    spec = config.spec()
+    tables = SparseTables.from_spec_and_keys(
+        spec, known_keys(split, config), dropout=recipe.data.key_dropout, seed=seed
+    )
+    data = SegmentData(
+        split,
+        spec,
+        tables,
+        windows=config.windows,
+        latest=config.latest,
+        stride=recipe.data.stride,
+        batch=recipe.data.batch,
+        cap=recipe.data.cap,
+    )
+    counts_N = torch.from_numpy(split.counts().astype(np.float32))
+    estimator = FrequencyEstimator.from_counts(counts_N, recipe.data.batch)
+    owned = None
+    if recipe.loss.except_owned:
+        places = split.train_places()
+        user_P = np.repeat(np.arange(len(split.index.user_id)), np.diff(split.index.offsets))
+        places = places[split.row_P[places] >= 0]
+        owner, item = torch.from_numpy(user_P[places]), torch.from_numpy(split.row_P[places])
+        owned = OwnedItems.from_pairs(owner, item, owners=len(split.index.user_id))
+    net = KuaiFormer(config, spec)
+    return KuaiFormerTask(net, tables, estimator, data.item_slots, recipe.loss, owned, seed), data
 
 
 def train_kuaiformer(
-    events: Events,
-    catalogue: Catalogue,
+    split: RetrievalSplit,
     out_dir: str | Path,
+    recipe: Recipe | None = None,
     *,
-    preset: str = "tiny",
-    seed: int = 0,
-    epochs: int = 3,
-    max_seconds: float | None = None,
     steps: int | None = None,
-    holdout_days: int = 1,
+    resume: bool = False,
     utc_offset_hours: float = 0.0,
-    batch: int = 256,
-    targets: int = 4,
-    per_user: int | None = None,
-    key_dropout: float = 0.05,
-    train_config: TrainConfig | None = None,
-    loss_config: LossConfig | None = None,
-    model_changes: dict[str, Any] | None = None,
-    resume: str | Path | None = None,
-    data_name: str = "",
     overwrite: bool = False,
     quiet: bool = True,
-) -> Checkpoint:
-    """Train on all days but the last `holdout_days`, measure on those, save to `out_dir`.
+    parallel: DataParallel | None = None,
+) -> Checkpoint | None:
+    """Train on what the split allows, measure on `val`, save to `out_dir`. None on the ranks that do not lead.
 
-    steps      stop after so many steps in all; the checkpoint then holds the state that `resume` goes on from
-    resume     a checkpoint directory whose state to go on from; data, preset, epochs and seed must be the same
-    batch      targets of a batch; targets: next positives to be found from one history (see kuaiformer_data)
-    per_user   at most so many histories of a user per epoch
-    Raises InputError for data without enough positives, CheckpointError for an existing `out_dir` without `overwrite`.
+    steps    stop after so many steps in all and save a checkpoint of that state
+    resume   go on from the state that an earlier call (killed, interrupted or stopped by `steps`) left beside `out_dir`
+    Raises InputError for data without positives, CheckpointError for an existing `out_dir` without `overwrite` and for
+    a state of other data or another recipe, Interrupted after a signal (the state is saved then).
     """
-    torch.manual_seed(seed)
-    cut_ms = cut_before_last_days(events, holdout_days, utc_offset_hours) if holdout_days else None
-    seen = events if cut_ms is None else before(events, cut_ms)
-    config = preset_config(preset, **(model_changes or {}))
-    index = PositiveIndex.from_events(seen)
-    if len(index) < 2:
-        raise InputError("too few positives to train on", got=len(index), fix="give more events")
-    tables = make_tables(seen, catalogue, config, dropout=key_dropout, seed=seed)
-    data = KuaiFormerData(index, config.spec(), tables, batch=batch, targets=targets, per_user=per_user)
-    estimator = FrequencyEstimator.from_counts(data.counts(tables.n_rows["video"]), batch)
-    loss_config = loss_config or LossConfig()
-    task = KuaiFormerTask(KuaiFormer(config, config.spec()), tables, estimator, loss_config)
-    schedule = train_config or TrainConfig(epochs=epochs, max_seconds=max_seconds, seed=seed, table_rate=TABLE_RATE)
+    recipe = recipe or Recipe()
     out_dir = Path(out_dir)
     if out_dir.exists() and not overwrite:
         raise CheckpointError(
             "checkpoint directory exists", where=out_dir, fix="choose another --out or pass --overwrite"
         )
+    task, data = make_task(split, recipe)
+    scorer = KuaiFormerScorer(task.net, task.tables)
+    select = recipe.data.select_by
+
+    def validate() -> dict[str, float]:
+        return _figures(evaluate(split, "val", scorer, quick=True))
+
+    saver = Autosave.beside(out_dir)
+    if not resume:
+        saver.clear()
     trainer = Trainer(
         task,
         data.batches,
         data.steps_per_epoch,
-        schedule,
-        log_path=log_beside(out_dir),
+        recipe.train,
+        validate=validate if select else None,
+        metric=select,
+        save=saver.save,
+        save_every_s=SAVE_EVERY_S,
+        log_path=log_beside(out_dir, keep=resume),
         quiet=quiet,
         label="kuaiformer",
+        parallel=parallel,
     )
-    if resume is not None:
-        trainer.load_state(load_checkpoint(resume, kind="kuaiformer").state())
+    if resume:
+        trainer.load_state(saver.load())
     result = trainer.run(until_step=steps)
-    state = trainer.state()
+    if parallel is not None and not parallel.leads:
+        return None
     task.eval()
-    metrics: dict[str, Any] = {"final_loss": result.losses[-1] if result.losses else None}
-    if cut_ms is not None:
-        metrics |= evaluate_retrieval(task.net, tables, events, catalogue, cut_ms)
-        floor = evaluate_popularity(events, catalogue, cut_ms)
-        metrics |= {f"popularity_{name}": value for name, value in floor.items()}
-        metrics["protocol"] = protocol(events, catalogue, cut_ms)
-    until_ms = int(seen["time_ms"].max(initial=-1)) + 1
+    found = {name: evaluate(split, name, scorer) for name in split.queries if name == "val"}
+    saved = _save(split, task, recipe, out_dir, found, result.to_dict(), utc_offset_hours, overwrite)
+    keep_log(out_dir)
+    if trainer.step >= trainer.total_steps or steps is None:
+        saver.clear()
+    return saved
+
+
+def _save(
+    split: RetrievalSplit,
+    task: KuaiFormerTask,
+    recipe: Recipe,
+    out_dir: Path,
+    found: dict[str, RetrievalResult],
+    result: dict[str, Any],
+    utc_offset_hours: float,
+    overwrite: bool,
+) -> Checkpoint:
+    metrics: dict[str, Any] = {"final_loss": result["losses"][-1] if result["losses"] else None}
+    for name, measured in found.items():
+        metrics |= _figures(measured)
+        floor = evaluate(split, name, Popularity(), quick=True)
+        metrics |= {f"popularity_{figure}": value for figure, value in _figures(floor).items()}
+        metrics["protocol"] = measured.protocol
+    places = split.train_places()
+    config = task.net.config
     training: dict[str, Any] = {
-        "data": data_name, "seed": seed, "events": len(seen), "positives": len(index),
-        "batch": batch, "targets": targets,
-        "trained_until_ms": cut_ms if cut_ms is not None else until_ms, "utc_offset_hours": utc_offset_hours,
-        "schedule": asdict(schedule), "loss": asdict(loss_config), "result": result.to_dict(),
+        "data": split.name, "seed": recipe.train.seed, "positives": len(places), "items": split.n_items,
+        "trained_until_ms": split.cut_ms if split.cut_ms is not None else int(split.index.time_ms.max(initial=-1)) + 1,
+        "utc_offset_hours": utc_offset_hours, "recipe": recipe.to_dict(), "candidates": task.candidates,
+        "result": result,
     }  # fmt: skip
-    about: dict[str, Any] = {"preset": preset, "interests": config.interests, "width": config.width}
-    about |= {name: training[name] for name in ("data", "seed", "positives")}
-    saved = save_checkpoint(
+    about: dict[str, Any] = {"preset": config.preset, "interests": config.interests, "width": config.width}
+    about |= {name: training[name] for name in ("data", "seed", "positives", "candidates")}
+    return save_checkpoint(
         out_dir,
         kind="kuaiformer",
         model=task.net,
-        tables=tables,
+        tables=task.tables,
         spec=config.spec(),
         model_config=config.to_dict(),
         training=training,
         metrics=metrics,
         card_text=model_card("KuaiFormer (arXiv 2411.10057)", about, metrics),
-        state=state,
         overwrite=overwrite,
     )
-    keep_log(out_dir)
-    return saved
+
+
+def _figures(result: RetrievalResult) -> dict[str, float]:
+    return {name: one.mean for name, one in result.metrics.items()}
 
 
 def load_kuaiformer(checkpoint: Checkpoint) -> KuaiFormer:
@@ -178,3 +196,8 @@ def load_kuaiformer(checkpoint: Checkpoint) -> KuaiFormer:
     net = KuaiFormer(KuaiFormerConfig.from_dict(checkpoint.model_config), checkpoint.spec)
     checkpoint.load_into(net)
     return net.eval()
+
+
+def with_budget(recipe: Recipe, **values: Any) -> Recipe:
+    """The recipe with changed values of `train`; None leaves a value as it is."""
+    return replace(recipe, train=replace(recipe.train, **{k: v for k, v in values.items() if v is not None}))

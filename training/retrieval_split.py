@@ -58,6 +58,7 @@ class RetrievalSplit:
     queries       "val", "test" -> Queries
     mask_history  whether what stands in a query's history is left out of its ranking
     history       a query's history is cut to its last so many places (of the protocol; models may use fewer)
+    cut_ms        of a log: trained on what was shown before, queries from there on; None elsewhere
     """
 
     name: str
@@ -69,6 +70,7 @@ class RetrievalSplit:
     queries: Mapping[str, Queries]
     mask_history: bool
     history: int
+    cut_ms: int | None = None
 
     @property
     def n_items(self) -> int:
@@ -139,7 +141,7 @@ def _of_log(events: Events, items: Catalogue, name: str, cut_ms: int | None, his
         train_end = index.offsets[:-1] + np.bincount(user_P[index.time_ms < cut_ms], minlength=n)
         queries["val"] = _queries_after(events, items, index, cut_ms, index.bounds(index.user_id, cut)[1])
     row_P = items.index_of(index.columns["video_id"])
-    return RetrievalSplit(name, index, items, row_P, train_end, known_end_P, queries, False, history)
+    return RetrievalSplit(name, index, items, row_P, train_end, known_end_P, queries, False, history, cut_ms)
 
 
 def _queries_after(events: Events, items: Catalogue, index: PositiveIndex, cut_ms: int, known_end: Ids) -> Queries:

@@ -1,0 +1,132 @@
+"""KuaiFormer as a task of the trainer: all cuts of a batch against the catalogue, the batch's items, or a sample.
+
+Shapes: B segments, P cuts, T targets, K interests, D width, C candidates, N items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contract.errors import InputError
+from training.candidates import OwnedItems, in_batch_candidates, shared_negatives
+from training.frequency import FrequencyEstimator
+from training.kuaiformer import KuaiFormer
+from training.losses import CORRECTIONS, SMOOTHINGS, candidate_softmax
+from training.segments import SegmentBatch
+from training.tables import SparseTables
+
+CANDIDATES = ("auto", "full", "in-batch", "sampled")
+FULL_UP_TO_ITEMS = 20_000  # beyond it, `auto` takes the batch's items: a full softmax then costs more than the encoder
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Softmax over candidates: Eq. 10 and 11, its correction (arXiv 2507.09331), and smoothing.
+
+    candidates    full = the catalogue, in-batch = the batch's items, sampled = those and `negatives` drawn for all;
+                  auto = full up to FULL_UP_TO_ITEMS items, else in-batch
+    correction    none, logq or corrected; a full softmax needs none and gets none
+    except_owned  what a target's user also liked is no negative
+    """
+
+    candidates: str = "auto"
+    negatives: int = 1024
+    correction: str = "logq"
+    except_owned: bool = False
+    smoothing: str = "none"
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("candidates", CANDIDATES), ("correction", CORRECTIONS), ("smoothing", SMOOTHINGS)):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"unknown {name}", got=getattr(self, name), allowed=allowed)
+        if not 0.0 <= self.alpha < 1.0 or self.negatives < 1:
+            raise InputError(
+                "loss out of range", got=(self.alpha, self.negatives), allowed="alpha in [0, 1), negatives"
+            )
+
+    def chosen(self, n_items: int) -> str:
+        """The candidates that `auto` stands for."""
+        if self.candidates != "auto":
+            return self.candidates
+        return "full" if n_items <= FULL_UP_TO_ITEMS else "in-batch"
+
+
+class KuaiFormerTask(nn.Module):
+    """Net, tables and frequency estimator as one thing to train.
+
+    item_slots  field -> int64 [N, M] of the catalogue; owned: what each user liked, for `except_owned`
+    """
+
+    def __init__(
+        self,
+        net: KuaiFormer,
+        tables: SparseTables,
+        estimator: FrequencyEstimator,
+        item_slots: dict[str, Tensor],
+        config: LossConfig,
+        owned: OwnedItems | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.net, self.tables, self.estimator, self.config, self.owned = net, tables, estimator, config, owned
+        self.n_items = len(next(iter(item_slots.values())))
+        self.candidates = config.chosen(self.n_items)
+        self.scale = 1.0 / net.config.temperature if net.config.normalise else 1.0
+        self.seed = seed
+        self._fields = list(item_slots)
+        for name, slots in item_slots.items():
+            self.register_buffer(f"slots_{name}", slots, persistent=False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def loss(self, batch: SegmentBatch, whole: SegmentBatch | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """whole: under torchrun, the batch that `batch` is this rank's part of; candidates are the whole's."""
+        users_BPKD = self.net.encoder.cuts(
+            self.tables.rows(self.net.spec, "history_rows", batch.history), batch.mask, batch.n_cuts
+        )
+        users_TKD = users_BPKD.flatten(0, 1)[batch.cell]
+        rows_C, log_q_C = self._candidates((whole or batch).item)
+        target_T = batch.item if rows_C is None else torch.searchsorted(rows_C, batch.item)
+        owned = None
+        if self.config.except_owned and self.owned is not None:
+            owned = self.owned.of(batch.owner, rows_C, self.n_items)
+        loss = candidate_softmax(
+            users_TKD.float(),
+            self._vectors(rows_C).float(),
+            target_T,
+            scale=self.scale,
+            log_q_C=log_q_C,
+            correction="none" if log_q_C is None else self.config.correction,
+            owned=owned,
+            smoothing=self.config.smoothing,
+            alpha=self.config.alpha,
+            precision="bfloat16" if torch.is_autocast_enabled(users_TKD.device.type) else "float32",
+        )
+        return loss, {"targets": len(batch.item)}
+
+    def _vectors(self, rows_C: Tensor | None) -> Tensor:
+        slots = {name: getattr(self, f"slots_{name}") for name in self._fields}
+        if rows_C is not None:
+            slots = {name: found[rows_C] for name, found in slots.items()}
+        return self.net.item_vector(self.tables.rows(self.net.spec, "item_rows", slots))
+
+    def _candidates(self, item_T: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Catalogue rows ascending (None = all of them) and log Q, None where there is nothing to correct."""
+        if self.candidates == "full":
+            return None, None
+        correct = self.config.correction != "none"
+        if self.candidates == "in-batch":
+            rows_C, _ = in_batch_candidates(item_T)
+            self.estimator.update(rows_C)
+            return rows_C, self.estimator.log_q(rows_C) if correct else None
+        # All ranks of a distributed training must draw the same: by the step, not from torch's generator.
+        generator = torch.Generator(item_T.device).manual_seed(self.seed * 1_000_003 + int(self.step))
+        self.step += 1
+        rows_C, _, log_q_C = shared_negatives(
+            item_T, min(self.config.negatives, self.n_items), self.n_items, generator=generator
+        )
+        return rows_C, log_q_C if correct else None

@@ -1,0 +1,241 @@
+"""Batches for sequence models: stretches of users' positives with many cuts each, each positive a target once an epoch.
+
+A cut is a number of positives that have been seen; a target belongs to the cut whose history was known when it was
+shown (contract: availability), so no answer is trained on what could not be known. A segment is what one forward pass
+reads: up to `sum(windows)` old positives, of which windows are made, and up to `latest` raw ones; its cuts stand behind
+the last `stride` raw items (all of them, and the empty history before, in a user's first segment). So the model sees
+latest - stride + 1 … latest raw items, at the last cut exactly the plan that serving uses. Where segments begin is
+drawn anew in each epoch.
+
+Segments of similar length share a batch, and a batch is cut by its number of targets, so that little is padded and
+every step weighs about the same.
+
+Shapes: B segments, L slots, P cuts, T targets, M entries of a field, S segments of an epoch, U users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contract.catalogue import Catalogue
+from contract.errors import InputError
+from contract.history import PositiveIndex
+from contract.spec import FeatureSpec
+from training.retrieval_split import RetrievalSplit
+from training.tables import SparseTables
+
+SPAN_BATCHES = 32  # so many batches' segments are drawn together and sorted by length
+ROUND_TO = 8  # slots of a batch, where no window's border says otherwise
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SegmentBatch:
+    """B segments and their T targets.
+
+    history  field -> int64 [B, L, M], slots of the block history_rows, right-aligned
+    mask     float32 [B, L], 1 = real
+    n_cuts   P: cut c of a row sees the slots 0 … L - P + c
+    cell     int64 [T], row * P + cut of each target
+    item     int64 [T], the target's row in the catalogue
+    owner    int64 [T], number of the user
+    """
+
+    history: dict[str, Tensor]
+    mask: Tensor
+    n_cuts: int
+    cell: Tensor
+    item: Tensor
+    owner: Tensor
+
+
+class HistorySlots:
+    """Slots of every positive's history fields, and of a padding row behind them. Gathers windows of any users."""
+
+    def __init__(self, index: PositiveIndex, spec: FeatureSpec, tables: SparseTables):
+        self.index = index
+        found = tables.field_slots(spec, "history_rows", index.columns)
+        self._fields = {
+            name: torch.from_numpy(np.concatenate([slots, np.full((1, slots.shape[1]), -1)]).astype(np.int32))
+            for name, slots in found.items()
+        }
+
+    def window(self, start: Ids, end: Ids, length: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Slots [B, L, M] per field and mask [B, L] of the last `length` places of each [start, end)."""
+        places_BL = self.index.windows(start, end, length)
+        mask = torch.from_numpy((places_BL >= 0).astype(np.float32))
+        # Place -1 is the padding row at the end.
+        places = torch.from_numpy(np.where(places_BL < 0, len(self.index), places_BL))
+        return {name: slots[places].long() for name, slots in self._fields.items()}, mask
+
+
+@dataclass(frozen=True)
+class Segments:
+    """S segments: cuts (low, high] as places, history [start, high), targets [first, last) as places; all int64 [S]."""
+
+    start: Ids
+    low: Ids
+    high: Ids
+    first: Ids
+    last: Ids
+    user: Ids
+
+    def __len__(self) -> int:
+        return len(self.high)
+
+    def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> Segments:
+        return Segments(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+class SegmentData:
+    """The segments of a split's training positives.
+
+    windows  sizes of the compressed windows, oldest first; latest: raw slots behind them
+    stride   cuts of a segment that isn't a user's first; None = the smallest window, without windows `latest`
+    batch    targets of a batch, about
+    cap      at most so many segments of a user in an epoch, drawn anew each epoch; None = all
+    """
+
+    def __init__(
+        self,
+        split: RetrievalSplit,
+        spec: FeatureSpec,
+        tables: SparseTables,
+        *,
+        windows: tuple[int, ...] = (),
+        latest: int = 200,
+        stride: int | None = None,
+        batch: int = 4096,
+        cap: int | None = None,
+    ):
+        self.stride = stride if stride is not None else min((*windows, latest))
+        if not 1 <= self.stride <= latest:
+            raise InputError("cuts of a segment stand behind raw items", got=self.stride, allowed=f"1 … {latest}")
+        if batch < 2:
+            raise InputError("a batch needs two targets or more", got=batch)
+        self.split, self.windows, self.latest, self.batch, self.cap = split, windows, latest, batch, cap
+        self.history = HistorySlots(split.index, spec, tables)
+        self.item_slots = item_slots(split.items, spec, tables)
+        offsets = split.index.offsets
+        self._users = np.flatnonzero(split.train_end > offsets[:-1])
+        if not len(self._users):
+            raise InputError("no positive to train on", where=f"data '{split.name}'", fix="give more events")
+        self._usable_P = split.row_P >= 0
+        self._borders = np.cumsum([latest, *reversed(windows)])
+
+    @property
+    def n_targets(self) -> int:
+        """Targets of an epoch without `cap`."""
+        return int(self._usable_P[self.split.train_places()].sum())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        if self.cap is None:
+            return max(1, self.n_targets // self.batch)
+        # Users with few segments keep all; what remains is the same number in every epoch but for phases.
+        targets = [int(self._n_targets(self._drawn(np.random.default_rng((0, e)))).sum()) for e in range(3)]
+        return max(1, int(0.95 * min(targets)) // self.batch)
+
+    def batches(self, epoch: int, seed: int) -> Iterator[SegmentBatch]:
+        """At least `steps_per_epoch` batches, for the same (epoch, seed) the same."""
+        random = np.random.default_rng((seed, epoch))
+        segments = self._drawn(random)
+        n_targets_S = self._n_targets(segments)
+        order = random.permutation(len(segments))
+        span = max(1, round(SPAN_BATCHES * self.batch / max(1.0, n_targets_S.mean())))
+        slots_S = self._slots(segments)
+        pieces = [order[i : i + span] for i in range(0, len(order), span)]
+        order = np.concatenate([piece[np.argsort(slots_S[piece], kind="stable")] for piece in pieces])
+        # A batch ends where its targets are full, and where segments begin to need windows.
+        before_S = np.cumsum(n_targets_S[order]) - n_targets_S[order]
+        number_S = before_S // self.batch * 2 + (slots_S[order] > self.latest)
+        starts = np.flatnonzero(np.r_[True, number_S[1:] != number_S[:-1]])
+        groups = np.split(order, starts[1:])
+        for i in random.permutation(len(groups)):
+            batch = self.make(segments.take(groups[i]))
+            if batch is not None:
+                yield batch
+
+    def make(self, segments: Segments) -> SegmentBatch | None:
+        """The batch of some segments, None where none of their targets is in the catalogue."""
+        slots = int(self._slots(segments).max())
+        n_slots = int(self._borders[np.searchsorted(self._borders, slots)])
+        if slots <= self.latest:
+            n_slots = min(self.latest, -(-slots // ROUND_TO) * ROUND_TO)
+        history, mask = self.history.window(segments.start, segments.high, n_slots)
+        n_cuts = min(n_slots, int((segments.high - segments.low).max()))
+        sizes = segments.last - segments.first
+        row = np.repeat(np.arange(len(segments)), sizes)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + segments.first[row]
+        usable = self._usable_P[place]
+        row, place = row[usable], place[usable]
+        if not len(place):
+            return None
+        cut = n_cuts - 1 - (segments.high[row] - self.split.known_end_P[place])
+        return SegmentBatch(
+            history,
+            mask,
+            n_cuts,
+            torch.from_numpy(row * n_cuts + cut),
+            torch.from_numpy(self.split.row_P[place]),
+            torch.from_numpy(segments.user[row]),
+        )
+
+    def _slots(self, segments: Segments) -> Ids:
+        """Slots a segment needs: its history, and one before it for the empty cut."""
+        held = np.minimum(segments.high - segments.start, self._borders[-1])
+        return np.maximum(1, held + (segments.low < segments.start))
+
+    def _n_targets(self, segments: Segments) -> Ids:
+        usable = np.append(0, np.cumsum(self._usable_P))
+        found: Ids = usable[segments.last] - usable[segments.first]
+        return found
+
+    def _drawn(self, random: np.random.Generator) -> Segments:
+        """All segments that have a target, cut at a random phase."""
+        user = self._users
+        start, end = self.split.index.offsets[user], self.split.train_end[user]
+        # The first segment: the empty cut and up to latest - 1 items, fewer by the phase.
+        phase = random.integers(0, min(self.stride, self.latest - 1) or 1, len(user))
+        first_high = np.minimum(start + max(self.latest - 1, 0) - phase, end - 1)
+        more = np.maximum(0, -(-(end - 1 - first_high) // self.stride))
+        of = np.repeat(np.arange(len(user)), 1 + more)
+        k = np.arange(len(of)) - np.repeat(np.cumsum(1 + more) - (1 + more), 1 + more)
+        high = np.minimum(first_high[of] + k * self.stride, end[of] - 1)
+        low = np.where(k == 0, start[of] - 1, first_high[of] + (k - 1) * self.stride)
+        known = self.split.known_end_P
+        first = np.maximum(np.searchsorted(known, low, side="right"), start[of])
+        last = np.minimum(np.searchsorted(known, high, side="right"), end[of])
+        segments = Segments(start[of], low, high, first, np.maximum(first, last), user[of])
+        rows = np.flatnonzero(self._n_targets(segments) > 0)
+        if self.cap is not None:
+            shuffled = random.permutation(rows)
+            rows = np.sort(shuffled[_rank_within(segments.user[shuffled]) < self.cap])
+        return segments.take(rows)
+
+
+def _rank_within(group: Ids) -> Ids:
+    """How many of the same group stand before each entry."""
+    order = np.argsort(group, kind="stable")
+    sorted_group = group[order]
+    starts = np.flatnonzero(np.r_[True, sorted_group[1:] != sorted_group[:-1]])
+    ranks = np.empty(len(group), np.int64)
+    ranks[order] = np.arange(len(group)) - np.repeat(starts, np.diff(np.r_[starts, len(group)]))
+    return ranks
+
+
+def item_columns(catalogue: Catalogue) -> dict[str, NDArray]:
+    """Raw columns of all items for the block item_rows: each [N, …]."""
+    return {name: getattr(catalogue, name) for name in ("video_id", "author_id", "tags", "duration_ms")}
+
+
+def item_slots(catalogue: Catalogue, spec: FeatureSpec, tables: SparseTables) -> dict[str, Tensor]:
+    """Slots of all items: field -> int64 [N, M]."""
+    found = tables.field_slots(spec, "item_rows", item_columns(catalogue))
+    return {name: torch.from_numpy(slots) for name, slots in found.items()}
