@@ -45,7 +45,7 @@ COMMANDS: dict[str, Command] = {
     "serve": Command("server_stub.cli", "server", "serve candidate pages, embedding updates and feedback intake"),
     "swipe": Command("edge.cli", "", "run a headless phone against a live server"),
     "replay": Command("edge.cli", "", "replay the golden cases of a published model on this machine"),
-    "bench": Command("benchmarks.cli", "bench", "swipe | closed-loop: a table and one JSON line"),
+    "bench": Command("benchmarks.cli", "bench", "swipe | closed-loop | retrieval: a table and one JSON line"),
     "demo": Command("benchmarks.cli", "all", "the whole loop here: events, training, conversion, serving, swipes"),
 }
 

@@ -3,13 +3,17 @@
 kir demo --out demo-out --quick                        # a smoke test of the whole loop, about a minute
 kir bench closed-loop --work demo-out                  # after a demo: the simulator's arms again, more sessions
 kir bench swipe --cdn demo-out/cdn                     # latency of a swipe's parts beside the whole net
+kir bench retrieval runs/kuaiformer --baseline popularity --data events:runs/data --out runs/retrieval
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from contract.errors import InputError
 
@@ -49,15 +53,33 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     closed.add_argument("--page-size", type=int, default=20, help="candidates per page (default: %(default)s)")
     closed.add_argument("--out", type=Path, default=Path("runs/closed-loop"), help="work folder of --worlds")
     closed.add_argument("--json", type=Path, help="write the result here as well")
+    retrieval = kinds.add_parser("retrieval", help="retrieval models on the same queries, with paired differences")
+    _add_retrieval_arguments(retrieval.add_argument)
     swipe = kinds.add_parser("swipe", help="what a swipe costs on this machine, part by part, beside the whole net")
     swipe.add_argument("--cdn", required=True, help="published models: URL or directory")
     swipe.add_argument("--repeats", type=int, default=2000, help="timed calls of each part (default: %(default)s)")
     swipe.add_argument("--json", type=Path, help="write the result here as well")
 
 
+def _add_retrieval_arguments(add: Callable[..., Any]) -> None:
+    add(
+        "models", nargs="*", metavar="MODEL", help="[NAME=]PATH[,PATH…]: saved result, dump or checkpoint; more = seeds"
+    )
+    add("--baseline", default="", help="baselines to make here, by name, with commas: popularity, …")
+    add("--data", help="data of checkpoints and baselines, as kir evaluate takes them; saved results need none")
+    add("--split", choices=("val", "test"), default="val", help="queries to ask (default: %(default)s)")
+    add("--from-ms", type=int, help="logs: queries from here on (default: where the latest training ended)")
+    add("--holdout-days", type=int, help="logs: queries of the last days instead")
+    add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
+    add("--out", type=Path, default=Path("runs/retrieval"), help="report and results (default: %(default)s)")
+    add("--json", type=Path, help="write the result here as well")
+
+
 def run_bench(args: argparse.Namespace) -> int:
     """One benchmark: a table, then one JSON line."""
-    if args.bench == "swipe":
+    if args.bench == "retrieval":
+        result, table = _run_retrieval(args)
+    elif args.bench == "swipe":
         if args.repeats < 1:
             raise InputError("--repeats starts at 1", got=args.repeats)
         from benchmarks.swipe_latency import measure_swipe
@@ -77,3 +99,25 @@ def run_bench(args: argparse.Namespace) -> int:
         args.json.write_text(line + "\n")
     print(line)
     return 0
+
+
+def _run_retrieval(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.retrieval import bench_retrieval
+    from training.cli import KUAIRAND_UTC_OFFSET
+    from training.evaluation import Cut
+
+    offset = args.utc_offset_hours
+    if offset is None:
+        offset = KUAIRAND_UTC_OFFSET if (args.data or "").startswith("kuairand:") else 0.0
+    names = ("baseline", "data", "split", "from_ms", "holdout_days", "utc_offset_hours", "out")
+    given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
+    flags = [str(word) for flag, value in given.items() if value not in (None, "") for word in (flag, value)]
+    return bench_retrieval(
+        args.models,
+        [name for name in args.baseline.split(",") if name],
+        args.out,
+        shlex.join(["kir", "bench", "retrieval", *args.models, *flags]),
+        data=args.data,
+        split=args.split,
+        cut=Cut(args.from_ms, args.holdout_days, offset),
+    )

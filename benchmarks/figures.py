@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 OURS, REST, BOUND = "#1f6feb", "#8b949e", "#2da44e"
+MARKERS, STYLES = "os^Dvx", ("-", "--", ":", "-.")
 SVG_START = "<svg"
 
 
@@ -108,4 +109,54 @@ def grouped_bars(rows: Mapping[str, Mapping[str, float]], ylabel: str, title: st
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10, loc="left")
     axes.legend(fontsize=7, frameon=False)
+    return _svg(figure)
+
+
+def curves(rows: Mapping[str, Mapping[int, Mapping[str, float]]], ylabel: str, limit: float, title: str) -> str:
+    """One line per row over cut-offs (log scale) with whiskers, the first row as ours; a dashed line at `limit`."""
+    figure, axes = _axes(5.2, 3.0)
+    for i, (name, points) in enumerate(rows.items()):
+        at = sorted(points)
+        mean, low, high = ([points[k].get(key, np.nan) for k in at] for key in ("mean", "low", "high"))
+        whiskers = [np.subtract(mean, low), np.subtract(high, mean)]
+        colour, style = (OURS, "-") if i == 0 else (REST, STYLES[(i - 1) % len(STYLES)])
+        axes.errorbar(
+            at,
+            mean,
+            yerr=whiskers,
+            color=colour,
+            ls=style,
+            marker=MARKERS[i % len(MARKERS)],
+            ms=3.5,
+            lw=1.4,
+            capsize=2,
+            label=name,
+        )
+    axes.axvline(limit, color=REST, lw=0.8, ls="--")
+    axes.set_xscale("log")
+    axes.set_xlabel("k")
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.legend(fontsize=7, frameon=False)
+    return _svg(figure)
+
+
+def interval_bars(rows: Mapping[str, Mapping[str, float]], ylabel: str, title: str) -> str:
+    """One bar per row with its whisker, the first row as ours."""
+    names = list(rows)
+    values = np.array([rows[name]["mean"] for name in names])
+    ends = np.array([[rows[name].get(end, rows[name]["mean"]) for name in names] for end in ("low", "high")])
+    figure, axes = _axes(5.2, 3.0)
+    axes.barh(names[::-1], values[::-1], color=[OURS if name == names[0] else REST for name in names[::-1]], height=0.6)
+    axes.errorbar(
+        values[::-1],
+        np.arange(len(names)),
+        xerr=np.abs(ends - values)[:, ::-1],
+        fmt="none",
+        color="black",
+        capsize=3,
+        lw=1,
+    )
+    axes.set_xlabel(ylabel)
+    axes.set_title(title, fontsize=10, loc="left")
     return _svg(figure)

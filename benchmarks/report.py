@@ -223,7 +223,7 @@ def _conversion(conversion: Mapping[str, Any]) -> dict[str, Any]:
             name,
             f"{data['bytes'] / 1024:.1f}",
             *(
-                _number(data.get(key), spec)
+                number(data.get(key), spec)
                 for key, spec in (("max_abs", ".2e"), ("tau", ".4f"), ("top1", ".3f"), ("invoke_us", ".0f"))
             ),
             "✓" if name == row["ship"] else "",
@@ -246,7 +246,7 @@ def _conversion(conversion: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _number(value: Any, spec: str) -> str:
+def number(value: Any, spec: str) -> str:
     return "–" if value is None else format(float(value), spec)
 
 
@@ -254,7 +254,7 @@ def _training(training: Mapping[str, Any]) -> dict[str, Any]:
     tables = [
         table(
             [model, "value"],
-            [[key, _number(value, ".4f")] for key, value in metrics.items() if isinstance(value, (int, float))],
+            [[key, number(value, ".4f")] for key, value in metrics.items() if isinstance(value, (int, float))],
         )
         for model, metrics in training.items()
     ]

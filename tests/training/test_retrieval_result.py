@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -150,6 +151,17 @@ def test_anyone_can_recompute_it(split, tmp_path):
         np.testing.assert_array_equal(row["scores"], scores[best])
     facts = json.loads(pq.read_metadata(path).metadata[METADATA])
     assert facts["protocol"] == queries.protocol
+
+
+def test_the_guides_example_gives_the_figures(split, tmp_path, monkeypatch, capsys, repository):
+    monkeypatch.chdir(tmp_path)
+    found = evaluate(split, "val", Fixed(levels=20), dump="lists.parquet", draws=0).values
+    (example,) = re.findall(r"```python\n(.*?)```", (repository / "docs" / "evaluation.md").read_text(), re.DOTALL)
+    exec(compile(example, "docs/evaluation.md", "exec"), {})
+    words = capsys.readouterr().out.split()
+    for name in ("recall@10", "ndcg@10", "mrr", "auc"):
+        assert float(words[words.index(name) + 1]) == pytest.approx(found[name])
+    assert "leave-one-out, val" in " ".join(words)
 
 
 def test_a_dump_of_a_log_repeats_shared_lists(tmp_path):
