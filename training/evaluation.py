@@ -54,12 +54,6 @@ class Cut:
         return cut_ms
 
 
-def trained_until(checkpoint: Checkpoint) -> int | None:
-    """Where the checkpoint's training log ended; None where it does not say (sequences without times)."""
-    until = checkpoint.config["training"].get("trained_until_ms")
-    return None if until is None or until < 0 else int(until)
-
-
 def open_split(name: str, cut: Cut, trained_until_ms: int | None = None) -> RetrievalSplit:
     """The retrieval split of `--data NAME`, logs cut by `cut`. Its protocol says so where training saw the queries."""
     data, kind = open_data(name), name.partition(":")[0]
@@ -82,6 +76,18 @@ def kind_of(path: Path) -> str:
         return str(json.loads((path / CONFIG).read_text()).get("kind", ""))
     except (OSError, ValueError, AttributeError):
         return ""
+
+
+def trained_until(path: Path) -> int | None:
+    """Where a checkpoint's training log ended, Unix milliseconds; None where it does not say (no times).
+
+    Raises InputError for a directory without a checkpoint's config.
+    """
+    try:
+        until = json.loads((path / CONFIG).read_text())["training"].get("trained_until_ms")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        raise InputError("not a checkpoint directory", where=path) from None
+    return None if until is None or until < 0 else int(until)
 
 
 def scorer_of(checkpoint: Checkpoint, name: str = "") -> Scorer:
@@ -129,14 +135,14 @@ def evaluate_checkpoint(
     else:
         from training.ranker_train import evaluate_ranker
 
-        cut_ms = cut.of(data.events, trained_until(checkpoint))
+        cut_ms = cut.of(data.events, trained_until(path))
         metrics = evaluate_ranker(checkpoint, data.events, cut_ms)
     facts = {"version": checkpoint.version, "data": data_name, "cut_ms": cut_ms, "metrics": metrics}
     return Evaluation(metrics_text(checkpoint.version, metrics), facts)
 
 
 def _retrieval(checkpoint: Checkpoint, data_name: str, cut: Cut, which: str, dump: Path | None, top: int) -> Evaluation:
-    until_ms = trained_until(checkpoint)
+    until_ms = trained_until(checkpoint.path)
     split = open_split(data_name, cut, until_ms)
     about = {"version": checkpoint.version, "data": data_name, "trained_until_ms": until_ms}
     ours = evaluate(split, which, scorer_of(checkpoint), dump=dump, top=top, about=about)

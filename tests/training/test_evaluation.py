@@ -118,7 +118,7 @@ def test_a_dump_gives_the_same_table(model, capsys, tmp_path):
 def test_sequences_are_evaluated_by_split(sequences, tmp_path, capsys, which):
     name = f"ml-1m:{sequences}"
     checkpoint = checkpoint_of(tmp_path / "m", split_of(open_data(name), "ml-1m"), {})
-    assert trained_until(checkpoint) is None
+    assert trained_until(checkpoint.path) is None
     dump = tmp_path / f"{which}.parquet"
     assert run("evaluate", tmp_path / "m", "--data", name, "--split", which, "--dump", dump) == 0
     printed = capsys.readouterr().out
