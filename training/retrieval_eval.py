@@ -20,24 +20,16 @@ import numpy as np
 import torch
 
 from contract.catalogue import Catalogue
-from contract.history import KUAIFORMER_HISTORY
 from contract.stats import DRAWS, percentiles
 from contract.vocabulary import MISSING_KEY
-from training.kuaiformer import KuaiFormer, score
+from training.devices import to_device
+from training.kuaiformer import KuaiFormer
 from training.retrieval_dump import DumpWriter
-from training.retrieval_legacy import (  # noqa: F401, for callers of before
-    Queries,
-    evaluate_popularity,
-    evaluate_retrieval,
-    protocol,
-    ranking_metrics,
-    user_interests,
-)
 from training.retrieval_metrics import COVERAGE_CUTOFFS, Ranks
 from training.retrieval_rank import Floats, Histories, Ids, Scorer, rank_targets, scored_batches, top_rows
 from training.retrieval_result import RetrievalResult
-from training.retrieval_split import Queries as SplitQueries
-from training.retrieval_split import RetrievalSplit
+from training.retrieval_split import Queries, RetrievalSplit
+from training.segments import HistorySlots, item_slots
 from training.tables import SparseTables
 
 TIMED, WARM_UP = 100, 3
@@ -66,10 +58,9 @@ class KuaiFormerScorer:
 
     def __init__(self, net: KuaiFormer, tables: SparseTables, name: str = "kuaiformer"):
         self.net, self.tables, self.name = net, tables, name
-        # What the encoder takes, ascending; a batch is padded to the shortest that holds its histories.
-        self.lengths = np.array(getattr(net.config, "lengths", None) or (KUAIFORMER_HISTORY,))
+        self._lengths = np.array(net.config.lengths)
         self._split: RetrievalSplit | None = None
-        self._slots: dict[str, Ids] = {}
+        self._history: HistorySlots
         self._items_ND: torch.Tensor | None = None
 
     def refresh(self) -> None:
@@ -80,29 +71,22 @@ class KuaiFormerScorer:
     def scores(self, split: RetrievalSplit, user: Ids, end: Ids) -> Floats:
         with _evaluating(self.net, self.tables):
             if self._split is not split:
-                self._prepare(split)
+                self._split, self._items_ND = split, None
+                self._history = HistorySlots(split.index, self.net.spec, self.tables)
             if self._items_ND is None:
                 self._items_ND = item_vectors(self.net, self.tables, split.items)
-            found: Floats = score(self.interests(split, user, end), self._items_ND).float().cpu().numpy()
+            found: Floats = best_scores(self.interests(split, user, end), self._items_ND).float().cpu().numpy()
         return found
 
     def interests(self, split: RetrievalSplit, user: Ids, end: Ids) -> torch.Tensor:
         """float32 [B, K, D] of histories [start(user), end), the protocol's last places of them."""
-        longest = int(np.minimum(end - split.start(user), split.history).max(initial=1))
-        length = int(self.lengths[np.minimum(np.searchsorted(self.lengths, longest), len(self.lengths) - 1)])
-        places_BL = split.windows(user, end, length)
-        places_BL = np.where(places_BL >= (end - split.history)[:, None], places_BL, -1)
-        device = next(self.net.parameters()).device
-        # Place -1 reads the row of padding behind the last positive.
-        slots = {name: torch.from_numpy(found[places_BL]).to(device) for name, found in self._slots.items()}
-        mask_BL = torch.from_numpy((places_BL >= 0).astype(np.float32)).to(device)
+        start = np.maximum(split.start(user), end - split.history)
+        # Padded to the shortest input that the encoder takes and that holds every history: the same answers.
+        shortest = np.searchsorted(self._lengths, (end - start).max(initial=1))
+        length = int(self._lengths[np.minimum(shortest, len(self._lengths) - 1)])
+        slots, mask_BL = to_device(self._history.window(start, end, length), _device(self.net))
         interests: torch.Tensor = self.net.encoder(self.tables.rows(self.net.spec, "history_rows", slots), mask_BL)
         return interests
-
-    def _prepare(self, split: RetrievalSplit) -> None:
-        found = self.tables.field_slots(self.net.spec, "history_rows", split.index.columns)
-        self._slots = {name: np.concatenate([slots, np.full((1, slots.shape[1]), -1)]) for name, slots in found.items()}
-        self._split, self._items_ND = split, None
 
 
 @contextmanager
@@ -118,19 +102,28 @@ def _evaluating(*modules: torch.nn.Module) -> Iterator[None]:
             module.train(mode)
 
 
+def best_scores(interests_BKD: torch.Tensor, items_ND: torch.Tensor) -> torch.Tensor:
+    """`kuaiformer.score` (Eq. 9), [B, N], one interest at a time: [B, K, N] of a large catalogue is never held."""
+    best_BN = interests_BKD[:, 0] @ items_ND.T
+    for k in range(1, interests_BKD.shape[1]):
+        torch.maximum(best_BN, interests_BKD[:, k] @ items_ND.T, out=best_BN)
+    return best_BN
+
+
 def item_vectors(net: KuaiFormer, tables: SparseTables, catalogue: Catalogue) -> torch.Tensor:
     """Vectors of all items: float32 [N, D]."""
-    columns = {name: getattr(catalogue, name) for name in ("video_id", "author_id", "tags", "duration_ms")}
-    device = next(net.parameters()).device
-    found = tables.field_slots(net.spec, "item_rows", columns)
-    slots = {name: torch.from_numpy(one).to(device) for name, one in found.items()}
+    slots = to_device(item_slots(catalogue, net.spec, tables), _device(net))
     vectors: torch.Tensor = net.item(tables.rows(net.spec, "item_rows", slots))
     return vectors
 
 
+def _device(net: torch.nn.Module) -> torch.device:
+    return next(net.parameters()).device
+
+
 def evaluate(
     split: RetrievalSplit,
-    which: str | SplitQueries,
+    which: str | Queries,
     scorer: Scorer,
     *,
     quick: bool = False,
@@ -188,7 +181,7 @@ def evaluate(
     return result
 
 
-def _unranked(split: RetrievalSplit, queries: SplitQueries) -> Ranks:
+def _unranked(split: RetrievalSplit, queries: Queries) -> Ranks:
     user_id = np.full(len(queries), MISSING_KEY, np.uint64)
     known = queries.user >= 0
     user_id[known] = split.index.user_id[queries.user[known]]
@@ -203,7 +196,7 @@ def _unranked(split: RetrievalSplit, queries: SplitQueries) -> Ranks:
 
 
 def _speed(
-    split: RetrievalSplit, queries: SplitQueries, scorer: Scorer, batches: Sequence[tuple[int, float]], seed: int
+    split: RetrievalSplit, queries: Queries, scorer: Scorer, batches: Sequence[tuple[int, float]], seed: int
 ) -> dict[str, Any]:
     """Scoring of the whole catalogue: histories per second, and milliseconds of one history and of a full batch.
 
