@@ -22,8 +22,8 @@ from contract.errors import InputError, VersionMismatch
 from contract.parquet import read_events
 from contract.rows import encode_rows
 from convert.build import Progress
-from convert.files import flush, flush_tree, sha256_of, write_durably
-from convert.server_models import export_ranker, export_retrieval
+from convert.files import copy_in, flush, flush_tree, sha256_of, write_durably, written_aside
+from convert.server_models import RetrievalChoices, export_ranker, export_retrieval
 from convert.source import FIRST_ROWS_REVISION
 from training.checkpoint import Checkpoint, load_checkpoint
 
@@ -64,43 +64,32 @@ def write_bundle(
     catalogue: str | Path,
     users: str | Path,
     histories: str | Path | None = None,
+    choices: RetrievalChoices | None = None,
     overwrite: bool = False,
     progress: Progress = lambda line: None,
 ) -> Bundle:
     """Write a bundle aside, then rename it. retrieval, ranker, kir: checkpoint directories; the others Parquet files.
 
-    histories: events that users had before the server starts. Raises CheckpointError, EventError, ConversionError,
-    VerificationFailed when an exported graph differs from torch, InputError when OUT exists.
+    histories: events that users had before the server starts; choices: of encoder and item index. Raises
+    CheckpointError, EventError, ConversionError, VerificationFailed when an exported graph differs from torch or the
+    int8 encoder that was asked for fails its gate, InputError when OUT exists.
     """
-    out = Path(out)
-    if out.exists() and not overwrite:
-        raise InputError("bundle exists", where=out, fix="choose another --out, or pass --overwrite")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        items = read_catalogue(_copy(catalogue, aside / "catalogue.parquet"))
-        read_users(_copy(users, aside / "users.parquet"))
+    with written_aside(Path(out), overwrite) as aside:
+        items = read_catalogue(copy_in(catalogue, aside / "catalogue.parquet"))
+        read_users(copy_in(users, aside / "users.parquet"))
         if histories is not None:
-            read_events(_copy(histories, aside / "histories.parquet"))
+            read_events(copy_in(histories, aside / "histories.parquet"))
         progress("retrieval")
         encoder = load_checkpoint(retrieval, kind="kuaiformer")
-        export_retrieval(encoder, items, aside / "retrieval")
+        for line in export_retrieval(encoder, items, aside / "retrieval", choices):
+            progress(line)
         progress("ranker")
         scorer = load_checkpoint(ranker, kind="ranker")
         export_ranker(scorer, aside / "ranker")
         for checkpoint in kir:
             progress(f"rows of {checkpoint}")
             _write_rows(aside, load_checkpoint(checkpoint, kind="kir"))
-        _write_index(aside, encoder.version, scorer.version)
-        flush_tree(aside)
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(aside, out)
-        flush(out.parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        write_bundle_index(aside, encoder.version, scorer.version)
     return read_bundle(out)
 
 
@@ -133,7 +122,7 @@ def add_rows(bundle: str | Path, kir_checkpoint: str | Path) -> Bundle:
         flush(place.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    _write_index(root, held.retrieval_version, held.ranker_version)
+    write_bundle_index(root, held.retrieval_version, held.ranker_version)
     return read_bundle(root)
 
 
@@ -155,13 +144,6 @@ def read_bundle(root: str | Path) -> Bundle:
     return Bundle(Path(root), *versions, tuple(dense), len(files), n_bytes)
 
 
-def _copy(source: str | Path, target: Path) -> Path:
-    if not Path(source).is_file():
-        raise InputError("file does not exist", where=source)
-    shutil.copyfile(source, target)
-    return target
-
-
 def _write_rows(root: Path, checkpoint: Checkpoint) -> None:
     """rows/<dense_version>/. Rows that can't be sent (non-finite) are refused here, not on the server."""
     for rows in checkpoint.tables.numpy_rows().values():
@@ -178,11 +160,19 @@ def _write_rows(root: Path, checkpoint: Checkpoint) -> None:
     write_json(place / "rows.json", about)
 
 
+def read_json(path: Path) -> Any:
+    """Raises InputError."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError("not readable JSON", where=path, got=str(error)) from None
+
+
 def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def _write_index(root: Path, retrieval_version: str, ranker_version: str) -> None:
+def write_bundle_index(root: Path, retrieval_version: str, ranker_version: str) -> None:
     """bundle.json over every file there is, hidden ones and itself aside."""
     files = {}
     for path in sorted(root.rglob("*")):

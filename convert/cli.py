@@ -1,4 +1,4 @@
-"""kir convert setup | model | server, kir publish, kir verify. One-minute CPU version:
+"""kir convert setup | model | server | retrieval | rows | items, kir publish, kir verify. One-minute CPU version:
 
 kir convert model CHECKPOINT --out converted && kir publish converted --cdn cdn && kir verify --cdn cdn
 """
@@ -43,13 +43,43 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--users", type=Path, required=True, help="users.parquet")
     server.add_argument("--histories", type=Path, help="events that users had before the server starts")
     server.add_argument("--out", type=Path, required=True, help="bundle directory to write")
+    retrieval = jobs.add_parser(
+        "retrieval", help="KuaiFormer checkpoint alone -> encoder, item vectors and their index"
+    )
+    retrieval.add_argument("checkpoint", type=Path, help="KuaiFormer checkpoint directory")
+    retrieval.add_argument("--catalogue", type=Path, required=True, help="catalogue.parquet")
+    retrieval.add_argument("--out", type=Path, required=True, help="directory to write; `kir retrieve` takes it")
+    for job in (server, retrieval):
+        _add_choices(job)
     rows = jobs.add_parser("rows", help="add one KIR checkpoint's rows to a server bundle, before publishing it")
     rows.add_argument("checkpoint", type=Path, help="KIR checkpoint directory")
     rows.add_argument("--bundle", type=Path, required=True, help="bundle directory")
-    for job in (model, server, rows):
+    items = jobs.add_parser("items", help="bring a server bundle's items to a newer catalogue, while it serves")
+    items.add_argument("--bundle", type=Path, required=True, help="bundle directory")
+    items.add_argument("--catalogue", type=Path, required=True, help="the newer catalogue.parquet")
+    for job in (model, server, retrieval, rows, items):
         job.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
-    for job in (model, server):
+    for job in (model, server, retrieval):
         job.add_argument("--overwrite", action="store_true", help="replace the output directory")
+
+
+def _add_choices(job: argparse.ArgumentParser) -> None:
+    """Of KuaiFormer's encoder and item index: `convert.server_models.RetrievalChoices`."""
+    job.add_argument(
+        "--encoder", choices=("float32", "int8", "auto"), default="float32",
+        help="int8 only where its gate on --data passes; auto: the quicker that may serve (default: %(default)s)",
+    )  # fmt: skip
+    job.add_argument("--data", default="", metavar="KIND:PATH", help="real histories, as `kir train --data` takes them")
+    job.add_argument(
+        "--recall", type=float, default=0.98,
+        help="of the item index at 100 against exact search, beyond 50,000 items (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _choices(args: argparse.Namespace) -> Any:
+    from convert.server_models import RetrievalChoices
+
+    return RetrievalChoices(encoder=args.encoder, data=args.data, recall=args.recall)
 
 
 def run_convert(args: argparse.Namespace) -> int:
@@ -75,6 +105,21 @@ def run_convert(args: argparse.Namespace) -> int:
         from convert.bundle import add_rows
 
         result = add_rows(args.bundle, args.checkpoint)
+    elif args.job == "items":
+        from convert.items import update_items
+
+        result = update_items(args.bundle, args.catalogue)
+    elif args.job == "retrieval":
+        from convert.retrieval import write_retrieval
+
+        result = write_retrieval(
+            args.out,
+            checkpoint=args.checkpoint,
+            catalogue=args.catalogue,
+            choices=_choices(args),
+            overwrite=args.overwrite,
+            progress=print_progress,
+        )
     else:
         from convert.bundle import write_bundle
 
@@ -86,6 +131,7 @@ def run_convert(args: argparse.Namespace) -> int:
             catalogue=args.catalogue,
             users=args.users,
             histories=args.histories,
+            choices=_choices(args),
             overwrite=args.overwrite,
             progress=print_progress,
         )

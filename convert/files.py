@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from contract.errors import InputError
 
 
 def sha256_of(path: str | Path) -> str:
@@ -43,3 +48,34 @@ def flush_tree(root: str | Path) -> None:
     for path in sorted(root.rglob("*"), reverse=True):
         flush(path)
     flush(root)
+
+
+@contextmanager
+def written_aside(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A directory to fill; it becomes `out` when the block ends well, and vanishes when it does not.
+
+    Raises InputError when `out` exists and may not be overwritten.
+    """
+    if out.exists() and not overwrite:
+        raise InputError("directory exists", where=out, fix="choose another --out, or pass --overwrite")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        flush_tree(aside)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(aside, out)
+        flush(out.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def copy_in(source: str | Path, target: Path) -> Path:
+    """Copy a file. Raises InputError when there is none."""
+    if not Path(source).is_file():
+        raise InputError("file does not exist", where=source)
+    shutil.copyfile(source, target)
+    return target

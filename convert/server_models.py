@@ -11,51 +11,156 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from contract.catalogue import Catalogue
-from contract.errors import ConversionError, VerificationFailed
-from contract.history import KUAIFORMER_HISTORY
+from contract.errors import ConversionError, InputError, VerificationFailed
 from contract.server_order import DEFAULT_FUSION, WATCH_TIME
+from contract.spec import FeatureSpec
+from convert.encoder_graph import encoder_graph
+from convert.encoder_int8 import judge, quantise
+from convert.encoder_queries import EncoderQueries, drawn_queries, real_queries
+from convert.item_index import EXACT_UP_TO_ITEMS, IndexChoice, choose_index
 from convert.measure import distance
 from convert.onnx_export import OnnxGraph, TorchGraph, export_onnx
 from convert.phone import Rows
 from training.checkpoint import Checkpoint
-from training.kuaiformer_train import load_kuaiformer
+from training.kuaiformer import KuaiFormer, KuaiFormerConfig
 from training.ranker import RankerProbabilities
 from training.ranker_train import load_ranker
+from training.tables import SparseTables
 
 PARITY_MAX_ABS = 1e-4
 BATCHES = (1, 3, 40)  # tried besides the traced one
 TRACED = 2
-FLAT_UP_TO_ITEMS = 50_000
+ENCODERS = ("float32", "int8", "auto")
 CHUNK = 8192
 Floats = NDArray[np.float32]
 
 
-def export_retrieval(checkpoint: Checkpoint, items: Catalogue, directory: Path) -> None:
-    """encoder.onnx, item.onnx, the item matrix, its faiss index, tables, spec and config.
+@dataclass(frozen=True)
+class RetrievalChoices:
+    """What ships beside the weights.
 
-    Raises VerificationFailed when onnxruntime and torch disagree, ConversionError for vectors that are not finite.
+    encoder  float32; int8 (VerificationFailed when the gate says no); auto: the quicker of those the gate lets through
+    data     real histories as `kir train --data` takes them, for the gate and the index's recall; "" = none
+    recall   of the index at 100, against exact search
+    queries  histories that are measured on, drawn by `seed`
     """
-    directory.mkdir(parents=True)
-    net, spec = load_kuaiformer(checkpoint).eval(), checkpoint.spec
-    history = {"history_rows": (spec.width("history_rows"),), "history_mask": ()}
-    encoder = _graph("encoder", net.encoder, history, {}, "interests", KUAIFORMER_HISTORY)
-    _export(encoder, directory / "encoder.onnx")
+
+    encoder: str = "float32"
+    data: str = ""
+    recall: float = 0.98
+    queries: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.encoder not in ENCODERS:
+            raise InputError("--encoder is unknown", got=self.encoder, allowed=ENCODERS)
+        if self.encoder != "float32" and not self.data:
+            raise InputError(
+                f"--encoder {self.encoder} needs real histories to be judged by",
+                fix="name the model's data: --data KIND:PATH",
+            )
+
+
+def export_retrieval(
+    checkpoint: Checkpoint, items: Catalogue, directory: Path, choices: RetrievalChoices | None = None
+) -> list[str]:
+    """encoder.onnx, item.onnx, the item matrix, its index, tables, spec and config. Returns what it chose, in words.
+
+    Raises VerificationFailed when onnxruntime and torch disagree or int8 was asked for and fails its gate,
+    ConversionError for vectors that are not finite.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    choices = choices or RetrievalChoices()
+    net, spec = load_net(checkpoint), checkpoint.spec
+    encoder = export_encoder(net, directory / "encoder.onnx")
     item = _graph("item", net.item, {}, {"item_rows": spec.width("item_rows")}, "item_vector", 0)
-    runner = _export(item, directory / "item.onnx")
-    vectors = item_matrix(checkpoint, items, runner)
+    vectors = item_matrix(checkpoint, items, _export(item, directory / "item.onnx"))
     np.save(directory / "item_vectors.npy", vectors)
     np.save(directory / "item_ids.npy", items.video_id)
-    index_kind = write_index(vectors, directory / "items.faiss")
-    config = {"history": KUAIFORMER_HISTORY, "index": index_kind, "model": dict(checkpoint.model_config)}
+    length, said = net.config.length, []
+    queries = None
+    if choices.data:
+        queries = real_queries(checkpoint, items, choices.data, length=length, limit=choices.queries, seed=choices.seed)
+    about: dict[str, Any] = {"kind": "float32"}
+    if choices.encoder != "float32" and queries is not None:
+        about = _ship_int8(encoder, vectors, queries, directory / "encoder.onnx", demand=choices.encoder == "int8")
+        said.append(about.pop("said"))
+    index, measured = _index(checkpoint, items, vectors, encoder, queries, choices)
+    faiss.write_index(index.index, str(directory / "items.faiss"))
+    if index.tried:
+        said.append(f"index {index.kind} {index.setting}\n{index.table()}")
+    config = {
+        "history": length,
+        "encoder": about,
+        "index": index.to_json(**measured),
+        "model": dict(checkpoint.model_config),
+    }
     _write_common(checkpoint, config, directory)
+    return said
+
+
+def _index(
+    checkpoint: Checkpoint,
+    items: Catalogue,
+    vectors: Floats,
+    encoder: OnnxGraph,
+    queries: EncoderQueries | None,
+    choices: RetrievalChoices,
+) -> tuple[IndexChoice, dict[str, Any]]:
+    """The item index, and what its recall was measured with (nothing for a small catalogue: exact search)."""
+    if len(items) <= EXACT_UP_TO_ITEMS:
+        return choose_index(vectors, vectors[:0]), {}
+    length = KuaiFormerConfig.from_dict(checkpoint.model_config).length
+    asked = queries or drawn_queries(checkpoint, items, length=length, limit=choices.queries, seed=choices.seed)
+    interests = np.concatenate([encoder.run(asked.feeds(query))["interests"][0] for query in range(len(asked))])
+    chosen = choose_index(vectors, interests, recall=choices.recall, seed=choices.seed)
+    return chosen, {"asked": asked.source, "recall_wanted": choices.recall, "k": 100}
+
+
+def load_net(checkpoint: Checkpoint) -> KuaiFormer:
+    """The dense net of a KuaiFormer checkpoint, in eval mode."""
+    net = KuaiFormer(KuaiFormerConfig.from_dict(checkpoint.model_config), checkpoint.spec)
+    checkpoint.load_into(net)
+    return net.eval()
+
+
+def export_encoder(net: KuaiFormer, path: Path) -> OnnxGraph:
+    """Write the encoder's float graph and compare it with torch. Raises VerificationFailed."""
+    model = encoder_graph(net.encoder, net.spec.width("history_rows"))
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    history = {"history_rows": (net.spec.width("history_rows"),), "history_mask": ()}
+    runner = OnnxGraph(path)
+    _compare(_graph("encoder", net.encoder, history, {}, "interests", net.config.length), runner, path)
+    return runner
+
+
+def _ship_int8(
+    encoder: OnnxGraph, vectors: Floats, queries: EncoderQueries, path: Path, *, demand: bool
+) -> dict[str, Any]:
+    """Put int8 in the place of `path` where the gate lets it and, unless it was demanded, where it is quicker."""
+    aside = quantise(path, path.with_name("encoder.int8.onnx"))
+    verdict = judge(encoder, OnnxGraph(aside), vectors, queries)
+    if demand and not verdict.passed:
+        raise VerificationFailed(
+            "the int8 encoder may not serve", where=path.parent, got=str(verdict), fix="ship --encoder float32, or auto"
+        )
+    ships = verdict.passed and (demand or verdict.faster)
+    if ships:
+        aside.replace(path)
+    else:
+        aside.unlink()
+    kind = "int8" if ships else "float32"
+    return {"kind": kind, "int8": verdict.to_json(), "said": f"encoder {kind}: {verdict}"}
 
 
 def export_ranker(checkpoint: Checkpoint, directory: Path) -> None:
@@ -73,43 +178,28 @@ def export_ranker(checkpoint: Checkpoint, directory: Path) -> None:
 
 def item_matrix(checkpoint: Checkpoint, items: Catalogue, runner: OnnxGraph) -> Floats:
     """Vectors of all items by the exported graph, [I, D]."""
-    rows = Rows(checkpoint.spec, checkpoint.tables, checkpoint.tables.numpy_rows())
-    parts = []
-    for start in range(0, len(items), CHUNK):
-        cut = slice(start, start + CHUNK)
-        names = ("video_id", "author_id", "tags", "duration_ms")
-        columns = {name: getattr(items, name)[cut] for name in names}
-        parts.append(runner.run({"item_rows": rows.block("item_rows", columns)})["item_vector"])
-    if not parts:
+    if not len(items):
         raise ConversionError("the catalogue is empty: nothing to index")
+    return vectors_of(checkpoint.spec, checkpoint.tables, items, runner, np.arange(len(items)))
+
+
+def vectors_of(
+    spec: FeatureSpec, tables: SparseTables, items: Catalogue, runner: OnnxGraph, which: NDArray[np.int64]
+) -> Floats:
+    """Vectors of the rows `which` of a catalogue, [n, D]. Raises ConversionError for values that are not finite."""
+    rows = Rows(spec, tables, tables.numpy_rows())
+    # An empty part gives the width where nothing is asked for.
+    starts = range(0, max(1, len(which)), CHUNK)
+    parts = []
+    for start in starts:
+        cut = which[start : start + CHUNK]
+        columns = {name: getattr(items, name)[cut] for name in ("video_id", "author_id", "tags", "duration_ms")}
+        parts.append(runner.run({"item_rows": rows.block("item_rows", columns)})["item_vector"])
     vectors: Floats = np.concatenate(parts).astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
-        raise ConversionError("item vectors are not finite", got=f"items {items.video_id[bad[:3]].tolist()}")
+        raise ConversionError("item vectors are not finite", got=f"items {items.video_id[which[bad[:3]]].tolist()}")
     return vectors
-
-
-def write_index(vectors: Floats, path: Path) -> str:
-    """Inner-product index over the rows of `vectors`: exact up to FLAT_UP_TO_ITEMS, IVF with 8-bit codes above.
-
-    Returns the index in faiss' words.
-    """
-    import faiss
-
-    n, width = vectors.shape
-    if n <= FLAT_UP_TO_ITEMS:
-        kind = "Flat"
-        index: Any = faiss.IndexFlatIP(width)
-    else:
-        lists = int(4 * np.sqrt(n))
-        kind = f"IVF{lists},SQ8"
-        index = faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
-        sample = np.random.default_rng(0).choice(n, min(n, 64 * lists), replace=False)
-        index.train(vectors[sample])
-        index.nprobe = max(8, lists // 32)
-    index.add(vectors)
-    faiss.write_index(index, str(path))
-    return kind
 
 
 def _graph(
@@ -153,8 +243,14 @@ def _masks(n: int, length: int, seed: int = 0) -> torch.Tensor:
 
 
 def _export(graph: TorchGraph, path: Path, fixed: tuple[str, ...] = ()) -> OnnxGraph:
-    """Export and compare with torch at other sizes of the free axis. fixed: inputs whose first axis stays 1."""
+    """Export, and compare with torch. fixed: inputs whose first axis stays 1."""
     runner = OnnxGraph(export_onnx(graph, path))
+    _compare(graph, runner, path, fixed)
+    return runner
+
+
+def _compare(graph: TorchGraph, runner: OnnxGraph, path: Path, fixed: tuple[str, ...] = ()) -> None:
+    """onnxruntime beside torch at several sizes of the free axis. Raises VerificationFailed."""
     rng = np.random.default_rng(1)
     for size in BATCHES:
         feeds = {}
@@ -172,7 +268,6 @@ def _export(graph: TorchGraph, path: Path, fixed: tuple[str, ...] = ()) -> OnnxG
                 got=f"max abs {apart:.3g} at batch {size}",
                 allowed=f"{PARITY_MAX_ABS:g}",
             )
-    return runner
 
 
 def _write_common(checkpoint: Checkpoint, config: dict[str, Any], directory: Path) -> None:

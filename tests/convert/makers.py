@@ -14,6 +14,8 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 
 from contract.catalogue import Catalogue, UserTable, write_catalogue, write_users
+from contract.events import Events
+from contract.parquet import write_events
 from contract.specs import kir_spec
 from contract.vocabulary import MISSING_KEY, TAGS_MAX
 from convert.build import BuiltGraph
@@ -59,10 +61,16 @@ def make_kir(directory: Path, seed: int = 0, *, spec: Any = None, **changes: Any
     return _save(directory, "kir", Kir(config, spec), spec, config.to_json(), seed)
 
 
-def make_kuaiformer(directory: Path, seed: int = 0) -> Checkpoint:
+def make_kuaiformer(
+    directory: Path, seed: int = 0, spoil: Callable[[kuaiformer.KuaiFormer], None] | None = None, **changes: Any
+) -> Checkpoint:
+    """`changes` go into its configuration; `spoil` may plant a fault in its weights."""
     torch.manual_seed(seed)
-    config = kuaiformer.preset_config("tiny", width=16, video_width=8, attribute_width=4)
+    config = kuaiformer.preset_config("tiny", **{"width": 16, "video_width": 8, "attribute_width": 4, **changes})
     net = kuaiformer.KuaiFormer(config, config.spec())
+    if spoil is not None:
+        with torch.no_grad():
+            spoil(net)
     return _save(directory, "kuaiformer", net, config.spec(), config.to_dict(), seed)
 
 
@@ -85,6 +93,22 @@ def make_catalogue(path: Path, n: int = N_ITEMS) -> Path:
         upload_ms=(1_700_000_000_000 - 86_400_000 * number).astype(np.int64),
     )
     return write_catalogue(path, items)
+
+
+def make_events(folder: Path, n_users: int = 120, positives: int = 6) -> Path:
+    """FOLDER/events.parquet: each user watches `positives` videos long, one after the other, two seconds apart."""
+    user, step = np.repeat(np.arange(n_users), positives), np.tile(np.arange(positives), n_users)
+    video = VIDEOS[(user * 7 + step * 3) % N_ITEMS]
+    columns = {
+        "user_id": user.astype(np.uint64) + np.uint64(1),
+        "video_id": video,
+        "time_ms": 1_700_000_000_000 + 2_000 * step.astype(np.int64),
+        "play_time_ms": np.full(len(user), 1_000, np.int32),
+        "long_view": np.ones(len(user), np.int8),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_events(folder / "events.parquet", Events(columns))
+    return folder
 
 
 def make_users(path: Path, n: int = 5) -> Path:

@@ -26,10 +26,9 @@ from contract.server_order import checked_fusion
 from convert import server_models
 from convert.bundle import INDEX_NAME, Bundle, add_rows, read_bundle, write_bundle
 from convert.onnx_export import OnnxGraph
-from convert.server_models import FLAT_UP_TO_ITEMS, write_index
+from convert.server_models import load_net
 from tests.convert import makers
 from training.checkpoint import load_checkpoint
-from training.kuaiformer_train import load_kuaiformer
 from training.ranker import RankerProbabilities
 from training.ranker_train import load_ranker
 
@@ -103,7 +102,7 @@ class TestWhatStandsThere:
 class TestParity:
     @pytest.mark.parametrize("b", [1, 5])
     def test_the_encoder(self, bundle: Bundle, parts: dict[str, Any], b: int) -> None:
-        net = load_kuaiformer(load_checkpoint(parts["retrieval"]))
+        net = load_net(load_checkpoint(parts["retrieval"]))
         rng = np.random.default_rng(b)
         rows = rng.normal(size=(b, KUAIFORMER_HISTORY, net.spec.width("history_rows"))).astype(np.float32)
         mask = (np.arange(KUAIFORMER_HISTORY)[None] >= rng.integers(0, 257, (b, 1))).astype(np.float32)
@@ -139,8 +138,8 @@ class TestParity:
         dense = {
             name: tensor * 1.01 if name == "item.video.weight" else tensor for name, tensor in checkpoint.dense.items()
         }
-        scaled = load_kuaiformer(replace(checkpoint, dense=dense))
-        right = load_kuaiformer(checkpoint)
+        scaled = load_net(replace(checkpoint, dense=dense))
+        right = load_net(checkpoint)
         graph = server_models._graph(
             "item", right.item, {}, {"item_rows": checkpoint.spec.width("item_rows")}, "item_vector", 0
         )
@@ -157,12 +156,15 @@ class TestParity:
 
 class TestItems:
     def test_vectors_are_the_item_graphs(self, bundle: Bundle, parts: dict[str, Any]) -> None:
-        from training.retrieval_eval import item_vectors
-
         checkpoint = load_checkpoint(parts["retrieval"])
         items = read_catalogue(parts["catalogue"])
+        columns = {name: getattr(items, name) for name in ("video_id", "author_id", "tags", "duration_ms")}
+        slots = checkpoint.tables.eval().field_slots(checkpoint.spec, "item_rows", columns)
         with torch.no_grad():
-            want = item_vectors(load_kuaiformer(checkpoint), checkpoint.tables, items).numpy()
+            rows = checkpoint.tables.rows(
+                checkpoint.spec, "item_rows", {name: torch.from_numpy(slot) for name, slot in slots.items()}
+            )
+            want = load_net(checkpoint).item(rows).numpy()
         root = bundle.directory / "retrieval"
         np.testing.assert_allclose(np.load(root / "item_vectors.npy"), want, atol=1e-5)
         np.testing.assert_array_equal(np.load(root / "item_ids.npy"), items.video_id)
@@ -170,25 +172,11 @@ class TestItems:
     def test_the_index_finds_what_the_matrix_says(self, bundle: Bundle) -> None:
         root = bundle.directory / "retrieval"
         vectors, index = np.load(root / "item_vectors.npy"), faiss.read_index(str(root / "items.faiss"))
+        assert json.loads((root / "config.json").read_text())["index"] == {"kind": "Flat", "setting": "", "tried": []}
         scores, places = index.search(vectors[:4], 3)
         want = np.sort(vectors[:4] @ vectors.T, axis=1)[:, ::-1][:, :3]
         np.testing.assert_allclose(scores, want, atol=1e-5)
         np.testing.assert_array_equal(places[:, 0], np.argmax(vectors[:4] @ vectors.T, axis=1))
-
-    def test_small_catalogues_are_exact_and_large_ones_coded(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        vectors = np.random.default_rng(0).normal(size=(3000, 8)).astype(np.float32)
-        assert FLAT_UP_TO_ITEMS == 50_000
-        assert write_index(vectors, tmp_path / "flat.faiss") == "Flat"
-        monkeypatch.setattr(server_models, "FLAT_UP_TO_ITEMS", 100)
-        kind = write_index(vectors, tmp_path / "ivf.faiss")
-        assert kind.endswith("SQ8")
-        index = faiss.read_index(str(tmp_path / "ivf.faiss"))
-        _, found = index.search(vectors[:50], 10)
-        exact = np.argmax(vectors[:50] @ vectors.T, axis=1)
-        assert np.mean([e in row for e, row in zip(exact, found, strict=True)]) > 0.6
-        assert (tmp_path / "ivf.faiss").stat().st_size < (tmp_path / "flat.faiss").stat().st_size
 
     def test_an_empty_catalogue_is_refused(self, parts: dict[str, Any], tmp_path: Path) -> None:
         empty = makers.make_catalogue(tmp_path / "empty.parquet", n=0)

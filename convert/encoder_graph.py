@@ -1,0 +1,223 @@
+"""KuaiFormer's encoder as an ONNX graph written out by hand, in the form in which onnxruntime is quickest.
+
+Tracing `training.kuaiformer.Encoder` gives a correct graph that spends a third of its time outside matrix products
+(docs/serving.md has the figures). This one computes the same, and is compared with torch before it is kept:
+
+- tokens and queries are one sequence of T = windows + latest + K, so that each weight is read once a layer;
+- the last layer is worked out for the queries alone, nobody reads its items;
+- the token MLP's first linear layer is folded into the gate and up projections: R columns in, not `width`;
+- a window's mean goes before the compression layer's down projection, which is linear: one row a window, not its items;
+- attention, RMSNorm and rotary positions are operators of opset 23 instead of a dozen nodes each.
+
+Shapes: B batch, L history (right-aligned, padding first), R columns of history_rows, D width, E width of a head,
+F hidden, W windows, T tokens of the stack (queries included), K interests.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from training.blocks import RMSNorm, RotaryBlock, SwiGLU, rotations
+from training.kuaiformer import Encoder
+
+OPSET = 23
+IR_VERSION = 10  # of onnx 1.16, which every onnxruntime with opset 23 reads
+
+# Added to what must not be seen. exp(-64) = 2e-28 is lost in any float32 sum next to a 1, as training's -1e4 is; but
+# below -87 the exponential is a denormal number, over which onnxruntime's softmax takes five times as long.
+MASK = -64.0
+
+Floats = NDArray[np.float32]
+
+
+def encoder_graph(encoder: Encoder, row_width: int) -> onnx.ModelProto:
+    """history_rows float32 [B, L, R], history_mask float32 [B, L] (1 = real) -> interests float32 [B, K, D]; B is free.
+
+    L is the whole plan's length. What stands in padding rows can't reach an answer.
+    """
+    config, g = encoder.config, _Graph()
+    g.batch = g.op("Shape", "history_mask", start=0, end=1)
+    tokens_BLD = _tokens(g, encoder)
+    early, parts, present = sum(config.windows), [], []
+    if config.windows:
+        windows_BWD, present_BW = _compressed(g, encoder, tokens_BLD)
+        parts.append(windows_BWD)
+        present.append(present_BW)
+    parts.append(g.cut(tokens_BLD, early, config.length))
+    present.append(g.cut("history_mask", early, config.length))
+    parts.append(g.batched(_array(encoder.queries)[None]))
+    present.append(g.batched(np.ones((1, config.interests), np.float32)))
+    x_BTD = g.op("Concat", *parts, axis=1)
+    interests = _stack(g, encoder, x_BTD, g.op("Concat", *present, axis=1))
+    g.nodes.append(helper.make_node("Identity", [interests], ["interests"], name="interests"))
+    inputs = {"history_rows": ["b", config.length, row_width], "history_mask": ["b", config.length]}
+    outputs = {"interests": ["b", config.interests, config.width]}
+    graph = helper.make_graph(g.nodes, "encoder", _values(inputs), _values(outputs), g.constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="kir")
+    model.ir_version = IR_VERSION
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _tokens(g: _Graph, encoder: Encoder) -> str:
+    """Token MLP and its skip: [B, L, D], zero in the padding.
+
+    The mask is a column of its own: it zeroes what padding rows hold and carries the first layer's bias.
+    """
+    linear, mlp = encoder.token[0], encoder.token[1]
+    mask_BL1 = g.op("Unsqueeze", "history_mask", g.ints(2))
+    rows = g.op("Concat", g.op("Mul", "history_rows", mask_BL1), mask_BL1, axis=2)
+    first = np.concatenate([_array(linear.weight).T, _array(linear.bias)[None]]).astype(np.float64)
+    gate, up = ((first @ _array(part.weight).T).astype(np.float32) for part in (mlp.gate, mlp.up))
+    hidden = _gated(g, g.matmul(rows, gate), g.matmul(rows, up))
+    skip = _array(encoder.token_skip.weight).T
+    skip = np.concatenate([skip, np.zeros_like(skip[:1])])
+    return g.op("Add", g.matmul(hidden, _array(mlp.down.weight).T), g.matmul(rows, skip))
+
+
+def _compressed(g: _Graph, encoder: Encoder, tokens_BLD: str) -> tuple[str, str]:
+    """One token per window [B, W, D], and whether it holds anything [B, W]: paper 2.3, all windows in one pass."""
+    config, block = encoder.config, encoder.window_block
+    early = sum(config.windows)
+    x, there = g.cut(tokens_BLD, 0, early), g.cut("history_mask", 0, early)
+    absent = g.op("Mul", g.op("Sub", g.const(1.0), there), g.const(MASK))
+    # Each window counts its positions from 0: the table repeats, the places run through.
+    place = np.concatenate([np.arange(size) for size in config.windows])
+    turn = _turns(g, place, config.width // config.heads, np.arange(early))
+    normed = _norm(g, x, block.attention_norm)
+    query, key, value = _projected(g, block, normed, normed)
+    query, key = _rotated(g, query, turn, config.heads), _rotated(g, key, turn, config.heads)
+    read, start = [], 0
+    for size, group in groupby(config.windows):
+        end = start + len(list(group)) * size
+        q, k, v = (g.op("Reshape", g.cut(p, start, end), g.ints(-1, size, config.width)) for p in (query, key, value))
+        mask = g.op("Reshape", g.cut(absent, start, end), g.ints(-1, 1, 1, size))
+        mask = g.op("Expand", mask, g.ints(1, 1, size, 1))
+        read.append(g.op("Reshape", _attended(g, q, k, v, mask, config.heads), g.ints(-1, end - start, config.width)))
+        start = end
+    x = g.op("Add", x, g.matmul(g.op("Concat", *read, axis=1), _array(block.out.weight).T))
+    hidden = _hidden(g, block.feed_forward, _norm(g, x, block.feed_forward_norm))
+    member = np.repeat(np.eye(len(config.windows), dtype=np.float32), config.windows, axis=1)
+    counted = g.op("Mul", g.const(member[None]), g.op("Unsqueeze", there, g.ints(1)))
+    count_BW1 = g.op("ReduceSum", counted, g.ints(2), keepdims=1)
+    mean = g.op("Div", counted, g.op("Max", count_BW1, g.const(1.0)))
+    down = g.matmul(g.op("MatMul", mean, hidden), _array(block.feed_forward.down.weight).T)
+    present = g.op("Min", g.op("Squeeze", count_BW1, g.ints(2)), g.const(1.0))
+    return g.op("Add", g.op("MatMul", mean, x), down), present
+
+
+def _stack(g: _Graph, encoder: Encoder, x: str, present_BT: str) -> str:
+    """The causal stack over [tokens | queries] and the projection of the queries: [B, K, D]."""
+    config = encoder.config
+    total = len(config.windows) + config.latest + config.interests
+    first, head = total - config.interests, config.width // config.heads
+    causal = np.triu(np.full((total, total), MASK, np.float32), 1)
+    absent = g.op("Unsqueeze", g.op("Mul", g.op("Sub", g.const(1.0), present_BT), g.const(MASK)), g.ints(1, 2))
+    mask, mask_queries = (g.op("Add", absent, g.const(part)) for part in (causal, causal[first:]))
+    turn = _turns(g, np.arange(total), head, np.arange(total))
+    turn_queries = (*turn[:2], g.batched(np.arange(first, total)[None]))
+    for number, block in enumerate(encoder.blocks):
+        last = number == len(encoder.blocks) - 1
+        normed = _norm(g, x, block.attention_norm)
+        asking = g.cut(normed, first, total) if last else normed
+        query, key, value = _projected(g, block, asking, normed)
+        query = _rotated(g, query, turn_queries if last else turn, config.heads)
+        key = _rotated(g, key, turn, config.heads)
+        read = _attended(g, query, key, value, mask_queries if last else mask, config.heads)
+        x = g.op("Add", g.cut(x, first, total) if last else x, g.matmul(read, _array(block.out.weight).T))
+        hidden = _hidden(g, block.feed_forward, _norm(g, x, block.feed_forward_norm))
+        x = g.op("Add", x, g.matmul(hidden, _array(block.feed_forward.down.weight).T))
+    interests = g.matmul(_norm(g, x, encoder.norm), _array(encoder.out.weight).T)
+    if not config.normalise:
+        return interests
+    square = g.op("ReduceSum", g.op("Mul", interests, interests), g.ints(2), keepdims=1)
+    return g.op("Div", interests, g.op("Sqrt", g.op("Add", square, g.const(1e-12))))
+
+
+def _projected(g: _Graph, block: RotaryBlock, asking: str, context: str) -> tuple[str, str, str]:
+    """Query of `asking`, key and value of `context`. Three products: splitting one costs a copy and gains nothing."""
+    query, key, value = np.split(_array(block.qkv.weight), 3)
+    return g.matmul(asking, query.T), g.matmul(context, key.T), g.matmul(context, value.T)
+
+
+def _rotated(g: _Graph, x: str, turn: tuple[str, str, str], heads: int) -> str:
+    return g.op("RotaryEmbedding", x, *turn, num_heads=heads)
+
+
+def _attended(g: _Graph, query: str, key: str, value: str, mask: str, heads: int) -> str:
+    return g.op("Attention", query, key, value, mask, q_num_heads=heads, kv_num_heads=heads)
+
+
+def _norm(g: _Graph, x: str, norm: RMSNorm) -> str:
+    return g.op("RMSNormalization", x, g.const(_array(norm.weight)), axis=-1, epsilon=norm.eps)
+
+
+def _hidden(g: _Graph, mlp: SwiGLU, x: str) -> str:
+    return _gated(g, g.matmul(x, _array(mlp.gate.weight).T), g.matmul(x, _array(mlp.up.weight).T))
+
+
+def _gated(g: _Graph, gate: str, up: str) -> str:
+    """silu(gate) * up."""
+    return g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
+
+
+def _turns(g: _Graph, positions: NDArray[Any], head_width: int, places: NDArray[Any]) -> tuple[str, str, str]:
+    """cos and sin by place [len(positions), E / 2], and the places of a sequence [B, len(places)]."""
+    cos, sin = rotations(torch.from_numpy(positions), head_width)
+    return g.const(cos.numpy()), g.const(sin.numpy()), g.batched(places[None])
+
+
+def _array(tensor: Any) -> Floats:
+    found: Floats = tensor.detach().cpu().float().numpy()
+    return found
+
+
+def _values(shapes: dict[str, list[Any]]) -> list[Any]:
+    return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+
+
+class _Graph:
+    """Nodes and constants as they are added; every method returns the name of a tensor."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.batch = ""
+        self._held: dict[tuple[Any, ...], str] = {}
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def const(self, value: Any) -> str:
+        """A constant, written once however often it is used: float64 becomes float32."""
+        array = np.ascontiguousarray(value, np.float32 if np.asarray(value).dtype == np.float64 else None)
+        array = array.reshape(np.shape(value))  # ascontiguousarray makes a scalar a vector
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._held:
+            self._held[key] = f"constant_{len(self.constants)}"
+            self.constants.append(numpy_helper.from_array(array, self._held[key]))
+        return self._held[key]
+
+    def ints(self, *values: int) -> str:
+        return self.const(np.array(values, np.int64))
+
+    def matmul(self, x: str, weight: Floats) -> str:
+        return self.op("MatMul", x, self.const(weight))
+
+    def cut(self, x: str, start: int, end: int) -> str:
+        """x[:, start:end]."""
+        return self.op("Slice", x, self.ints(start), self.ints(end), self.ints(1))
+
+    def batched(self, value: NDArray[Any]) -> str:
+        """A constant [1, ...] repeated for each row of the batch."""
+        shape = self.op("Concat", self.batch, self.ints(*[1] * (value.ndim - 1)), axis=0)
+        return self.op("Expand", self.const(value), shape)
