@@ -170,7 +170,7 @@ class Dropout(nn.Module):
             return x
         if x.is_cuda:
             return F.dropout(x, self.rate)
-        drop = max(1, round(self.rate * 256))
+        drop = min(max(1, round(self.rate * 256)), 255)
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= drop
         return x * (keep.to(x.dtype) * (256.0 / (256 - drop)))
