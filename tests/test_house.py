@@ -45,6 +45,8 @@ EXTRA_OF = {
 }
 # The exceptions: the Parquet readers and writers (events; catalogue and users), which the edge never imports.
 LATE_EXCEPTIONS = {"contract/parquet.py": {"pyarrow"}, "contract/catalogue.py": {"pyarrow"}}
+# Packages that one file imports late and that stand in no extra, because pip can't resolve them: an environment file.
+ENVIRONMENTS = {"training/tables_torchrec.py": "training/requirements-torchrec.txt"}
 HEAVY = {"torch", "tensorflow", "tf_keras", "tensorflow_model_optimization", "onnx2tf", "ai_edge_quantizer"}
 LONGEST_FILE_LINES = 500
 IMPORTING_CALLS = ("importlib.import_module", "import_module", "__import__")
@@ -164,6 +166,14 @@ def declared_distributions(extra: str) -> set[str]:
     return found
 
 
+def environment_of(found: Import) -> set[str]:
+    """Import names that the environment file of the importing file pins: fbgemm-gpu-cpu is imported as fbgemm_gpu."""
+    name = ENVIRONMENTS.get(found.where.rpartition(":")[0])
+    lines = (REPOSITORY / name).read_text().splitlines() if name else []
+    pinned = [line.partition("==")[0] for line in lines if "==" in line and not line.startswith("#")]
+    return {pin.removesuffix("-cpu").replace("-", "_") for pin in pinned}
+
+
 @pytest.mark.parametrize("room", present_rooms())
 def test_every_package_a_room_imports_is_declared(room: str) -> None:
     """What is only there because something else brought it may be gone tomorrow."""
@@ -172,6 +182,8 @@ def test_every_package_a_room_imports_is_declared(room: str) -> None:
     wrong = []
     for found in imports_of_room(room):
         if found.top_level in sys.stdlib_module_names or found.top_level in MAY_IMPORT or found.when == "typing":
+            continue
+        if found.when != "top" and found.top_level in environment_of(found):
             continue
         distributions = {name.lower().replace("_", "-") for name in installed.get(found.top_level, [found.top_level])}
         if not distributions & declared and not found.where.startswith("contract/proto/"):

@@ -85,7 +85,7 @@ class TestWheel:
     def test_every_recipe_template_and_proto_is_in_it(self, wheel: Path, files: set[str]) -> None:
         """Data beside the code is read at run time: recipes, presets, report pages."""
         tree = wheel.parents[1]
-        endings = {".pyi", ".proto", ".yaml", ".json", ".html", ".j2"}
+        endings = {".pyi", ".proto", ".yaml", ".json", ".html", ".j2", ".txt"}
         data = [path for room in ROOMS for path in (tree / room).rglob("*") if path.suffix in endings]
         packages = {room for room in ROOMS if (tree / room / "__init__.py").exists()}
         wanted = {path.relative_to(tree).as_posix() for path in data if path.relative_to(tree).parts[0] in packages}
@@ -94,7 +94,7 @@ class TestWheel:
     def test_no_data_of_another_kind_lies_in_a_room(self, wheel: Path) -> None:
         """A file whose ending package-data does not name would work in the tree and be absent from an install."""
         tree = wheel.parents[1]
-        known = {".py", ".pyi", ".typed", ".proto", ".yaml", ".json", ".html", ".j2"}
+        known = {".py", ".pyi", ".typed", ".proto", ".yaml", ".json", ".html", ".j2", ".txt"}
         odd = [
             path for room in ROOMS for path in (tree / room).rglob("*") if path.is_file() and path.suffix not in known
         ]

@@ -168,8 +168,8 @@ def save_checkpoint(
             _write_json(
                 aside / STATE_JSON, {"tensors_sha256": _sha256(aside / STATE_TENSORS), "state": dict(state.meta)}
             )
-        _flush(aside)
-        _swap(aside, directory)
+        flush_directory(aside)
+        swap_directory(aside, directory)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -270,7 +270,7 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def _flush(directory: Path) -> None:
+def flush_directory(directory: Path) -> None:
     """fsync every file, then every directory."""
     for path in sorted(directory.rglob("*"), reverse=True):
         _fsync(path)
@@ -285,7 +285,8 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _swap(aside: Path, directory: Path) -> None:
+def swap_directory(aside: Path, directory: Path) -> None:
+    """Put `aside` in the place of `directory`, whole or not at all."""
     old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
     if directory.exists():
         os.replace(directory, old)

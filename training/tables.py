@@ -56,7 +56,7 @@ class SparseTables(nn.Module):
         self.weights = nn.ParameterDict()
         generator = torch.Generator().manual_seed(seed)
         for table in sorted(keys):
-            self.keys[table] = _with_default(keys[table])
+            self.keys[table] = with_default(keys[table])
             rows_RW = torch.randn(len(self.keys[table]), widths[table], generator=generator) * INIT_STD
             rows_RW[0] = 0.0
             self.weights[table] = nn.Parameter(rows_RW)
@@ -82,20 +82,11 @@ class SparseTables(nn.Module):
 
     def slots(self, table: str, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Row numbers of keys, same shape: MISSING_KEY -> -1 (no entry), a key without a row -> 0 (default row)."""
-        known = self.keys[table][1:]
-        keys = np.asarray(keys, np.uint64)
-        if len(known) == 0:
-            return np.where(keys == MISSING_KEY, np.int64(-1), np.int64(0))
-        place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-        slots = np.where(known[place] == keys, place.astype(np.int64) + 1, np.int64(0))
-        return np.where(keys == MISSING_KEY, np.int64(-1), slots)
+        return slots_of(self.keys[table], keys)
 
     def field_slots(self, spec: FeatureSpec, block: str, columns: Columns) -> dict[str, NDArray[np.int64]]:
         """Slots of a served block from raw columns: field name -> int64 [n, max_len]."""
-        keys = block_keys(spec, block, columns)
-        return {
-            column.field.name: self.slots(column.field.table, keys[column.field.name]) for column in spec.columns(block)
-        }
+        return field_slots(self, spec, block, columns)
 
     def rows(self, spec: FeatureSpec, block: str, slots: Mapping[str, Tensor]) -> Tensor:
         """The block's rows, differentiable: float32 [..., spec.width(block)].
@@ -108,21 +99,14 @@ class SparseTables(nn.Module):
             raise SpecError(f"spec '{spec.name}' has no served field in block '{block}'", allowed=spec.blocks)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
+    def blocks(self, spec: FeatureSpec, slots: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Rows of several blocks, block -> rows. What sharded tables look up in one go; here the same as one by one."""
+        return {block: self.rows(spec, block, fields) for block, fields in slots.items()}
+
     def _pooled(self, table: str, slots: Tensor) -> Tensor:
         weight = self.weights[table]
-        read = slots.clamp(min=0)
-        if self.training and self.dropout:
-            read = read * (torch.rand(read.shape, device=read.device) >= self.dropout)
-        sparse = weight.requires_grad and len(weight) >= SPARSE_FROM_ROWS
-        if slots.shape[-1] == 1:
-            return F.embedding(read.squeeze(-1), weight, sparse=sparse)
-        present = (slots >= 0).to(weight.dtype)
-        # A field without any entry counts its first place, which reads row 0.
-        first = (present.sum(-1, keepdim=True) == 0).to(weight.dtype)
-        share = torch.cat([present[..., :1] + first, present[..., 1:]], dim=-1)
-        share = (share / share.sum(-1, keepdim=True)).reshape(-1, slots.shape[-1])
-        flat = F.embedding_bag(read.reshape(share.shape), weight, mode="sum", per_sample_weights=share, sparse=sparse)
-        return flat.reshape(*slots.shape[:-1], weight.shape[1])
+        read = rows_read(slots, self.dropout if self.training else 0.0)
+        return pooled(weight, read, slots, sparse=weight.requires_grad and len(weight) >= SPARSE_FROM_ROWS)
 
     def optimizers(self, learning_rate: float, kind: str = "adagrad") -> list[torch.optim.Optimizer]:
         """One for the small tables (dense gradients) and one for the large (sparse); kinds: table_optimizers.py."""
@@ -140,7 +124,7 @@ class SparseTables(nn.Module):
         for table, more in keys.items():
             if table not in self.keys:
                 raise SpecError("no such table", got=table, allowed=sorted(self.keys))
-            merged = _with_default(np.concatenate([self.keys[table][1:], np.asarray(more, np.uint64)]))
+            merged = with_default(np.concatenate([self.keys[table][1:], np.asarray(more, np.uint64)]))
             origin = self.slots(table, merged)
             origin[origin == 0] = -1
             origin[0] = 0
@@ -184,7 +168,46 @@ class SparseTables(nn.Module):
         return tables
 
 
-def _with_default(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def slots_of(table_keys: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Row numbers of `keys` among a table's keys (default row first, then ascending), as `SparseTables.slots`."""
+    known = table_keys[1:]
+    keys = np.asarray(keys, np.uint64)
+    if len(known) == 0:
+        return np.where(keys == MISSING_KEY, np.int64(-1), np.int64(0))
+    place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    slots = np.where(known[place] == keys, place.astype(np.int64) + 1, np.int64(0))
+    return np.where(keys == MISSING_KEY, np.int64(-1), slots)
+
+
+def field_slots(tables: Any, spec: FeatureSpec, block: str, columns: Columns) -> dict[str, NDArray[np.int64]]:
+    """Slots of a served block from raw columns, of any tables: field name -> int64 [n, max_len]."""
+    keys = block_keys(spec, block, columns)
+    return {
+        column.field.name: tables.slots(column.field.table, keys[column.field.name]) for column in spec.columns(block)
+    }
+
+
+def rows_read(slots: Tensor, dropout: float) -> Tensor:
+    """The row that each entry reads, int64, same shape: "no entry" reads row 0, and so does what key dropout hits."""
+    read = slots.clamp(min=0)
+    return read * (torch.rand(read.shape, device=read.device) >= dropout) if dropout else read
+
+
+def pooled(weight_RW: Tensor, read: Tensor, slots: Tensor, *, sparse: bool = False) -> Tensor:
+    """Mean of the rows that the entries read: float32 [..., W] from int64 [..., M]. Entries of -1 don't count."""
+    if slots.shape[-1] == 1:
+        return F.embedding(read.squeeze(-1), weight_RW, sparse=sparse)
+    present = (slots >= 0).to(weight_RW.dtype)
+    # A field without any entry counts its first place, which reads row 0.
+    first = (present.sum(-1, keepdim=True) == 0).to(weight_RW.dtype)
+    share = torch.cat([present[..., :1] + first, present[..., 1:]], dim=-1)
+    share = (share / share.sum(-1, keepdim=True)).reshape(-1, slots.shape[-1])
+    flat = F.embedding_bag(read.reshape(share.shape), weight_RW, mode="sum", per_sample_weights=share, sparse=sparse)
+    return flat.reshape(*slots.shape[:-1], weight_RW.shape[1])
+
+
+def with_default(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The keys of a table's rows: MISSING_KEY for the default row, then the others ascending, each once."""
     unique = np.unique(np.asarray(keys, np.uint64).reshape(-1))
     return np.concatenate([[MISSING_KEY], unique[unique != MISSING_KEY]]).astype(np.uint64)
 
@@ -203,4 +226,4 @@ def table_keys(spec: FeatureSpec, columns_of: Iterable[tuple[str, Columns]]) -> 
         keys = block_keys(spec, block, columns)
         for column in spec.columns(block):
             found[column.field.table].append(np.unique(keys[column.field.name]))
-    return {table: _with_default(np.concatenate(parts))[1:] for table, parts in found.items() if parts}
+    return {table: with_default(np.concatenate(parts))[1:] for table, parts in found.items() if parts}

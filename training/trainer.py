@@ -63,7 +63,8 @@ class Trainer:
                   `run` then raises Interrupted; it may return a path for the message. 0 saves after every step
     log_path      one JSON line per logged step and per validation is appended there (training/train_log.py)
     quiet         no progress on stderr
-    parallel      this process's place under torchrun; rank 0 alone validates, saves, logs and shows progress
+    parallel      this process's place under torchrun; rank 0 alone validates, saves, logs and shows progress. With
+                  sharded tables all ranks are called for `validate` and `save`, which must save the tables as well
     """
 
     def __init__(
@@ -88,6 +89,14 @@ class Trainer:
             raise InputError("early stopping needs a validation", got=f"patience={config.patience}")
         if save_every_s is not None and (save is None or save_every_s < 0):
             raise InputError("saving while running needs a `save` and seconds of 0 or more", got=save_every_s)
+        # Sharded tables (training/tables_torchrec.py): what touches their rows is done by all ranks together.
+        self._sharded = bool(getattr(task.tables, "sharded", False))
+        if self._sharded and (config.ema_decay is not None or metric or config.device != "cpu"):
+            raise InputError(
+                "sharded tables live on the CPU, and no average or best epoch is kept of their rows",
+                got=(config.device, config.ema_decay, metric),
+                allowed=("cpu", None, ""),
+            )
         self.device = pick_device(config.device)
         self.precision = pick_precision(config.precision, self.device)
         self.task, self.batches, self.config = task.to(self.device), batches, config
@@ -260,7 +269,7 @@ class Trainer:
             self._show(self.average.tensors)
         try:
             with torch.no_grad():
-                metrics = self.validate() if self._leads else {}
+                metrics = self.validate() if self._leads or self._sharded else {}
             self.seconds = time.perf_counter() - self._began_s
             if self.parallel is not None:
                 metrics, self.seconds = self.parallel.from_leader((metrics, self.seconds))
@@ -301,7 +310,8 @@ class Trainer:
             self._save_now()
 
     def _save_now(self) -> None:
-        saved = self.save(self.state()) if self.save is not None and self._leads else None
+        writes = self._leads or self._sharded
+        saved = self.save(self.state()) if self.save is not None and writes else None
         self._saved_s = self.seconds
         if self._told_to_stop:
             raise Interrupted(

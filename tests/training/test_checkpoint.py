@@ -197,7 +197,7 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_no_rest(tmp_path, saved, m
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint_module, "_flush", fail)
+    monkeypatch.setattr(checkpoint_module, "flush_directory", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(saved.path, **make(seed=1), overwrite=True)
     assert load_checkpoint(saved.path).version == saved.version

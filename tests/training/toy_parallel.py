@@ -34,12 +34,13 @@ from training.trainer import TrainConfig, Trainer
 SPEC = FeatureSpec(
     "toy",
     (
-        Field("video", "video_id", "history_rows", "video", "page", "served", 6, table="video"),
-        Field("tag", "tags", "history_rows", "video", "page", "served", 3, table="tag", max_len=3),
-        Field("item", "video_id", "item_rows", "video", "page", "served", 6, table="video"),
+        Field("video", "video_id", "history_rows", "video", "page", "served", 8, table="video"),
+        Field("tag", "tags", "history_rows", "video", "page", "served", 4, table="tag", max_len=3),
+        Field("item", "video_id", "item_rows", "video", "page", "served", 8, table="video"),
     ),
 )
 N_ITEMS, N_TAGS, K, D, STEPS_PER_EPOCH, EPOCHS = 60, 7, 2, 5, 12, 3
+KEYS = {"video": np.arange(N_ITEMS, dtype=np.uint64), "tag": np.arange(N_TAGS, dtype=np.uint64)}
 SPARSE_FROM = 50  # the video table is "large", the tags' is not
 STOP_AT = 17
 
@@ -59,20 +60,19 @@ class ToyBatch:
 class ParallelToy(nn.Module):
     """Running means of the history's rows against the item's row; logQ from an estimator of the whole batch."""
 
-    def __init__(self, dropout: float = 0.0):
+    def __init__(self, dropout: float = 0.0, tables: Any = None):
         super().__init__()
         torch.manual_seed(0)
-        keys = {"video": np.arange(N_ITEMS, dtype=np.uint64), "tag": np.arange(N_TAGS, dtype=np.uint64)}
-        self.tables = SparseTables.from_spec_and_keys(SPEC, keys, dropout=dropout, seed=0)
+        self.tables = tables or SparseTables.from_spec_and_keys(SPEC, KEYS, dropout=dropout, seed=0)
         self.token = nn.Linear(SPEC.width("history_rows"), 8)
         self.long = nn.Linear(8, 8)  # used by long batches alone: without a gradient in the others
         self.drop = nn.Dropout(dropout)
         self.out = nn.Linear(8, K * D)
-        self.item = nn.Linear(6, D)
+        self.item = nn.Linear(8, D)
         self.estimator = FrequencyEstimator(N_ITEMS)
 
-    def users(self, batch: ToyBatch) -> Tensor:
-        tokens_BLH = torch.tanh(self.token(self.tables.rows(SPEC, "history_rows", batch.history)))
+    def users(self, batch: ToyBatch, rows_BLR: Tensor) -> Tensor:
+        tokens_BLH = torch.tanh(self.token(rows_BLR))
         if tokens_BLH.shape[1] > 5:
             tokens_BLH = tokens_BLH + self.long(tokens_BLH)
         summed_BLH = (self.drop(tokens_BLH) * batch.mask.unsqueeze(-1)).cumsum(1)
@@ -85,9 +85,10 @@ class ParallelToy(nn.Module):
         rows_C, _ = in_batch_candidates(everything.item)
         target_T = torch.searchsorted(rows_C, batch.item)
         self.estimator.update(rows_C)
-        items_CD = self.item(self.tables.rows(SPEC, "item_rows", {"item": rows_C[:, None] + 1}))
+        found = self.tables.blocks(SPEC, {"history_rows": batch.history, "item_rows": {"item": rows_C[:, None] + 1}})
+        users_TKD, items_CD = self.users(batch, found["history_rows"]), self.item(found["item_rows"])
         log_q_C = self.estimator.log_q(rows_C)
-        loss = candidate_softmax(self.users(batch), items_CD, target_T, scale=3.0, log_q_C=log_q_C, correction="logq")
+        loss = candidate_softmax(users_TKD, items_CD, target_T, scale=3.0, log_q_C=log_q_C, correction="logq")
         return loss, {"targets": len(batch.cell)}
 
 
@@ -111,7 +112,8 @@ def trainer_of(task: ParallelToy, parallel: DataParallel | None = None, **option
     run = {name: options.pop(name) for name in ("batches", "save", "save_every_s", "validate") if name in options}
     config = TrainConfig(**{"epochs": EPOCHS, "learning_rate": 0.01, "ema_decay": 0.9, **options})
     source = run.pop("batches", batches)
-    return Trainer(task, source, STEPS_PER_EPOCH, config, metric="score", parallel=parallel, **run)
+    metric = "" if getattr(task.tables, "sharded", False) else "score"
+    return Trainer(task, source, STEPS_PER_EPOCH, config, metric=metric, parallel=parallel, **run)
 
 
 def equal_to_one(parallel: DataParallel, out: Path) -> None:
