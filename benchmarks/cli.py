@@ -55,10 +55,39 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     closed.add_argument("--json", type=Path, help="write the result here as well")
     retrieval = kinds.add_parser("retrieval", help="retrieval models on the same queries, with paired differences")
     _add_retrieval_arguments(retrieval.add_argument)
+    ablation = kinds.add_parser("ablation", help="KuaiFormer with one change at a time: quality and cost, arm by arm")
+    _add_ablation_arguments(ablation.add_argument)
     swipe = kinds.add_parser("swipe", help="what a swipe costs on this machine, part by part, beside the whole net")
     swipe.add_argument("--cdn", required=True, help="published models: URL or directory")
     swipe.add_argument("--repeats", type=int, default=2000, help="timed calls of each part (default: %(default)s)")
     swipe.add_argument("--json", type=Path, help="write the result here as well")
+
+
+def _add_ablation_arguments(add: Callable[..., Any]) -> None:
+    add("plan", metavar="PLAN|FILE", help="paper-claims, losses, or a JSON file (benchmarks/ablation.py)")
+    add("--data", required=True, help="kuairand:PATH | events:PATH | sim:… | ml-1m:PATH | amazon-beauty:PATH")
+    add("--out", type=Path, default=Path("runs/ablation"), help="checkpoints and result (default: %(default)s)")
+    add("--only", default="", help="arms to train now, with commas; the table holds all that are done")
+    add("--seeds", default="0", help="seeds to train each arm with, with commas (default: %(default)s)")
+    add("--epochs", type=int, help="instead of the plan's")
+    add("--history", type=int, help="positives before a query that a model may read (default: the protocol's)")
+    add("--holdout-days", type=int, default=1, help="logs: queries of the last days (default: %(default)s)")
+    add("--utc-offset-hours", type=float, default=0.0, help="where the users' days begin (default: %(default)s)")
+    add("--json", type=Path, help="write the result here as well")
+
+
+def _run_ablation(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.ablation import run_ablation
+
+    try:
+        seeds = [int(seed) for seed in args.seeds.split(",")]
+    except ValueError:
+        raise InputError("--seeds are numbers with commas", got=args.seeds) from None
+    names = ("epochs", "history", "holdout_days", "utc_offset_hours")
+    only = [arm for arm in args.only.split(",") if arm]
+    return run_ablation(
+        args.plan, args.data, args.out, seeds=seeds, only=only, **{name: getattr(args, name) for name in names}
+    )
 
 
 def _add_retrieval_arguments(add: Callable[..., Any]) -> None:
@@ -79,6 +108,8 @@ def run_bench(args: argparse.Namespace) -> int:
     """One benchmark: a table, then one JSON line."""
     if args.bench == "retrieval":
         result, table = _run_retrieval(args)
+    elif args.bench == "ablation":
+        result, table = _run_ablation(args)
     elif args.bench == "swipe":
         if args.repeats < 1:
             raise InputError("--repeats starts at 1", got=args.repeats)

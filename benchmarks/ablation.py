@@ -1,0 +1,216 @@
+"""One change at a time: trains arms of a plan, judges them on the same queries, sets cost beside quality.
+
+kir bench ablation losses --data sim:users=60,items=500,days=3 --epochs 1 --only full,in-batch --out runs/losses
+
+A plan is data (benchmarks/plans/*.json): a base recipe, arms as settings on top, groups of arms with a reference each.
+An arm that is done isn't trained again; one that was killed goes on where it was. So a long plan may be run in pieces.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.stats import machine
+from contract.errors import InputError
+from training.autosave import Autosave
+from training.checkpoint import load_checkpoint
+from training.kuaiformer import KuaiFormer
+from training.kuaiformer_train import load_kuaiformer, train_kuaiformer
+from training.readers import open_data
+from training.recipe import Recipe, read_recipe
+from training.retrieval_eval import KuaiFormerScorer, evaluate
+from training.retrieval_result import RetrievalResult, compare
+from training.retrieval_split import Queries, RetrievalSplit, split_of
+
+FOLDER = Path(__file__).parent / "plans"
+SHOWN = ("recall@10", "ndcg@10")
+COST_BATCH, COST_REPEATS = 16, 15
+
+
+@dataclass(frozen=True)
+class Plan:
+    """base: recipe name or object; arms: name -> settings; groups: title -> arms, the first is the reference.
+
+    min_history  judge by queries with so many positives before them
+    """
+
+    base: Recipe
+    arms: Mapping[str, Sequence[str]]
+    groups: Mapping[str, Sequence[str]]
+    min_history: int = 0
+
+    def recipe(self, arm: str, extra: Sequence[str] = ()) -> Recipe:
+        return self.base.changed([*self.arms[arm], *extra])
+
+
+def read_plan(name: str) -> Plan:
+    """A plan that ships, by name, or a JSON file. Raises InputError."""
+    path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        shipped = sorted(p.stem for p in FOLDER.glob("*.json"))
+        raise InputError("no such plan", got=name, allowed=[*shipped, "a JSON file"]) from None
+    except (OSError, ValueError) as error:
+        raise InputError("not a readable plan", where=path, got=str(error)) from None
+    known = {"base", "arms", "groups", "min_history", "about"}
+    if not isinstance(data, dict) or set(data) - known or not {"base", "arms", "groups"} <= set(data):
+        raise InputError("a plan has base, arms and groups", where=path, got=sorted(data), allowed=sorted(known))
+    base = read_recipe(data["base"]) if isinstance(data["base"], str) else Recipe.from_dict(data["base"], path)
+    unknown = sorted({arm for group in data["groups"].values() for arm in group} - set(data["arms"]))
+    if unknown:
+        raise InputError("groups name arms that the plan has not", where=path, got=unknown, allowed=list(data["arms"]))
+    plan = Plan(base, data["arms"], data["groups"], int(data.get("min_history", 0)))
+    for arm in plan.arms:
+        plan.recipe(arm)
+    return plan
+
+
+def run_ablation(
+    plan_name: str,
+    data: str,
+    out: Path,
+    *,
+    seeds: Sequence[int] = (0,),
+    epochs: int | None = None,
+    only: Sequence[str] = (),
+    holdout_days: int = 1,
+    utc_offset_hours: float = 0.0,
+    history: int | None = None,
+    quiet: bool = False,
+) -> tuple[dict[str, Any], str]:
+    """Train what isn't trained, judge, compare. Returns the result and its table.
+
+    only     arms to run now; the table holds all that are done
+    history  positives before a query that models may read (default: the data's protocol)
+    Raises InputError for unknown arms, too few queries, and when nothing is done.
+    """
+    plan = read_plan(plan_name)
+    unknown = sorted(set(only) - set(plan.arms))
+    if unknown:
+        raise InputError("unknown arm", got=unknown, allowed=list(plan.arms))
+    split = split_of(
+        open_data(data),
+        data.partition(":")[0],
+        holdout_days=holdout_days,
+        utc_offset_hours=utc_offset_hours,
+        history=history,
+    )
+    queries = _long_enough(split, plan.min_history)
+    extra = [] if epochs is None else [f"train.epochs={epochs}"]
+    done: dict[str, dict[int, Path]] = {}
+    for arm in plan.arms:
+        for seed in seeds:
+            folder = out / f"{arm}-{seed}"
+            if not folder.exists() and (not only or arm in only):
+                recipe = plan.recipe(arm, [*extra, f"train.seed={seed}"])
+                train_kuaiformer(split, folder, recipe, resume=Autosave.beside(folder).exists, quiet=quiet)
+            if folder.exists():
+                done.setdefault(arm, {})[seed] = folder
+    found = {arm: _judge(arm, by_seed, split, queries) for arm, by_seed in done.items()}
+    costs = measured_costs({arm: next(iter(by_seed.values())) for arm, by_seed in done.items()})
+    result: dict[str, Any] = {
+        "plan": plan_name, "data": data, "seeds": list(seeds), "machine": machine(),
+        "protocol": f"{split.chosen('val').protocol}; judged: {len(queries)} queries"
+        + (f" with {plan.min_history} positives or more before them" if plan.min_history else ""),
+        "arms": {arm: _facts(plan, arm, done[arm], found[arm], costs[arm]) for arm in found},
+        "groups": {},
+    }  # fmt: skip
+    for title, arms in plan.groups.items():
+        here = [arm for arm in arms if arm in found]
+        result["groups"][title] = {
+            arm: compare(found[arm], found[here[0]]).to_dict()["metrics"] for arm in here[1:] if len(here) > 1
+        }
+    (out / "ablation.json").write_text(json.dumps(result, indent=1, default=float) + "\n")
+    return result, ablation_table(result, plan.groups)
+
+
+def _long_enough(split: RetrievalSplit, least: int) -> Queries:
+    queries = split.chosen("val")
+    queries = queries.take(queries.end - split.start(queries.user) >= least)
+    if not len(queries):
+        raise InputError("no query has so long a history", got=0, allowed=f"1 or more with {least} positives before")
+    return queries
+
+
+def _judge(arm: str, by_seed: Mapping[int, Path], split: RetrievalSplit, queries: Queries) -> list[RetrievalResult]:
+    results = []
+    for folder in by_seed.values():
+        checkpoint = load_checkpoint(folder, kind="kuaiformer")
+        scorer = KuaiFormerScorer(load_kuaiformer(checkpoint), checkpoint.tables, name=arm)
+        results.append(evaluate(split, queries, scorer, quick=True))
+    return results
+
+
+def measured_costs(folders: Mapping[str, Path]) -> dict[str, float]:
+    """Milliseconds of a user in the encoder (eager torch, one thread, full histories), arms in turn, medians."""
+    nets = {arm: load_kuaiformer(load_checkpoint(folder, kind="kuaiformer")) for arm, folder in folders.items()}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times: dict[str, list[float]] = {arm: [] for arm in nets}
+    try:
+        for repeat in range(COST_REPEATS + 1):
+            for arm, net in nets.items():
+                seconds = _one_pass(net)
+                if repeat:
+                    times[arm].append(1000 * seconds / COST_BATCH)
+    finally:
+        torch.set_num_threads(threads)
+    return {arm: float(np.median(values)) for arm, values in times.items()}
+
+
+@torch.no_grad()
+def _one_pass(net: KuaiFormer) -> float:
+    rows = torch.zeros(COST_BATCH, net.config.length, net.spec.width("history_rows"))
+    mask = torch.ones(COST_BATCH, net.config.length)
+    began = time.perf_counter()
+    net.encoder(rows, mask)
+    return time.perf_counter() - began
+
+
+def _facts(
+    plan: Plan, arm: str, by_seed: Mapping[int, Path], results: Sequence[RetrievalResult], cost_ms: float
+) -> dict[str, Any]:
+    trained = [load_checkpoint(folder, kind="kuaiformer") for folder in by_seed.values()]
+    return {
+        "settings": list(plan.arms[arm]),
+        "seeds": list(by_seed),
+        "metrics": {name: float(np.mean([r.values[name] for r in results])) for name in results[0].values},
+        "encoder_ms_per_user": cost_ms,
+        "train_seconds": float(np.mean([c.config["training"]["result"]["seconds"] for c in trained])),
+        "versions": [c.version for c in trained],
+    }
+
+
+def ablation_table(result: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> str:
+    """For a terminal: a block per group, the reference first, paired differences with intervals, cost as a ratio."""
+    lines = [result["protocol"], f"{result['plan']} on {result['data']}, seeds {result['seeds']}"]
+    for title, arms in groups.items():
+        here = [arm for arm in arms if arm in result["arms"]]
+        if not here:
+            continue
+        base = result["arms"][here[0]]
+        lines += ["", title, f"  {'':<18}{'recall@10':>10}{'':>26}{'ndcg@10':>10}{'':>26}{'encoder':>10}"]
+        for arm in here:
+            facts = result["arms"][arm]
+            apart = result["groups"][title].get(arm)
+            parts = []
+            for name in SHOWN:
+                text = f"{facts['metrics'][name]:.4f}"
+                change = "" if apart is None else _difference(apart[name])
+                parts.append(f"{text:>10}{change:>26}")
+            ratio = facts["encoder_ms_per_user"] / base["encoder_ms_per_user"]
+            lines.append(f"  {arm:<18}{''.join(parts)}{ratio:>9.2f}×")
+    return "\n".join(lines)
+
+
+def _difference(one: Mapping[str, float]) -> str:
+    return f"{one['mean']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
