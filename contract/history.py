@@ -192,6 +192,13 @@ class UserHistory:
         self._last_ms = time_ms
         self._end += 1
 
+    def take_latest(self, other: UserHistory, n: int) -> None:
+        """Append the last n positives that `other` holds, gaps as they stand there."""
+        end = other._end
+        for place in range(max(0, end - min(n, len(other))), end):
+            item = {name: other._columns[name][place] for name in _FROM_EVENTS}
+            self.append(item, other._last_ms, gap_ms=int(other._columns["gap_ms"][place]))
+
     def columns(self, length: int | None = None) -> Columns:
         """The last `length` (capacity) positives, right-aligned with nulls in front: each [length, …], a copy."""
         length = self.capacity if length is None else length

@@ -10,9 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from contract.catalogue import Catalogue, UserTable, read_catalogue, read_users
 from contract.errors import InputError, IntegrityError, SpecError, VersionMismatch
@@ -20,11 +23,12 @@ from contract.events import Events
 from contract.parquet import read_events
 from contract.spec import FeatureSpec
 from server_stub.ranker import Ranker
-from server_stub.retrieval import Retrieval
+from server_stub.retrieval import NEEDED, Retrieval
 from server_stub.store import EmbeddingStore, Tables, read_tables
 
 FORMAT = "kir-bundle/1"
 INDEX_NAME = "bundle.json"
+ITEM_UPDATES = "retrieval/items/"
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -54,6 +58,16 @@ class BundleIndex:
     def model_files(self) -> list[str]:
         """Everything but rows and histories: what `load_models` reads."""
         return sorted(p for p in self.files if not p.startswith("rows/") and p != "histories.parquet")
+
+    @property
+    def item_files(self) -> list[str]:
+        """Item updates since the export, oldest first (`kir convert items` writes them)."""
+        return self.under(ITEM_UPDATES)
+
+    @property
+    def core_files(self) -> list[str]:
+        """`model_files` without the items and what is added to them: while these stand, items change in place."""
+        return [p for p in self.model_files if not p.startswith(ITEM_UPDATES) and p != "catalogue.parquet"]
 
 
 def read_index(root: str | Path) -> BundleIndex:
@@ -104,45 +118,103 @@ def verify(index: BundleIndex, paths: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Models:
-    """What recommends: swapped whole when the bundle's retrieval, ranker or catalogue changes."""
+    """What recommends: swapped whole when the bundle's retrieval, ranker or catalogue changes.
+
+    digest: of all files it was built from; core: of those that an item update leaves alone; item_files: updates applied
+    """
 
     retrieval: Retrieval
     ranker: Ranker
     catalogue: Catalogue
     users: UserTable
     digest: str
+    core: str = ""
+    item_files: tuple[str, ...] = ()
 
 
-def load_models(index: BundleIndex, *, threads: int = 1) -> Models:
-    """Verify and load encoder, ANN index, ranker, catalogue and users.
+def load_retrieval(index: BundleIndex, *, threads: int = 1) -> tuple[Retrieval, Catalogue]:
+    """Verify and load encoder, item index with its updates, and catalogue alone.
 
     Raises InputError, IntegrityError, VersionMismatch.
     """
-    needed = ["catalogue.parquet", "users.parquet"]
-    needed += [f"retrieval/{name}" for name in ("encoder.onnx", "spec.json", "tables.safetensors", "items.faiss")]
-    needed += ["retrieval/item_ids.npy", *(f"ranker/{n}" for n in ("ranker.onnx", "spec.json", "tables.safetensors"))]
+    needed = ["catalogue.parquet", *(f"retrieval/{name}" for name in (*NEEDED, "spec.json"))]
+    _check_listed(index, needed)
+    verify(index, [*needed, *index.item_files])
+    root = index.root / "retrieval"
+    catalogue = read_catalogue(index.root / "catalogue.parquet")
+    retrieval = Retrieval.load(root, read_spec(root / "spec.json"), index.retrieval_version, threads=threads)
+    _apply_items(index, retrieval, index.item_files, catalogue)
+    return retrieval, catalogue
+
+
+def _check_listed(index: BundleIndex, needed: Iterable[str]) -> None:
     absent = [name for name in needed if name not in index.files]
     if absent:
         raise InputError("bundle lacks files", where=index.root / INDEX_NAME, got=absent, fix="convert again")
+
+
+def load_models(index: BundleIndex, *, threads: int = 1) -> Models:
+    """Verify and load encoder, item index, ranker, catalogue and users.
+
+    Raises InputError, IntegrityError, VersionMismatch.
+    """
+    _check_listed(
+        index, ["users.parquet", *(f"ranker/{n}" for n in ("ranker.onnx", "spec.json", "tables.safetensors"))]
+    )
+    retrieval, catalogue = load_retrieval(index, threads=threads)
     verify(index, index.model_files)
     root = index.root
-    catalogue = read_catalogue(root / "catalogue.parquet")
-    retrieval = Retrieval.load(
-        root / "retrieval", read_spec(root / "retrieval/spec.json"), index.retrieval_version, threads=threads
-    )
-    unknown = int((catalogue.index_of(retrieval.item_ids) < 0).sum())
-    if unknown:
-        raise VersionMismatch(
-            "the ANN index holds items that the catalogue lacks",
-            where=root,
-            got=f"{unknown} items",
-            fix="convert again",
-        )
     ranker_spec = read_spec(root / "ranker/spec.json")
     config = read_json(root / "ranker/config.json") if "ranker/config.json" in index.files else {}
     ranker = Ranker.load(root / "ranker", ranker_spec, index.ranker_version, config, threads=threads)
     users = read_users(root / "users.parquet")
-    return Models(retrieval, ranker, catalogue, users, index.digest(index.model_files))
+    digests = index.digest(index.model_files), index.digest(index.core_files)
+    return Models(retrieval, ranker, catalogue, users, *digests, tuple(index.item_files))
+
+
+def updated_models(models: Models, index: BundleIndex) -> Models | None:
+    """`models` with the items and catalogue that the bundle now has; None when more than items changed.
+
+    The encoder and the item index stay as they are in memory, and what is not new is not read. Raises InputError,
+    IntegrityError, VersionMismatch.
+    """
+    names = tuple(index.item_files)
+    if models.core != index.digest(index.core_files) or names[: len(models.item_files)] != models.item_files:
+        return None
+    new = names[len(models.item_files) :]
+    verify(index, [*new, "catalogue.parquet"])
+    catalogue, retrieval = read_catalogue(index.root / "catalogue.parquet"), models.retrieval.copy()
+    _apply_items(index, retrieval, new, catalogue)
+    digest = index.digest(index.model_files)
+    return replace(models, retrieval=retrieval, catalogue=catalogue, digest=digest, item_files=names)
+
+
+def _apply_items(index: BundleIndex, retrieval: Retrieval, names: Iterable[str], catalogue: Catalogue) -> None:
+    for name in names:
+        retrieval.update_items(*read_item_update(index.root / name))
+    unknown = int((catalogue.index_of(retrieval.item_ids) < 0).sum())
+    if unknown:
+        raise VersionMismatch(
+            "the ANN index holds items that the catalogue lacks",
+            where=index.root,
+            got=f"{unknown} items",
+            fix="convert again",
+        )
+
+
+def read_item_update(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.float32], NDArray[np.uint64]]:
+    """(ids [N], vectors [N, D], removed ids) of one item update. Raises InputError."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays = load_file(path)
+        ids, vectors, removed = arrays["ids"], arrays["vectors"], arrays["removed"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError("not an item update", where=path, got=str(error), fix="convert again") from None
+    if ids.dtype != np.int64 or removed.dtype != np.int64 or vectors.dtype != np.float32:
+        raise InputError("an item update holds other types", where=path, got=(ids.dtype, vectors.dtype, removed.dtype))
+    return ids.view(np.uint64), vectors, removed.view(np.uint64)
 
 
 def load_histories(index: BundleIndex) -> Events | None:

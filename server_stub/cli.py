@@ -1,4 +1,5 @@
 """kir serve --bundle DIR [--cdn DIR] [--port 0] : pages, rows and feedback over gRPC and HTTP.
+kir retrieve DIR --history FILE : what KuaiFormer fetches for one history, without a server.
 
 One minute on a CPU: python -m tests.server_stub.tiny_bundle /tmp/bundle && kir serve --bundle /tmp/bundle
 Prints one JSON line with the ports when it is ready; SIGTERM or SIGINT ends it cleanly.
@@ -10,6 +11,7 @@ import argparse
 import os
 from pathlib import Path
 
+from contract.errors import InputError
 from contract.rows import FLOAT16, FLOAT32
 from server_stub.config import LOCALHOST, ServerConfig
 
@@ -104,3 +106,36 @@ async def _serve(config: ServerConfig, ready_file: Path | None) -> None:
             aside.replace(ready_file)
         print(line, flush=True)
         await stop.wait()
+
+
+def add_retrieve_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", type=Path, metavar="DIR", help="server bundle, or what `kir convert retrieval` wrote")
+    add(
+        "--history", type=Path, metavar="FILE",
+        help=".parquet, .json or .csv: video_id, oldest first, and if you have them author_id, tags, duration_ms, "
+        "play_time_ms, gap_ms, time_ms, user_id, long_view, like; event files too (default: a new user)",
+    )  # fmt: skip
+    add("--user", type=int, metavar="ID", help="whose rows, where the file holds several users")
+    add("-n", type=int, default=100, help="how many videos (default: %(default)s)")
+    add("--json", action="store_true", help="print one JSON object instead of the table")
+
+
+def run_retrieve(args: argparse.Namespace) -> int:
+    """Raises InputError for a bad history file, InputError, IntegrityError or VersionMismatch for a bad directory."""
+    import json
+    import sys
+
+    from server_stub.history_file import read_history
+    from server_stub.retrieve import Retriever
+
+    if args.user is not None and args.history is None:
+        raise InputError("--user chooses from a file", got=args.user, fix="name it with --history FILE")
+    file = read_history(args.history, args.user) if args.history else None
+    answer = Retriever.load(args.source).answer(file, args.n)
+    if args.json:
+        print(json.dumps(answer.to_json()))
+        return 0
+    print(answer.told(), file=sys.stderr)
+    print(answer.table())
+    return 0

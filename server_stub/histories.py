@@ -66,7 +66,10 @@ def item_columns(
 
 @dataclass
 class _User:
+    """new: positives appended since the history was read from the log."""
+
     history: UserHistory
+    new: int = 0
     recorded: OrderedDict[tuple[int, int], bool] = field(default_factory=OrderedDict)  # (video, time) -> in the history
 
 
@@ -74,6 +77,7 @@ class Histories:
     """Thread-safe.
 
     The users touched last are kept in memory, at most `users_max`; the log's are built when first asked for.
+    capacity: positives kept of each user, at least what the encoder reads (`hold_at_least`).
     """
 
     def __init__(self, log: Events | None = None, *, capacity: int = KUAIFORMER_HISTORY, users_max: int = USERS_MAX):
@@ -82,6 +86,21 @@ class Histories:
         self._users: OrderedDict[int, _User] = OrderedDict()
         self._users_max = users_max
         self._lock = threading.Lock()
+
+    def hold_at_least(self, capacity: int) -> None:
+        """Keep longer histories from now on, for an encoder that reads more: read again from the log, and what came
+        since appended."""
+        with self._lock:
+            if capacity <= self.capacity:
+                return
+            self.capacity = capacity
+            for user_id, user in self._users.items():
+                longer = self._read(user_id)
+                longer.take_latest(user.history, user.new)
+                user.history = longer
+
+    def _read(self, user_id: int) -> UserHistory:
+        return self._index.user_history(user_id, self.capacity) if self._index else UserHistory(self.capacity)
 
     def popularity(self) -> dict[int, int]:
         """Video -> positives in the log the server started with."""
@@ -103,6 +122,7 @@ class Histories:
             appended = interaction.positive and not known
             if appended:
                 _append(user.history, [interaction], catalogue)
+                user.new += 1
             user.recorded[key] = known or appended
             while len(user.recorded) > SEEN_MAX:
                 user.recorded.popitem(last=False)
@@ -141,8 +161,7 @@ class Histories:
         """The user, from memory or from the log. Those without any history are remembered only when `keep` says so."""
         user = self._users.get(user_id)
         if user is None:
-            history = self._index.user_history(user_id, self.capacity) if self._index else UserHistory(self.capacity)
-            user = _User(history)
+            user = _User(self._read(user_id))
         if keep or len(user.history):
             self._users[user_id] = user
             self._users.move_to_end(user_id)

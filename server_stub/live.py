@@ -1,7 +1,8 @@
-"""What may change while the server runs: rows of a new dense version, a retrained retrieval or ranker, the CDN's
-pointer.
+"""What may change while the server runs: rows of a new dense version, items, a retrained retrieval or ranker, the
+CDN's pointer.
 
 bundle.json and current.json are looked at every poll; what they name is loaded aside, verified, and swapped in whole.
+Item updates within one retrieval_version are applied to the index in memory: the encoder is not read again.
 What can't be loaded is logged, and the server goes on with what it has.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from contract.errors import KirError
 from contract.manifest import POINTER_NAME, Pointer
-from server_stub.bundle import BundleIndex, load_models, load_rows, read_index
+from server_stub.bundle import BundleIndex, load_models, load_rows, read_index, updated_models
 from server_stub.pages import PageMaker
 from server_stub.recommender import Recommender
 from server_stub.store import EmbeddingStore
@@ -76,8 +77,11 @@ class LiveParts:
             log.info("dense version %s retired", name)
         recommender = self.pages.recommender
         if isinstance(recommender, Recommender) and recommender.models.digest != index.digest(index.model_files):
-            recommender.swap(load_models(index, threads=self.threads))
-            log.info("retrieval %s and ranker %s taken over", index.retrieval_version, index.ranker_version)
+            changed = updated_models(recommender.models, index)
+            recommender.swap(changed or load_models(index, threads=self.threads))
+            what = "items of retrieval %s" if changed else "retrieval %s and ranker %s"
+            versions = (index.retrieval_version,) if changed else (index.retrieval_version, index.ranker_version)
+            log.info(what + " taken over", *versions)
         self._choose_current()
 
     def _take_rows(self, index: BundleIndex, dense_version: str) -> None:

@@ -112,6 +112,7 @@ class Recommender:
             raise InputError("pool must be at least 1", got=pool)
         self._models = models
         self._histories = histories
+        histories.hold_at_least(models.retrieval.length)
         self._pool = pool
         self._clock = clock
         self._popular = popular_items(models, histories)
@@ -137,6 +138,7 @@ class Recommender:
 
     def swap(self, models: Models) -> None:
         """Replace retrieval, ranker and catalogue whole; a call under way finishes with what it began with."""
+        self._histories.hold_at_least(models.retrieval.length)
         popular = popular_items(models, self._histories)
         self._models, self._popular = models, popular
 

@@ -1,13 +1,14 @@
 """Retrieval: history -> encoder (onnxruntime) -> K interests -> faiss -> candidates.
 
-KuaiFormer (KDD 2025, section 2.2): several interest vectors per user, an item's score is its best inner product with
-any of them. Each interest fills its own quota first, so that a loud interest does not silence the others.
+KuaiFormer (arXiv 2411.10057, section 2.4): several interest vectors per user, an item's score is its best inner product
+with any of them. Each interest fills its own quota first, so that a loud interest does not silence the others.
 
 Shapes: L history, R row width, K interests, D width, I items, M candidates.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,30 @@ from numpy.typing import NDArray
 from contract.errors import InputError, VersionMismatch
 from contract.history import UserHistory
 from contract.spec import FeatureSpec
+from server_stub.item_index import ItemIndex
 from server_stub.onnx_model import ANY, OnnxModel
 from server_stub.store import Tables, block_rows, read_tables
 
 Ids = NDArray[np.uint64]
 Floats = NDArray[np.float32]
+NEEDED = ("encoder.onnx", "tables.safetensors", "items.faiss", "item_ids.npy")
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """video_id uint64 [M] and score float32 [M], best first, no id twice; interests float32 [K, D]."""
+    """video_id uint64 [M], score float32 [M], best first, no id twice; interest int64 [M]: which one found it best.
+
+    interests: float32 [K, D], those that are finite.
+    """
 
     video_id: Ids
     score: Floats
+    interest: NDArray[np.int64]
     interests: Floats
 
 
 class Retrieval:
-    """Encoder and ANN index of one retrieval_version. Thread-safe: nothing is changed after loading."""
+    """Encoder and item index of one retrieval_version. Thread-safe; `update_items` may run beside searches."""
 
     def __init__(
         self, encoder: OnnxModel, spec: FeatureSpec, tables: Tables, index: Any, item_ids: Ids, version: str = ""
@@ -44,25 +51,24 @@ class Retrieval:
         length = encoder.shapes["history_rows"][1]
         if length is None:
             raise VersionMismatch("the encoder's history length must be fixed", where=encoder.path)
-        if index.ntotal != len(item_ids):
-            raise VersionMismatch(
-                "index and item_ids differ", where=encoder.path, got=index.ntotal, allowed=len(item_ids)
-            )
+        self.items = ItemIndex(index, item_ids, where=encoder.path.parent)
         width = encoder.outputs["interests"][-1]
-        if width not in (None, index.d):
-            raise VersionMismatch("encoder and index have other widths", where=encoder.path, got=width, allowed=index.d)
-        if len(np.unique(item_ids)) != len(item_ids):
-            raise InputError("item_ids holds an id twice", where=encoder.path)
+        if width not in (None, self.items.width):
+            raise VersionMismatch(
+                "encoder and index have other widths", where=encoder.path, got=width, allowed=self.items.width
+            )
         self.version = version
         self.length = length
-        self.item_ids = item_ids
-        self._encoder, self._spec, self._tables, self._index = encoder, spec, tables, index
+        self._encoder, self._spec, self._tables = encoder, spec, tables
 
     @staticmethod
     def load(directory: Path, spec: FeatureSpec, version: str, *, threads: int = 1) -> Retrieval:
         """Read encoder.onnx, tables.safetensors, items.faiss, item_ids.npy. Raises InputError, VersionMismatch."""
         import faiss
 
+        absent = [name for name in NEEDED if not (directory / name).is_file()]
+        if absent:
+            raise InputError("retrieval lacks files", where=directory, got=absent, fix="convert again")
         try:
             item_ids = np.load(directory / "item_ids.npy", allow_pickle=False)
             index = faiss.read_index(str(directory / "items.faiss"))
@@ -75,6 +81,21 @@ class Retrieval:
         encoder = OnnxModel(directory / "encoder.onnx", threads=threads)
         tables = read_tables(directory / "tables.safetensors", spec)
         return Retrieval(encoder, spec, tables, index, item_ids.view(np.uint64), version)
+
+    def copy(self) -> Retrieval:
+        """The same encoder and items; what is updated in one is not in the other. Costs nothing."""
+        other = copy.copy(self)
+        other.items = self.items.copy()
+        return other
+
+    @property
+    def item_ids(self) -> Ids:
+        """All items that can be found, uint64 [I], in no particular order."""
+        return self.items.ids
+
+    def update_items(self, ids: Ids, vectors: Floats, removed: Ids | None = None) -> tuple[int, int]:
+        """Add or replace item vectors of this retrieval_version: float32 [N, D]; see `ItemIndex.update`."""
+        return self.items.update(ids, vectors, removed)
 
     def encode(self, history: UserHistory) -> Floats:
         """Interests of a user: float32 [K, D]. Padding rows are zero."""
@@ -89,23 +110,24 @@ class Retrieval:
 
         exclude: uint64 ids that may not come. Interests that are not finite find nothing.
         """
-        interests = interests[np.isfinite(interests).all(axis=1)]
-        if n < 1 or not len(interests) or not len(self.item_ids):
-            return Retrieved(np.zeros(0, np.uint64), np.zeros(0, np.float32), interests)
-        ask = min(len(self.item_ids), n + len(exclude))
-        score_KM, place_KM = self._index.search(np.ascontiguousarray(interests, np.float32), ask)
-        ids_KM = self.item_ids[np.maximum(place_KM, 0)]
-        usable_KM = (place_KM >= 0) & np.isfinite(score_KM) & ~np.isin(ids_KM, exclude)
+        finite_K = np.flatnonzero(np.isfinite(interests).all(axis=1))
+        interests = interests[finite_K]
+        if n < 1 or not len(interests) or not len(self.items):
+            none = np.zeros(0, np.int64)
+            return Retrieved(none.astype(np.uint64), none.astype(np.float32), none, interests)
+        ids_KM, score_KM = self.items.search(interests, n + len(exclude))
+        usable_KM = np.isfinite(score_KM) & ~np.isin(ids_KM, exclude)
         rank_KM = np.cumsum(usable_KM, axis=1) - 1
         quota = -(-n // len(interests))
         id_P, score_P = ids_KM[usable_KM], score_KM[usable_KM]
         in_quota_P = (rank_KM < quota)[usable_KM]
-        # One entry per item: its best score, and whether any interest has it within its quota.
-        order = np.lexsort((-score_P, id_P))
-        id_P, score_P, in_quota_P = id_P[order], score_P[order], in_quota_P[order]
+        interest_P = np.broadcast_to(finite_K[:, None], ids_KM.shape)[usable_KM]
+        # One entry per item: its best score and whose it is, and whether any interest has it within its quota.
+        order = np.lexsort((interest_P, -score_P, id_P))
+        id_P, score_P, in_quota_P, interest_P = id_P[order], score_P[order], in_quota_P[order], interest_P[order]
         first = np.flatnonzero(np.concatenate([[True], id_P[1:] != id_P[:-1]])) if len(id_P) else np.zeros(0, np.int64)
         chosen_M = np.maximum.reduceat(in_quota_P, first) if len(first) else np.zeros(0, bool)
         id_M, score_M = id_P[first], score_P[first]
         best = np.lexsort((id_M, -score_M, ~chosen_M))[:n]
         best = best[np.lexsort((id_M[best], -score_M[best]))]
-        return Retrieved(id_M[best], score_M[best].astype(np.float32), interests)
+        return Retrieved(id_M[best], score_M[best].astype(np.float32), interest_P[first][best], interests)

@@ -66,6 +66,7 @@ class TestTable:
                 "publish",
                 "verify",
                 "serve",
+                "retrieve",
                 "swipe",
                 "replay",
                 "bench",

@@ -150,6 +150,34 @@ class TestItemColumns:
         assert item_columns(empty, np.array([7], np.uint64), 1)["duration_ms"].tolist() == [-1]
 
 
+class TestItemUpdates:
+    def test_a_new_item_is_found_at_once(self, shared_bundle: Path) -> None:
+        retrieval = load_models(read_index(shared_bundle)).retrieval
+        interests = np.eye(2, 8, dtype=np.float32)
+        vector = np.full((1, 8), 9.0, np.float32)
+        before = retrieval.search(interests, 10, video_ids()[:0])
+        assert retrieval.update_items(np.array([77], np.uint64), vector) == (1, 0)
+        found = retrieval.search(interests, 10, video_ids()[:0])
+        assert found.video_id.tolist()[0] == 77
+        assert found.video_id.tolist()[1:] == before.video_id.tolist()[:9]
+        assert 77 in retrieval.item_ids
+        assert 77 not in retrieval.search(interests, 10, np.array([77], np.uint64)).video_id
+
+    def test_the_interest_that_found_it_is_told(self, models: Models) -> None:
+        interests = np.zeros((3, 8), np.float32)
+        interests[0, 2], interests[1], interests[2, 1] = 1.0, np.nan, 1.0
+        found = models.retrieval.search(interests, 20, video_ids()[:0])
+        vectors = {int(video): vector for video, vector in zip(video_ids(), self.vectors(models), strict=True)}
+        for video, interest, score in zip(found.video_id, found.interest, found.score, strict=True):
+            by_interest = {k: float(vectors[int(video)] @ interests[k]) for k in (0, 2)}
+            assert interest == max(by_interest, key=lambda k: by_interest[k])
+            assert score == pytest.approx(by_interest[int(interest)], abs=1e-5)
+
+    def vectors(self, models: Models) -> np.ndarray:
+        state = models.retrieval.items._state
+        return np.stack([state.base.reconstruct(place) for place in range(len(state.base_ids))])
+
+
 class TestHistories:
     def test_a_positive_of_the_log_counts_once(self, shared_bundle: Path, models: Models) -> None:
         """After a retrain the event files are part of the log, and the server reads them again at its start."""
@@ -208,6 +236,40 @@ class TestHistories:
         for user in range(50):
             histories.view(user, [], models.catalogue)
         assert histories._users == {}
+
+    @pytest.mark.parametrize("long", [256, 600])
+    def test_an_encoder_that_reads_more_gets_more(self, models: Models, shared_bundle: Path, long: int) -> None:
+        """As if the server had started with the longer capacity: log, what came since, and gaps."""
+        log = load_histories(read_index(shared_bundle))
+        grown, held = Histories(log, capacity=20), Histories(log, capacity=long)
+        for histories in (grown, held):
+            for step in range(25):
+                histories.record(7, Interaction(1050 + step, START_MS + step, 4_000, LIKE), models.catalogue)
+            if histories is grown:
+                histories.hold_at_least(long)
+            histories.record(7, Interaction(1090, START_MS + 100, 4_000, LIKE), models.catalogue)
+        views = [histories.view(7, [], models.catalogue) for histories in (grown, held)]
+        # 300 in the log; of the 25 since, the short one could keep no more than its 20.
+        lost = 5
+        assert len(views[1]) == min(long, 326)
+        assert len(views[0]) == min(long, 326 - lost)
+        ours, theirs = (view.columns(21) for view in views)
+        for name, column in ours.items():
+            np.testing.assert_array_equal(column, theirs[name])
+        assert len(grown.view(6, [], models.catalogue)) == 40  # read from the log at the new capacity
+
+    def test_a_shorter_encoder_forgets_nothing(self, models: Models) -> None:
+        histories = Histories(capacity=30)
+        histories.hold_at_least(5)
+        assert histories.capacity == 30
+
+    def test_the_recommender_holds_what_its_encoder_reads(self, models: Models) -> None:
+        histories = Histories(capacity=8)
+        recommender = Recommender(models, histories)
+        assert histories.capacity == models.retrieval.length
+        histories.capacity = 8
+        recommender.swap(models)
+        assert histories.capacity == models.retrieval.length
 
     def test_unknown_signals(self) -> None:
         with pytest.raises(InputError, match="signal"):

@@ -27,13 +27,14 @@ from contract.page import Page, decode_page
 from contract.parquet import read_events
 from contract.v1 import embedding_pb2, embedding_pb2_grpc, feedback_pb2, feedback_pb2_grpc, page_pb2_grpc
 from contract.v1 import page_pb2 as pb
+from server_stub.bundle import load_models, read_index
 from server_stub.config import ServerConfig
 from server_stub.live import LiveParts
 from server_stub.recommender import Recommender
 from server_stub.server import Server
 from server_stub.testing import InProcessServer
 from tests.server_stub.conftest import NOW_MS, held, request
-from tests.server_stub.tiny_bundle import topic_of, write_index, write_rows
+from tests.server_stub.tiny_bundle import WIDTH, topic_of, video_ids, write_index, write_item_update, write_rows
 
 
 def page(server: InProcessServer, message: pb.GetPageRequest) -> Page:
@@ -181,6 +182,63 @@ class TestLive:
         assert (before.ranker_version, after.ranker_version) == ("ranker-tiny", "ranker-two")
         assert (np.diff(after.candidates.pxtr[:, 6]) <= 0).all()
         assert before.candidates.video_id.tolist() != after.candidates.video_id.tolist()
+
+    def test_items_change_in_place_and_the_encoder_stays(self, server: InProcessServer, bundle: Path) -> None:
+        before = server.server.pages.recommender.models
+        ids = np.array([5000, 1002], np.uint64)
+        write_item_update(bundle, 1, ids, np.full((2, WIDTH), 50.0, np.float32), removed=video_ids()[:1], more=[5000])
+        self.live(server).poll()
+        after = server.server.pages.recommender.models
+        assert after.retrieval is not before.retrieval
+        assert after.retrieval._encoder is before.retrieval._encoder
+        assert after.ranker is before.ranker
+        best = after.retrieval.search(np.ones((1, WIDTH), np.float32), 2, np.zeros(0, np.uint64))
+        assert set(best.video_id.tolist()) == {5000, 1002}
+        everything = page(server, request(user_id=3, page_size=200)).candidates
+        assert 5000 in everything.video_id
+        assert 1000 not in after.retrieval.item_ids
+        assert 1000 in before.retrieval.item_ids  # a call under way finishes with what it began with
+        write_item_update(bundle, 2, ids[:1], np.zeros((1, WIDTH), np.float32))
+        self.live(server).poll()
+        assert server.server.pages.recommender.models.item_files == (
+            "retrieval/items/000001.safetensors", "retrieval/items/000002.safetensors",
+        )  # fmt: skip
+
+    def test_a_start_and_a_poll_give_the_same_items(self, server: InProcessServer, bundle: Path) -> None:
+        vectors = np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float32)
+        write_item_update(bundle, 1, np.array([5000, 1002, 1003], np.uint64), vectors, more=[5000])
+        self.live(server).poll()
+        polled = server.server.pages.recommender.models.retrieval
+        started = load_models(read_index(bundle)).retrieval
+        interests = np.random.default_rng(1).normal(size=(2, WIDTH)).astype(np.float32)
+        found = [r.search(interests, 40, np.zeros(0, np.uint64)) for r in (polled, started)]
+        np.testing.assert_array_equal(found[0].video_id, found[1].video_id)
+        np.testing.assert_array_equal(found[0].score, found[1].score)
+
+    def test_a_changed_encoder_is_swapped_whole(self, server: InProcessServer, bundle: Path) -> None:
+        before = server.server.pages.recommender.models.retrieval
+        write_item_update(bundle, 1, np.array([1002], np.uint64), np.ones((1, WIDTH), np.float32))
+        (bundle / "retrieval/config.json").write_text(json.dumps({"history": 256, "another": "training"}))
+        write_index(bundle, retrieval_version="kuaiformer-two")
+        self.live(server).poll()
+        after = server.server.pages.recommender.models.retrieval
+        assert (before.version, after.version) == ("kuaiformer-tiny", "kuaiformer-two")
+        assert after._encoder is not before._encoder
+
+    @pytest.mark.parametrize("fault", ["torn", "width", "stranger"])
+    def test_a_bad_item_update_leaves_what_is(
+        self, server: InProcessServer, bundle: Path, caplog: pytest.LogCaptureFixture, fault: str
+    ) -> None:
+        before = server.server.pages.recommender.models
+        width = WIDTH + (fault == "width")
+        ids = np.array([5000 if fault == "stranger" else 1002], np.uint64)  # 5000: the catalogue has no such video
+        path = write_item_update(bundle, 1, ids, np.ones((1, width), np.float32))
+        if fault == "torn":
+            path.write_bytes(path.read_bytes()[:-4])
+        self.live(server).poll()
+        assert server.server.pages.recommender.models is before
+        assert caplog.text.count("bundle.json was not taken over") == 1
+        assert len(page(server, request(user_id=3)).candidates.video_id)
 
     async def test_polls_by_itself(self, bundle: Path, tmp_path: Path) -> None:
         import asyncio

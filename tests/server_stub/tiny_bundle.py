@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from contract.catalogue import Catalogue, UserTable, write_catalogue, write_users
+from contract.catalogue import Catalogue, UserTable, read_catalogue, write_catalogue, write_users
 from contract.events import Events
 from contract.history import KUAIFORMER_HISTORY, RANKER_HISTORY
 from contract.parquet import write_events
@@ -203,6 +203,30 @@ def write_rows(
     about = {"dense_version": dense_version, "rows_revision": revision, "spec_fingerprint": spec.fingerprint}
     (directory / "rows.json").write_text(json.dumps(about))
     return directory
+
+
+def write_item_update(
+    root: Path,
+    number: int,
+    ids: NDArray[np.uint64],
+    vectors: NDArray[np.float32],
+    *,
+    removed: Sequence[int] = (),
+    more: Sequence[int] = (),
+) -> Path:
+    """BUNDLE/retrieval/items/<number>, listed. more: videos that the catalogue gets as well; removed ones leave it."""
+    path = root / f"retrieval/items/{number:06d}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    gone = np.array(removed, np.uint64)
+    save_file({"ids": ids.view(np.int64), "vectors": vectors, "removed": gone.view(np.int64)}, path)
+    items = read_catalogue(root / "catalogue.parquet")
+    rows = np.flatnonzero(~np.isin(items.video_id, gone))
+    rows = np.concatenate([rows, np.zeros(len(more), np.int64)])
+    columns = {name: getattr(items, name)[rows] for name in items.__dataclass_fields__}
+    columns["video_id"] = np.concatenate([columns["video_id"][: len(rows) - len(more)], np.array(more, np.uint64)])
+    write_catalogue(root / "catalogue.parquet", Catalogue(**columns))
+    write_index(root)
+    return path
 
 
 def write_index(root: Path, retrieval_version: str = "kuaiformer-tiny", ranker_version: str = "ranker-tiny") -> Path:

@@ -1,0 +1,184 @@
+"""Items into a bundle that serves, and a retrieval exported alone: the server's own readers take both."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract.catalogue import Catalogue, read_catalogue, write_catalogue
+from contract.errors import CheckpointError, ConversionError, InputError
+from convert.bundle import read_bundle, write_bundle
+from convert.cli import add_convert_arguments, run_convert
+from convert.items import update_items
+from convert.retrieval import write_retrieval
+from server_stub.bundle import load_retrieval, read_index, read_item_update
+from server_stub.retrieve import Retriever
+from tests.convert import makers
+
+PLAN: dict[str, Any] = {"windows": (4, 4), "latest": 4}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("parts")
+    return {
+        "retrieval": makers.make_kuaiformer(root / "retrieval", **PLAN).path,
+        "ranker": makers.make_ranker(root / "ranker").path,
+        "kir": [makers.make_kir(root / "kir").path],
+        "catalogue": makers.make_catalogue(root / "catalogue.parquet", n=50),
+        "users": makers.make_users(root / "users.parquet"),
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the first 50 videos."""
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "bundle", **parts).directory
+
+
+@pytest.fixture
+def bundle(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+
+
+def changed_catalogue(path: Path, keep: slice = slice(0, 60), **columns: Any) -> Path:
+    """Catalogue of `keep` of sixty videos, some columns replaced."""
+    items = read_catalogue(makers.make_catalogue(path.with_name("sixty.parquet")))
+    items = replace(items, **columns)
+    return write_catalogue(path, Catalogue(**{n: getattr(items, n)[keep] for n in items.__dataclass_fields__}))
+
+
+class TestUpdate:
+    def test_ten_new_videos_are_placed_by_their_content(
+        self, bundle: Path, parts: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """As if the bundle had been written with the larger catalogue, but for an index that stays."""
+        path = changed_catalogue(tmp_path / "catalogue.parquet")
+        before = read_bundle(bundle)
+        update = update_items(bundle, path)
+        assert (update.added, update.changed, update.removed) == (10, 0, 0)
+        assert "10 items added" in update.table()
+        retrieval, catalogue = load_retrieval(read_index(bundle))
+        assert read_bundle(bundle).retrieval_version == before.retrieval_version
+        assert len(catalogue) == len(retrieval.item_ids) == 60
+        want = write_retrieval(tmp_path / "whole", checkpoint=parts["retrieval"], catalogue=path).directory
+        vectors, ids = np.load(want / "item_vectors.npy"), np.load(want / "item_ids.npy")
+        queries = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
+        found, scores = retrieval.items.search(queries, 60)
+        for row, score, query in zip(found, scores, queries, strict=True):
+            expected = np.argsort(-(vectors @ query), kind="stable")
+            np.testing.assert_allclose(score, (vectors @ query)[expected], atol=1e-5)
+            assert row.tolist() == ids[expected].tolist()
+
+    def test_changed_content_and_removed_videos(self, bundle: Path, tmp_path: Path) -> None:
+        author = makers.VIDEOS[np.arange(60) % 11]
+        author[7] = makers.VIDEOS[40]
+        path = changed_catalogue(tmp_path / "catalogue.parquet", slice(3, 50), author_id=author)
+        held, _ = load_retrieval(read_index(bundle))
+        update = update_items(bundle, path)
+        assert (update.added, update.changed, update.removed) == (0, 1, 3)
+        ids, vectors, removed = read_item_update(bundle / update.file)
+        assert ids.tolist() == makers.VIDEOS[7:8].tolist()
+        assert removed.tolist() == makers.VIDEOS[:3].tolist()
+        now, _ = load_retrieval(read_index(bundle))
+        assert len(now.item_ids) == 47
+        query = vectors / np.linalg.norm(vectors)
+        assert now.items.search(query, 1)[0][0, 0] == ids[0]
+        assert held.items.search(query, 50)[1][0, 0] < now.items.search(query, 1)[1][0, 0] - 1e-6
+
+    def test_updates_follow_each_other(self, bundle: Path, tmp_path: Path) -> None:
+        names = [
+            update_items(bundle, changed_catalogue(tmp_path / f"{n}.parquet", slice(0, n))).file for n in (52, 55, 51)
+        ]
+        assert names == [f"retrieval/items/00000{n}.safetensors" for n in (1, 2, 3)]
+        retrieval, _ = load_retrieval(read_index(bundle))
+        assert sorted(retrieval.item_ids.tolist()) == sorted(makers.VIDEOS[:51].tolist())
+
+    def test_the_same_catalogue_changes_nothing(self, bundle: Path, parts: dict[str, Any]) -> None:
+        before = (bundle / "bundle.json").stat().st_mtime_ns
+        update = update_items(bundle, parts["catalogue"])
+        assert (update.file, (bundle / "bundle.json").stat().st_mtime_ns) == ("", before)
+        assert "nothing to do" in update.table()
+
+    def test_upload_times_alone_need_no_vectors(self, bundle: Path, tmp_path: Path) -> None:
+        upload = np.full(60, 1_600_000_000_000, np.int64)
+        update = update_items(bundle, changed_catalogue(tmp_path / "c.parquet", slice(0, 50), upload_ms=upload))
+        assert update.file == ""
+        _, catalogue = load_retrieval(read_index(bundle))
+        assert set(catalogue.upload_ms.tolist()) == {1_600_000_000_000}
+
+    def test_refusals_leave_the_bundle(self, bundle: Path, tmp_path: Path) -> None:
+        before = (bundle / "bundle.json").read_bytes()
+        with pytest.raises(InputError, match="nothing would be left"):
+            update_items(bundle, changed_catalogue(tmp_path / "none.parquet", slice(0, 0)))
+        with pytest.raises(InputError, match="does not exist"):
+            update_items(bundle, tmp_path / "nowhere.parquet")
+        with pytest.raises(InputError, match="kir convert server"):
+            update_items(tmp_path, tmp_path / "none.parquet")
+        assert (bundle / "bundle.json").read_bytes() == before
+        load_retrieval(read_index(bundle))
+
+
+class TestRetrievalAlone:
+    def test_it_answers(self, parts: dict[str, Any], tmp_path: Path) -> None:
+        lines: list[str] = []
+        export = write_retrieval(
+            tmp_path / "out", checkpoint=parts["retrieval"], catalogue=parts["catalogue"], progress=lines.append
+        )
+        assert lines == []  # a small catalogue and a float encoder: nothing was chosen
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert (config["history"], config["encoder"], config["index"]["kind"]) == (12, {"kind": "float32"}, "Flat")
+        assert export.to_json()["version"] == config["version"]
+        assert "the last 12 positives" in export.table()
+        retriever = Retriever.load(tmp_path / "out")
+        assert retriever.retrieval.version == config["version"]
+        answer = retriever.answer(None, 5)
+        vectors, ids = np.load(tmp_path / "out/item_vectors.npy"), np.load(tmp_path / "out/item_ids.npy")
+        best = vectors[[ids.tolist().index(video) for video in answer.video_id.tolist()]]
+        assert len(best) == 5
+        assert np.isfinite(answer.score).all()
+
+    def test_the_whole_or_nothing(self, parts: dict[str, Any], tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError):
+            write_retrieval(tmp_path / "a" / "out", checkpoint=parts["ranker"], catalogue=parts["catalogue"])
+        empty = makers.make_catalogue(tmp_path / "empty.parquet", n=0)
+        with pytest.raises(ConversionError, match="empty"):
+            write_retrieval(tmp_path / "a" / "out", checkpoint=parts["retrieval"], catalogue=empty)
+        assert list((tmp_path / "a").iterdir()) == []
+
+    def test_overwriting_is_explicit(self, parts: dict[str, Any], tmp_path: Path) -> None:
+        given = {"checkpoint": parts["retrieval"], "catalogue": parts["catalogue"]}
+        write_retrieval(tmp_path / "out", **given)
+        (tmp_path / "out" / "stray").write_text("x")
+        with pytest.raises(InputError, match="--overwrite"):
+            write_retrieval(tmp_path / "out", **given)
+        write_retrieval(tmp_path / "out", overwrite=True, **given)
+        assert not (tmp_path / "out" / "stray").exists()
+
+
+class TestCommand:
+    def run(self, *words: Any) -> int:
+        import argparse
+
+        parser = argparse.ArgumentParser()
+        add_convert_arguments(parser)
+        return run_convert(parser.parse_args([str(word) for word in words]))
+
+    def test_retrieval(self, parts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        words = ("retrieval", parts["retrieval"], "--catalogue", parts["catalogue"], "--out", tmp_path / "out")
+        assert self.run(*words, "--json", tmp_path / "result.json") == 0
+        assert "index     Flat, 50 items" in capsys.readouterr().out
+        assert json.loads((tmp_path / "result.json").read_text())["items"] == 50
+        with pytest.raises(InputError, match="--data"):
+            self.run(*words, "--overwrite", "--encoder", "int8")
+
+    def test_items(self, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = changed_catalogue(tmp_path / "catalogue.parquet")
+        assert self.run("items", "--bundle", bundle, "--catalogue", path) == 0
+        assert "10 items added, 0 changed, 0 removed" in capsys.readouterr().out
