@@ -87,7 +87,7 @@ def trained_until(path: Path) -> int | None:
         until = json.loads((path / CONFIG).read_text())["training"].get("trained_until_ms")
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         raise InputError("not a checkpoint directory", where=path) from None
-    return None if until is None or until < 0 else int(until)
+    return int(until) if until and until > 0 else None  # 0: sequences have no times
 
 
 def scorer_of(checkpoint: Checkpoint, name: str = "") -> Scorer:

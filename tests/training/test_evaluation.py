@@ -169,6 +169,14 @@ def test_the_caution_is_part_of_every_protocol(cut_ms):
     assert "CAUTION" not in open_split(SIM, Cut(), cut_ms).queries["val"].protocol
 
 
+@pytest.mark.parametrize(("said", "until"), [(None, None), (-1, None), (0, None), (5, 5)])
+def test_where_a_training_ended(tmp_path, said, until):
+    (tmp_path / "config.json").write_text(json.dumps({"training": {"trained_until_ms": said}}))
+    assert trained_until(tmp_path) == until
+    with pytest.raises(InputError, match="not a checkpoint directory"):
+        trained_until(tmp_path / "absent")
+
+
 def test_kinds_are_read_without_the_rest(model, tmp_path):
     assert kind_of(model) == "kuaiformer"
     assert kind_of(tmp_path) == kind_of(tmp_path / "nowhere") == ""

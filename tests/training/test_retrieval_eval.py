@@ -270,20 +270,19 @@ def test_popularity_on_public_data(data_dir, name, which):
     """A sample of users ranked by sorting, the file read anew by pyarrow."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(data_dir / name / "leave_one_out.parquet").to_pylist()
-    rows: dict[int, list[tuple[int, int, str]]] = {}
-    counts: dict[int, int] = {}
-    for row in table:
-        rows.setdefault(row["user_id"], []).append((row["position"], row["item_id"], row["split"]))
-        counts.setdefault(row["item_id"], 0)
-        counts[row["item_id"]] += row["split"] == "train"
+    table = pq.read_table(data_dir / name / "leave_one_out.parquet")
+    user_id, item_id = np.asarray(table["user_id"]), np.asarray(table["item_id"])
+    trained = np.asarray(table["split"]) == "train"
+    counts = dict.fromkeys(np.unique(item_id).tolist(), 0)
+    counts |= dict(zip(*(array.tolist() for array in np.unique(item_id[trained], return_counts=True)), strict=True))
     split = split_of(open_data(f"{name}:{data_dir / name}"), name)
     queries = split.chosen(which)
     sample = np.sort(np.random.default_rng(0).permutation(len(queries))[:60])
     found = evaluate(split, queries.take(sample), Popularity(), quick=True)
     for user, target, rank in zip(found.ranks.user_id, found.ranks.target, found.ranks.rank, strict=True):
-        items = [item for _, item, _ in sorted(rows[int(user)])]
-        place = next(i for i, (_, _, part) in enumerate(sorted(rows[int(user)])) if part == which)
+        rows = sorted(table.take(np.flatnonzero(user_id == user)).to_pylist(), key=lambda row: row["position"])
+        items = [row["item_id"] for row in rows]
+        place = [row["split"] for row in rows].index(which)
         assert items[place] == target
         hidden = set(items[max(0, place - split.history) : place])
         order = sorted((count for item, count in counts.items() if item not in hidden), reverse=True)
