@@ -80,6 +80,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, hidden_QT: Tensor, absent_
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
+def by_cut(x_BHQE: Tensor, n_queries: int) -> Tensor:
+    """[B, H, P * K, E] -> [B, H, P, K, E]. Not by `unflatten`: a trace for ONNX would fix the batch's size."""
+    return x_BHQE.reshape(x_BHQE.shape[0], x_BHQE.shape[1], -1, n_queries, x_BHQE.shape[3])
+
+
 def attend_with_own(
     query: Tensor, key: Tensor, value: Tensor, hidden_QT: Tensor, absent_BT: Tensor, own: tuple[Tensor, Tensor]
 ) -> Tensor:
@@ -90,11 +95,11 @@ def attend_with_own(
     scale, n_queries = 1.0 / math.sqrt(query.shape[-1]), own[0].shape[-2]
     query = query * scale
     seen = query @ key.transpose(-1, -2) + (hidden_QT + absent_BT[:, None, None]).to(query.dtype)
-    among = query.unflatten(2, (-1, n_queries)) @ own[0].transpose(-1, -2)
+    among = by_cut(query, n_queries) @ own[0].transpose(-1, -2)
     among = among + causal_mask(n_queries, MASK).to(among)
     weights = torch.softmax(torch.cat([seen, among.flatten(2, 3)], dim=-1), dim=-1).to(value.dtype)
     to_items, to_own = weights.split([key.shape[2], n_queries], dim=-1)
-    return to_items @ value + (to_own.unflatten(2, (-1, n_queries)) @ own[1]).flatten(2, 3)
+    return to_items @ value + (by_cut(to_own, n_queries) @ own[1]).flatten(2, 3)
 
 
 class RotaryBlock(nn.Module):
@@ -140,9 +145,10 @@ class RotaryBlock(nn.Module):
         """
         query, key, value = self._projected(x_BTD, turn)
         own = self._projected(q_BPKD.flatten(1, 2), turn_Q)
-        by_cut = (own[1].unflatten(2, q_BPKD.shape[1:3]), own[2].unflatten(2, q_BPKD.shape[1:3]))
-        read_BHQE = attend_with_own(own[0], key, value, hidden_QT, absent_BT, by_cut)
-        q_BPKD = self._joined(q_BPKD.flatten(1, 2), read_BHQE).unflatten(1, q_BPKD.shape[1:3])
+        n_queries = q_BPKD.shape[2]
+        of_cuts = by_cut(own[1], n_queries), by_cut(own[2], n_queries)
+        read_BHQE = attend_with_own(own[0], key, value, hidden_QT, absent_BT, of_cuts)
+        q_BPKD = self._joined(q_BPKD.flatten(1, 2), read_BHQE).reshape(q_BPKD.shape)
         if not last:
             x_BTD = self._joined(x_BTD, attend(query, key, value, hidden_TT, absent_BT))
         return x_BTD, q_BPKD

@@ -11,7 +11,7 @@ content rows projected, so that a new item has a vector.
 Many cuts in one pass (`Encoder.cuts`). Training wants the answer after every item, serving after the last one. Items
 never see queries and positions are relative, so one pass over the tokens serves all cuts of the raw tail: query tokens
 are appended at each of the last P raw items. At the last cut that is the model served; at an earlier one it is the same
-model with the items behind the cut taken away, windows as they are (tests/training/test_kuaiformer.py).
+model with the items behind the cut taken away, windows as they are (tests/training/test_kuaiformer_cuts.py).
 
 Shapes: B batch, L history (right-aligned, padding first), D width, K interests, R columns of history_rows, N items,
 W tokens of one window, T tokens of the stack, P cuts.
@@ -72,6 +72,12 @@ class KuaiFormerConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows", tuple(self.windows))
         object.__setattr__(self, "without", tuple(self.without))
+        for name in ("width", "heads", "layers", "hidden", "interests", "video_width", "attribute_width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} starts at 1", got=getattr(self, name))
+        if not self.temperature > 0 or not 0.0 <= self.dropout < 1.0:
+            got = {"temperature": self.temperature, "dropout": self.dropout}
+            raise InputError("out of range", got=got, allowed="temperature above 0, dropout from 0 to below 1")
         if self.latest < 1 or any(size < 1 for size in self.windows):
             raise InputError("a plan has windows and a raw tail of 1 or more", got=(self.windows, self.latest))
         if self.width % self.heads or self.width // self.heads % 2:

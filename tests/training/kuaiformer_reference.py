@@ -50,17 +50,18 @@ def block(layer: RotaryBlock, x_TD: list[Floats], positions: list[int], sees: li
     """sees: for every token, the numbers of the tokens it may look at."""
     width = layer.width // layer.heads
     parts = [np.split(linear(layer.qkv, norm(layer.attention_norm, x)), 3) for x in x_TD]
-    found = []
-    for i, x in enumerate(x_TD):
-        read = []
-        for head in range(layer.heads):
-            of_head = slice(head * width, (head + 1) * width)
-            query = turned(parts[i][0][of_head], positions[i])
-            keys = [turned(parts[j][1][of_head], positions[j]) for j in sees[i]]
-            weights = np.exp([query @ key / np.sqrt(width) for key in keys])
+    read: list[list[Floats]] = [[] for _ in x_TD]
+    for head in range(layer.heads):
+        of_head = slice(head * width, (head + 1) * width)
+        queries = [turned(part[0][of_head], position) for part, position in zip(parts, positions, strict=True)]
+        keys = [turned(part[1][of_head], position) for part, position in zip(parts, positions, strict=True)]
+        for i, query in enumerate(queries):
+            weights = np.exp([query @ keys[j] / np.sqrt(width) for j in sees[i]])
             values = [parts[j][2][of_head] for j in sees[i]]
-            read.append(sum(w * v for w, v in zip(weights / weights.sum(), values, strict=True)))
-        x = x + linear(layer.out, np.concatenate(read))
+            read[i].append(sum(w * v for w, v in zip(weights / weights.sum(), values, strict=True)))
+    found = []
+    for x, of_x in zip(x_TD, read, strict=True):
+        x = x + linear(layer.out, np.concatenate(of_x))
         found.append(x + swiglu(layer.feed_forward, norm(layer.feed_forward_norm, x)))
     return found
 
