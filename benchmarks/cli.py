@@ -3,7 +3,8 @@
 kir demo --out demo-out --quick                        # a smoke test of the whole loop, about a minute
 kir bench closed-loop --work demo-out                  # after a demo: the simulator's arms again, more sessions
 kir bench swipe --cdn demo-out/cdn                     # latency of a swipe's parts beside the whole net
-kir bench retrieval runs/kuaiformer --baseline popularity --data events:runs/data --out runs/retrieval
+kir bench baseline sasrec --data events:runs/data --out runs/sasrec --epochs 2
+kir bench retrieval runs/kuaiformer runs/sasrec --baseline popularity,item-cf --data events:runs/data
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.baselines.cli import add_baseline_arguments, run_baseline
 from contract.errors import InputError
 
 
@@ -57,6 +59,8 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     _add_retrieval_arguments(retrieval.add_argument)
     ablation = kinds.add_parser("ablation", help="KuaiFormer with one change at a time: quality and cost, arm by arm")
     _add_ablation_arguments(ablation.add_argument)
+    baseline = kinds.add_parser("baseline", help="train or make what KuaiFormer is compared with; measured on val")
+    add_baseline_arguments(baseline)
     swipe = kinds.add_parser("swipe", help="what a swipe costs on this machine, part by part, beside the whole net")
     swipe.add_argument("--cdn", required=True, help="published models: URL or directory")
     swipe.add_argument("--repeats", type=int, default=2000, help="timed calls of each part (default: %(default)s)")
@@ -94,7 +98,7 @@ def _add_retrieval_arguments(add: Callable[..., Any]) -> None:
     add(
         "models", nargs="*", metavar="MODEL", help="[NAME=]PATH[,PATH…]: saved result, dump or checkpoint; more = seeds"
     )
-    add("--baseline", default="", help="baselines to make here, by name, with commas: popularity, …")
+    add("--baseline", default="", help="baselines to make here, with commas: popularity, item-cf")
     add("--data", help="data of checkpoints and baselines, as kir evaluate takes them; saved results need none")
     add("--split", choices=("val", "test"), default="val", help="queries to ask (default: %(default)s)")
     add("--from-ms", type=int, help="logs: queries from here on (default: where the latest training ended)")
@@ -110,6 +114,8 @@ def run_bench(args: argparse.Namespace) -> int:
         result, table = _run_retrieval(args)
     elif args.bench == "ablation":
         result, table = _run_ablation(args)
+    elif args.bench == "baseline":
+        result, table = run_baseline(args)
     elif args.bench == "swipe":
         if args.repeats < 1:
             raise InputError("--repeats starts at 1", got=args.repeats)

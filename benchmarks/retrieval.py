@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.baselines import BASELINES, load_baseline
 from contract.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from training.retrieval_result import Comparison, RetrievalResult
     from training.retrieval_split import RetrievalSplit
 
-POPULARITY = "popularity"
 PUBLISHED = Path(__file__).parent / "published.json"
 COLUMNS = 4  # models side by side in the terminal
 
@@ -157,18 +157,18 @@ def _evaluated(
 
 def _scorer(path: Path, name: str) -> Any:
     from training.checkpoint import load_checkpoint
-    from training.evaluation import scorer_of
+    from training.evaluation import kind_of, scorer_of
 
+    if kind_of(path) == "baseline":
+        return load_baseline(path, name)
     return scorer_of(load_checkpoint(path, kind="kuaiformer"), name)
 
 
 def _baseline(name: str, split: RetrievalSplit | None, which: str, out: Path, log: Any) -> Arm:
     assert split is not None, "baselines come with data"
-    if name != POPULARITY:
-        raise InputError("unknown baseline", got=name, allowed=(POPULARITY,))
-    from training.retrieval_eval import Popularity
-
-    return Arm(name, (_evaluated(split, which, Popularity(), out / "results" / f"{name}.parquet", log, {}),))
+    if name not in BASELINES:
+        raise InputError("unknown baseline", got=name, allowed=tuple(BASELINES), fix="kir bench baseline trains others")
+    return Arm(name, (_evaluated(split, which, BASELINES[name](split), out / "results" / f"{name}.parquet", log, {}),))
 
 
 def _result(arms: Sequence[Arm], found: Sequence[Comparison], command: str) -> dict[str, Any]:

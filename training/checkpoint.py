@@ -6,7 +6,7 @@
     DIR/metrics.json  DIR/README.md
     DIR/state/               optimizer.safetensors and state.json, only when training can be resumed
 
-`version` = kind + "-" + first 12 hex digits of the SHA-256 over model.safetensors and, for retrieval and ranker, over
+`version` = kind + "-" + first 12 hex digits of the SHA-256 over model.safetensors and, for all kinds but KIR, over
 tables.safetensors too. KIR's is its dense version: its rows have a revision of their own.
 """
 
@@ -33,8 +33,8 @@ from contract.spec import FeatureSpec
 from training.tables import SparseTables
 
 FORMAT = "kir-checkpoint/1"
-KINDS = ("kuaiformer", "ranker", "kir")
-TABLES_IN_VERSION = ("kuaiformer", "ranker")
+KINDS = ("kuaiformer", "ranker", "kir", "baseline")
+TABLES_IN_VERSION = ("kuaiformer", "ranker", "baseline")
 MODEL, TABLES, CONFIG, METRICS, CARD = (
     "model.safetensors",
     "tables.safetensors",
