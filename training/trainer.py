@@ -59,8 +59,8 @@ class Trainer:
     validate      called every `validate_every` epochs with the task in eval mode, on the training's device, holding the
                   averaged weights where there are any: metrics; `metric` (higher is better) chooses the epoch whose
                   weights are kept at the end and feeds early stopping
-    save          given the state every `save_every_s` seconds (None = not while running) and at Ctrl-C or SIGTERM, when
-                  `run` then raises Interrupted; it may return a path for the message. 0 saves after every step
+    save          given the state when `run` ends, every `save_every_s` seconds before (None = never, 0 = after every
+                  step), and at Ctrl-C or SIGTERM, when `run` raises Interrupted; it may return a path for the message
     log_path      one JSON line per logged step and per validation is appended there (training/train_log.py)
     quiet         no progress on stderr
     parallel      this process's place under torchrun; rank 0 alone validates, saves, logs and shows progress. With
@@ -203,7 +203,7 @@ class Trainer:
                 self._end_of_epoch(epoch)
                 # Only now: a save between an epoch's last step and its validation would lose the validation.
                 self._save_if_due()
-        if self.save is not None and (self._over(self.total_steps) or self._told_to_stop):
+        if self.save is not None:
             self._save_now()  # what comes after training may fail as well
 
     def _one_step(self, batch: Any, epoch: int, progress: Progress) -> None:
