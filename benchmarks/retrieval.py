@@ -102,6 +102,9 @@ def bench_retrieval(
     names = [*(one.name for one in named), *baselines]
     if not names:
         raise InputError("nothing to compare", fix="name results or checkpoints, or --baseline popularity")
+    if unknown := sorted(set(baselines) - set(BASELINES)):
+        fix = "others are trained by kir bench baseline and named by their checkpoint"
+        raise InputError("unknown baseline", got=", ".join(unknown), allowed=tuple(BASELINES), fix=fix)
     if len(set(names)) < len(names):
         raise InputError("two models have one name", got=names, fix="write NAME=PATH")
     opened = _open(named, baselines, data, cut)
@@ -166,8 +169,6 @@ def _scorer(path: Path, name: str) -> Any:
 
 def _baseline(name: str, split: RetrievalSplit | None, which: str, out: Path, log: Any) -> Arm:
     assert split is not None, "baselines come with data"
-    if name not in BASELINES:
-        raise InputError("unknown baseline", got=name, allowed=tuple(BASELINES), fix="kir bench baseline trains others")
     return Arm(name, (_evaluated(split, which, BASELINES[name](split), out / "results" / f"{name}.parquet", log, {}),))
 
 

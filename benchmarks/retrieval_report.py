@@ -49,7 +49,7 @@ def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
         for title, arm in _titled(arms).items()
     ]
     first = arms[result["reference"]]["metrics"]
-    header = ["", *(name if first[name]["claim"] else f"{name} *" for name in names)]
+    header = ["", *(_marked(name, first) for name in names)]
     return {
         "title": "Figures",
         "text": "Whiskers and brackets are 95 % bootstrap intervals, users drawn whole. Left of the line a cut-off is "
@@ -59,6 +59,10 @@ def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
         "log": [],
         "note": NO_CLAIM,
     }
+
+
+def _marked(name: str, figures: Mapping[str, Mapping[str, Any]]) -> str:
+    return name if figures[name]["claim"] else f"{name} *"
 
 
 def _narrow(header: list[str], rows: list[list[str]]) -> list[dict[str, Any]]:
@@ -81,7 +85,8 @@ def _titled(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any
 
 def _differences(result: Mapping[str, Any]) -> dict[str, Any]:
     differences = result["differences"]
-    names = list(next(iter(differences.values())))
+    first = next(iter(differences.values()))
+    names = list(first)
     rows = [
         [model, *(f"{one[name]['mean']:+.4f} {_bounds(one[name], '+')}" for name in names)]
         for model, one in differences.items()
@@ -91,9 +96,9 @@ def _differences(result: Mapping[str, Any]) -> dict[str, Any]:
         "text": f"Each model less {result['reference']}, query by query; an interval without zero is a difference "
         "that these users show.",
         "figures": [],
-        "tables": _narrow(["", *names], rows),
+        "tables": _narrow(["", *(_marked(name, first) for name in names)], rows),
         "log": [],
-        "note": "",
+        "note": NO_CLAIM,
     }
 
 

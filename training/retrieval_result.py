@@ -122,6 +122,10 @@ class Comparison:
     n_items: int
     metrics: Mapping[str, Interval]
 
+    def claims(self, name: str) -> bool:
+        """Whether the figure may be claimed to differ: its interval excludes zero, its cut-off carries a claim."""
+        return self.metrics[name].excludes_zero and claims(name, self.n_items)
+
     def to_dict(self) -> dict[str, Any]:
         rows = {
             name: {**_finite(one), "claim": claims(name, self.n_items), "excludes_zero": one.excludes_zero}
@@ -132,7 +136,7 @@ class Comparison:
     def table(self) -> str:
         title = f"{self.ours} − {self.theirs}"
         rows = [
-            (_label(name, self.n_items), difference_text(one) + "  excludes 0" * one.excludes_zero)
+            (_label(name, self.n_items), difference_text(one) + "  excludes 0" * self.claims(name))
             for name, one in self.metrics.items()
         ]
         note = f"{self.data} {self.split}: paired differences, 95 % interval, users drawn whole"

@@ -13,6 +13,7 @@ from benchmarks.retrieval import PUBLISHED, Named, bench_retrieval, published
 from benchmarks.retrieval_report import render
 from contract.errors import InputError
 from tests.training.retrieval_makers import Fixed, masked_split
+from training.checkpoint import load_checkpoint
 from training.retrieval_eval import Popularity, evaluate
 from training.retrieval_metrics import figures
 from training.retrieval_result import RetrievalResult
@@ -165,7 +166,31 @@ def test_what_can_not_be_compared_is_refused(results, tmp_path, models, options,
     assert not (tmp_path / "out" / "report.html").exists()
 
 
-def test_unknown_baselines_are_refused(tmp_path, capsys):
-    words = ["--baseline", "luck", "--data", SIM, "--holdout-days", "1", "--out", str(tmp_path)]
+@pytest.mark.parametrize("name", ["luck", "sasrec"])
+def test_unknown_baselines_are_refused_before_any_work(tmp_path, capsys, name):
+    words = ["--baseline", f"popularity,{name}", "--data", SIM, "--holdout-days", "1", "--out", str(tmp_path)]
     assert kir.main(["bench", "retrieval", *words]) == 2
-    assert "unknown baseline" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert f"unknown baseline; got {name}" in line
+    assert "kir bench baseline" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_of_every_kind_meet_on_the_same_queries(tmp_path, capsys):
+    """KuaiFormer, a trained baseline and a counted one, asked from where the latest training ended."""
+    train = ["--data", SIM, "--epochs", "1"]
+    assert kir.main(["train", "kuaiformer", *train, "--out", str(tmp_path / "ours"), "--holdout-days", "2"]) == 0
+    assert kir.main(["bench", "baseline", "sasrec", *train, "--out", str(tmp_path / "sasrec")]) == 0
+    later = load_checkpoint(tmp_path / "sasrec").config["training"]["trained_until_ms"]
+    assert later > load_checkpoint(tmp_path / "ours").config["training"]["trained_until_ms"]
+    capsys.readouterr()
+    models = ["best=" + str(tmp_path / "ours"), str(tmp_path / "sasrec")]
+    words = [*models, "--baseline", "item-cf", "--data", SIM, "--out", str(tmp_path / "out")]
+    assert kir.main(["bench", "retrieval", *words]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(line["arms"]) == ["best", "sasrec", "item-cf"]
+    assert set(line["differences"]) == {"sasrec", "item-cf"}
+    assert f"from {later} ms on" in line["protocol"]
+    assert "CAUTION" not in line["protocol"]
+    trained = load_checkpoint(tmp_path / "sasrec").metrics["mrr"]
+    assert line["arms"]["sasrec"]["metrics"]["mrr"]["mean"] == pytest.approx(trained, abs=1e-9)

@@ -13,7 +13,7 @@ import pytest
 
 from contract.errors import InputError
 from contract.vocabulary import MISSING_KEY
-from tests.training.retrieval_makers import Fixed, masked_split
+from tests.training.retrieval_makers import Fixed, Target, masked_split
 from training.readers import open_data
 from training.retrieval_dump import METADATA, DumpWriter
 from training.retrieval_eval import Popularity, evaluate
@@ -286,6 +286,19 @@ def test_comparisons_are_paired(split):
     )
     assert "fixed − popularity" in str(found)
     assert json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_a_difference_is_claimed_where_the_cut_off_carries_one(split):
+    ours = evaluate(replace(split, mask_history=False), "val", Target(split, "val"), draws=0)
+    theirs = evaluate(replace(split, mask_history=False), "val", Popularity(), draws=0)
+    found = compare(ours, theirs, draws=100)
+    assert found.metrics["recall@10"].excludes_zero
+    assert found.metrics["mrr"].excludes_zero
+    assert not found.claims("recall@10"), "10 of 120 is more than 5 %"
+    assert found.claims("mrr")
+    lines = {line.split()[0]: line for line in str(found).splitlines()[2:]}
+    assert "excludes 0" in lines["mrr"]
+    assert "excludes 0" not in lines["recall@10"]
 
 
 def test_a_result_does_not_differ_from_itself(result):
