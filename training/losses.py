@@ -16,8 +16,6 @@ in_batch_softmax (one positive item each).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -25,6 +23,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from contract.errors import InputError
 from training.candidates import Owned
 from training.frequency import FrequencyEstimator
+from training.softmax_chunks import SoftmaxOptions, loss_and_gradients
 
 __all__ = ["CORRECTIONS", "PRECISIONS", "SMOOTHINGS", "FrequencyEstimator", "candidate_softmax", "in_batch_softmax"]
 
@@ -32,8 +31,6 @@ SMOOTHINGS = ("none", "standard", "paper")
 CORRECTIONS = ("none", "logq", "corrected")
 PRECISIONS = ("float32", "bfloat16")
 ABSENT = -1e4  # of an item that must not serve as a negative; exp of it is 0 in float32, and it stays finite
-SURE = 1e-6  # `paper` smoothing takes log(1 - p) no further than log of this, and has no gradient beyond
-CHUNK_BYTES = 4 << 20  # of a chunk's scores
 
 
 def candidate_softmax(
@@ -82,20 +79,9 @@ def candidate_softmax(
     candidates_CD = candidates_CD.to(users_TKD.dtype)
     graph = torch.is_grad_enabled() and (users_TKD.requires_grad or candidates_CD.requires_grad)
     log_q_C = None if correction == "none" or log_q_C is None else log_q_C.detach().to(users_TKD.dtype)
-    options = _Options(scale, correction == "corrected", smoothing, alpha, chunk, precision, graph)
+    options = SoftmaxOptions(scale, correction == "corrected", smoothing, alpha, chunk, precision, graph)
     loss: Tensor = _CandidateSoftmax.apply(users_TKD, candidates_CD, target_T, log_q_C, owned, options)
     return loss
-
-
-@dataclass(frozen=True)
-class _Options:
-    scale: float
-    positive_uncorrected: bool
-    smoothing: str
-    alpha: float
-    chunk: int | None
-    precision: str
-    gradients: bool
 
 
 def _check(
@@ -125,7 +111,7 @@ def _check(
 
 
 class _CandidateSoftmax(torch.autograd.Function):
-    """Works out loss and gradients in the forward pass, chunk by chunk; backward only hands them over."""
+    """Works out loss and gradients in the forward pass; backward only hands them over."""
 
     @staticmethod
     def forward(
@@ -135,14 +121,11 @@ class _CandidateSoftmax(torch.autograd.Function):
         target_T: Tensor,
         log_q_C: Tensor | None,
         owned: Owned | None,
-        options: _Options,
+        options: SoftmaxOptions,
     ) -> Tensor:
         with torch.autocast(users_TKD.device.type, enabled=False):
-            loss, d_users_TKD, d_candidates_CD = _loss_and_gradients(
-                users_TKD, candidates_CD, target_T, log_q_C, owned, options
-            )
-        if options.gradients:
-            ctx.save_for_backward(d_users_TKD, d_candidates_CD)
+            loss, *gradients = loss_and_gradients(users_TKD, candidates_CD, target_T, log_q_C, owned, options)
+        ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
@@ -150,107 +133,6 @@ class _CandidateSoftmax(torch.autograd.Function):
     def backward(ctx: FunctionCtx, d_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_users_TKD, d_candidates_CD = ctx.saved_tensors  # type: ignore[attr-defined]
         return d_users_TKD * d_loss, d_candidates_CD * d_loss, None, None, None, None
-
-
-def _loss_and_gradients(
-    users_TKD: Tensor,
-    candidates_CD: Tensor,
-    target_T: Tensor,
-    log_q_C: Tensor | None,
-    owned: Owned | None,
-    options: _Options,
-) -> tuple[Tensor, Tensor, Tensor]:
-    T, K, D = users_TKD.shape
-    C = len(candidates_CD)
-    rows = options.chunk or max(1, min(T, CHUNK_BYTES // (4 * K * C)))
-    buffer = users_TKD.new_empty(K * rows * C)
-    total = users_TKD.new_zeros((), dtype=torch.float64)
-    d_users_TKD = torch.empty_like(users_TKD, memory_format=torch.contiguous_format) if options.gradients else buffer
-    d_candidates_CD = torch.zeros_like(candidates_CD) if options.gradients else buffer
-    for first in range(0, T, rows):
-        last = min(first + rows, T)
-        R = last - first
-        users_KRD = users_TKD[first:last].transpose(0, 1) * options.scale
-        scores_KRC = buffer[: K * R * C].view(K, R, C)
-        torch.mm(users_KRD.reshape(K * R, D), candidates_CD.t(), out=scores_KRC.view(K * R, C))
-        won_KRC = _maximum(scores_KRC)
-        z_RC = scores_KRC[0]
-        pairs = owned.pairs(first, last) if owned is not None else None
-        total += _softmax_gradient(z_RC, target_T[first:last, None], log_q_C, pairs, options)
-        if options.gradients:
-            _to_winners(scores_KRC, won_KRC)
-            d_KRC = scores_KRC.view(K * R, C)
-            d_users_TKD[first:last] = (d_KRC @ candidates_CD).view(K, R, D).transpose(0, 1)
-            d_candidates_CD.addmm_(d_KRC.t(), users_KRD.reshape(K * R, D))
-    if options.gradients:
-        d_users_TKD.mul_(options.scale / T)
-        d_candidates_CD.div_(T)
-    return (total / T).to(users_TKD.dtype), d_users_TKD, d_candidates_CD
-
-
-def _maximum(scores_KRC: Tensor) -> Tensor:
-    """Put the maximum over K into scores_KRC[0]; returns bool [K - 1, R, C]: query k + 1 beat all before it."""
-    best_RC = scores_KRC[0]
-    won_KRC = torch.empty_like(scores_KRC[1:], dtype=torch.bool)
-    for score_RC, won_RC in zip(scores_KRC[1:], won_KRC, strict=True):
-        torch.gt(score_RC, best_RC, out=won_RC)
-        torch.maximum(score_RC, best_RC, out=best_RC)
-    return won_KRC
-
-
-def _to_winners(d_KRC: Tensor, won_KRC: Tensor) -> None:
-    """d_KRC[0] is the gradient of the maximum; give each entry to the query that won, 0 to the others."""
-    rest_RC = d_KRC[0]
-    for k in range(len(won_KRC), 0, -1):  # the last that beat all before it is the winner
-        torch.mul(rest_RC, won_KRC[k - 1], out=d_KRC[k])
-        rest_RC.sub_(d_KRC[k])
-
-
-def _softmax_gradient(
-    z_RC: Tensor,
-    target_R1: Tensor,
-    log_q_C: Tensor | None,
-    pairs: tuple[Tensor, Tensor] | None,
-    options: _Options,
-) -> Tensor:
-    """Sum of the rows' losses; z_RC (scores) is overwritten by the gradient of that sum with respect to the scores."""
-    C, alpha = z_RC.shape[1], options.alpha
-    target_z_R1 = z_RC.gather(1, target_R1)
-    if log_q_C is not None:
-        z_RC.sub_(log_q_C)
-        if options.positive_uncorrected:
-            z_RC.scatter_(1, target_R1, target_z_R1)
-        else:
-            target_z_R1 = z_RC.gather(1, target_R1)
-    others_R1: Tensor | None = None
-    negative_RC = None
-    if options.smoothing != "none":
-        negative_RC = torch.ones_like(z_RC, dtype=torch.bool).scatter_(1, target_R1, False)
-        if pairs is not None:
-            negative_RC[pairs] = False
-        others_R1 = torch.where(negative_RC, z_RC, 0.0).sum(1, keepdim=True)
-    if pairs is not None:
-        z_RC[pairs] = float("-inf")
-        z_RC.scatter_(1, target_R1, target_z_R1)
-    lse_R1 = torch.logsumexp(z_RC, dim=1, keepdim=True)
-    loss_R1 = lse_R1 - target_z_R1
-    p_RC = z_RC.sub_(lse_R1).exp_()
-    if negative_RC is None or others_R1 is None:
-        p_RC.scatter_add_(1, target_R1, torch.full_like(target_z_R1, -1.0))
-        return loss_R1.sum(dtype=torch.float64)
-    if options.smoothing == "standard":
-        n_R1 = negative_RC.sum(1, keepdim=True).to(z_RC.dtype)
-        smooth_R1 = n_R1 * lse_R1 - others_R1
-        p_RC.mul_(1 - alpha + alpha / C * n_R1).add_(negative_RC, alpha=-alpha / C)
-    else:
-        left_RC = 1.0 - p_RC
-        counts_RC = negative_RC & (left_RC > SURE)
-        smooth_R1 = -torch.where(negative_RC, left_RC.clamp(min=SURE).log(), 0.0).sum(1, keepdim=True)
-        h_RC = torch.where(counts_RC, p_RC / left_RC.clamp(min=SURE), 0.0)
-        h_R1 = h_RC.sum(1, keepdim=True)
-        p_RC.mul_(1 - alpha - alpha / C * h_R1).add_(h_RC, alpha=alpha / C)
-    p_RC.scatter_add_(1, target_R1, torch.full_like(target_z_R1, alpha - 1.0))
-    return ((1 - alpha) * loss_R1 + alpha / C * smooth_R1).sum(dtype=torch.float64)
 
 
 def in_batch_softmax(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from contract.errors import InputError
+from training import softmax_chunks
 from training.candidates import OwnedItems
 from training.losses import CORRECTIONS, SMOOTHINGS, candidate_softmax
 
@@ -97,6 +98,33 @@ def test_the_size_of_a_chunk_changes_nothing(chunk):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("queries", [1, 2, 3])
+@pytest.mark.parametrize("columns", [1, 5, 36])
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_tiles_of_candidates_change_nothing(monkeypatch, correction, columns, queries, scale):
+    """Scale 1 stays within BOUND, 30 goes beyond: there the largest score grows from tile to tile."""
+    monkeypatch.setattr(softmax_chunks, "TILE_BYTES", columns * 8 * queries * 7)
+    p = problem(queries=queries)
+    largest = scale * float((p["users"].norm(dim=2).max() * p["candidates"].norm(dim=1).max()).detach())
+    assert (largest < softmax_chunks.BOUND) == (scale == 1.0)
+    fast, slow = both(p, use_owned=True, correction=correction, smoothing="none", alpha=0.1, scale=scale)
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_scores_far_apart_lose_no_row():
+    """The positive far above the others, far below, and all others owned: finite, and exact where it counts."""
+    users = torch.tensor([[[200.0]], [[-200.0]], [[3.0]]], requires_grad=True)
+    candidates = torch.tensor([[1.0], [-1.0], [0.5]], requires_grad=True)
+    owned = OwnedItems.from_pairs(torch.tensor([1, 1]), torch.tensor([1, 2])).of(torch.tensor([0, 0, 1]))
+    loss = candidate_softmax(users, candidates, torch.tensor([0, 0, 0]), owned=owned)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx((0 + 400 + 0) / 3)
+    torch.testing.assert_close(users.grad.flatten(), torch.tensor([0.0, -2 / 3, 0.0]), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(candidates.grad.flatten(), torch.tensor([200 / 3, -200 / 3, 0.0]), atol=1e-4, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("correction", "smoothing"), list(itertools.product(CORRECTIONS, SMOOTHINGS)))
 def test_numeric_gradients_agree(correction, smoothing):
     p = problem(rows=5, queries=2)
@@ -106,7 +134,7 @@ def test_numeric_gradients_agree(correction, smoothing):
             users, candidates, p["target"], log_q_C=p["log_q"], correction=correction, smoothing=smoothing, chunk=2
         )
 
-    assert torch.autograd.gradcheck(loss, (p["users"], p["candidates"]))
+    assert torch.autograd.gradcheck(loss, (p["users"], p["candidates"]), fast_mode=True)
 
 
 def test_without_gradients_the_loss_is_the_same():
@@ -133,6 +161,95 @@ def test_of_equal_queries_the_first_gets_the_gradient():
     candidate_softmax(one, candidates, torch.arange(3)).backward()
     torch.testing.assert_close(users.grad[:, :1], one.grad)
     assert not users.grad[:, 1:].any()
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+def test_what_the_owner_liked_gets_no_gradient(smoothing):
+    p = problem(queries=1)
+    p["owned"] = OwnedItems.from_pairs(torch.zeros(2, dtype=torch.int64), torch.tensor([5, 9])).of(
+        torch.zeros(T, dtype=torch.int64)
+    )
+    p["target"].fill_(5)  # owned as well: stays the positive
+    loss = candidate_softmax(
+        p["users"], p["candidates"], p["target"], owned=p["owned"], smoothing=smoothing, scale=20.0
+    )
+    (gradient,) = torch.autograd.grad(loss, p["candidates"])
+    assert gradient.any(dim=1).nonzero().flatten().tolist() == [c for c in range(C) if c != 9]
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+def test_bfloat16_products_stay_close(smoothing, scale):
+    """Inputs of products keep 8 bits of mantissa (relative 1/256), and errors of many terms don't add up."""
+    p = problem(dtype=torch.float32, queries=2)
+    p["users"] = torch.nn.functional.normalize(p["users"].detach(), dim=2).requires_grad_()
+    p["candidates"] = torch.nn.functional.normalize(p["candidates"].detach(), dim=1).requires_grad_()
+    fast, slow = both(
+        p, use_owned=True, precision="bfloat16", correction="corrected", smoothing=smoothing, alpha=0.1, scale=scale
+    )
+    assert float((fast[0] - slow[0]).detach().abs()) < 2e-3 * scale**0.5
+    for one, other in zip(fast[1:], slow[1:], strict=True):
+        assert float((one - other).norm() / other.norm()) < 5e-3 * scale**0.5
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
+def test_float32_comes_close_to_float64():
+    for seed in range(5):
+        exact, single = problem(seed), problem(seed)
+        single = {
+            **single,
+            **{name: single[name].detach().float().requires_grad_() for name in ("users", "candidates")},
+        }
+        options = {"use_owned": True, "correction": "logq", "smoothing": "none", "alpha": 0.1, "scale": 3.0}
+        (fast, _), (_, slow) = both(single | {"log_q": single["log_q"].float()}, **options), both(exact, **options)
+        for one, other in zip(fast, slow, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-6)
+
+
+def test_lower_types_and_autocast_give_float32_losses():
+    p = problem(dtype=torch.float32)
+    plain = candidate_softmax(p["users"], p["candidates"], p["target"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = candidate_softmax(p["users"], p["candidates"], p["target"])
+    assert float(inside.detach()) == float(plain.detach())
+    low = p["users"].detach().bfloat16().requires_grad_()
+    loss = candidate_softmax(low, p["candidates"], p["target"])
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert low.grad.dtype == torch.bfloat16
+    rounded = low.detach().float().requires_grad_()
+    candidate_softmax(rounded, p["candidates"], p["target"]).backward()
+    torch.testing.assert_close(low.grad, rounded.grad.bfloat16())
+
+
+def test_gradients_scale_with_what_comes_after():
+    p = problem()
+    loss = candidate_softmax(p["users"], p["candidates"], p["target"])
+    once = torch.autograd.grad(loss, [p["users"], p["candidates"]], retain_graph=True)
+    thrice = torch.autograd.grad(3 * loss, [p["users"], p["candidates"]])
+    for one, three in zip(once, thrice, strict=True):
+        torch.testing.assert_close(3 * one, three)
+
+
+def test_only_one_side_may_want_gradients():
+    p = problem()
+    (both_ways,) = torch.autograd.grad(candidate_softmax(p["users"], p["candidates"], p["target"]), p["users"])
+    loss = candidate_softmax(p["users"], p["candidates"].detach(), p["target"])
+    torch.testing.assert_close(torch.autograd.grad(loss, p["users"])[0], both_ways)
+
+
+@pytest.mark.parametrize("rows", [1, 255, 256, 4096])
+@pytest.mark.parametrize("candidates", [1, 100, 3416, 57289, 10_000_000])
+@pytest.mark.parametrize("smoothing", ["none", "paper"])
+@pytest.mark.parametrize("cuda", [False, True])
+def test_chunks_fit_their_bounds(rows, candidates, smoothing, cuda):
+    options = softmax_chunks.SoftmaxOptions(1.0, False, smoothing, 0.1, None, "float32", True)
+    R, n = softmax_chunks.plan(rows, 4, candidates, options, cuda=cuda)
+    assert 1 <= R <= rows
+    assert 1 <= n <= candidates
+    assert n == candidates or not cuda
+    if R > 16:
+        assert R * 4 * candidates * 4 <= (softmax_chunks.CUDA_BYTES if cuda else softmax_chunks.CHUNK_BYTES)
 
 
 @pytest.mark.parametrize(
