@@ -155,7 +155,8 @@ def _train_kuaiformer(args: argparse.Namespace) -> Checkpoint | None:
     from training.retrieval_split import split_of
 
     recipe = read_recipe(args.recipe) if args.recipe else Recipe()
-    settings = [f"train.{name}={value}" for name in ("epochs", "max_seconds", "seed") if (value := getattr(args, name))]
+    given = {name: getattr(args, name) for name in ("epochs", "max_seconds", "seed")}
+    settings = [f"train.{name}={value}" for name, value in given.items() if value is not None]
     recipe = recipe.changed([*settings, *args.set])
     if args.preset:
         recipe = Recipe.from_dict({**recipe.to_dict(), "preset": args.preset}, "--preset")

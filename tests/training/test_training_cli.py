@@ -63,7 +63,7 @@ def test_train_then_evaluate(tmp_path, capsys, model, metric, protocol):
     assert steps[-1] <= checkpoint.config["training"]["result"]["steps"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (out / "README.md").read_text().startswith("# ")
-    assert checkpoint.config["training"]["data"] == SIM
+    assert SIM.startswith(checkpoint.config["training"]["data"])
     assert run("evaluate", out, "--data", SIM, "--json", figures) == 0
     assert protocol in capsys.readouterr().out
     written = json.loads(figures.read_text())
@@ -72,12 +72,44 @@ def test_train_then_evaluate(tmp_path, capsys, model, metric, protocol):
 
 
 def test_steps_and_resume_end_where_one_run_does(tmp_path):
-    train = ("train", "kuaiformer", "--data", SIM, "--epochs", 1, "--holdout-days", 0)
+    train = ("train", "kuaiformer", "--data", SIM, "--epochs", 1, "--holdout-days", 0, "--set", "data.batch=128")
     assert run(*train, "--out", tmp_path / "whole") == 0
-    assert run(*train, "--out", tmp_path / "half", "--steps", 2) == 0
-    assert run(*train, "--out", tmp_path / "rest", "--resume", tmp_path / "half") == 0
-    whole, half, rest = (load_checkpoint(tmp_path / name) for name in ("whole", "half", "rest"))
-    assert half.version != whole.version == rest.version
+    assert run(*train, "--out", tmp_path / "parts", "--steps", 3) == 0
+    whole, part = (load_checkpoint(tmp_path / name) for name in ("whole", "parts"))
+    assert part.config["training"]["result"]["steps"] == 3
+    assert run(*train, "--out", tmp_path / "parts", "--resume") == 2, "the checkpoint of step 3 stands there"
+    assert run(*train, "--out", tmp_path / "parts", "--resume", "--overwrite") == 0
+    assert part.version != whole.version == load_checkpoint(tmp_path / "parts").version
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole"]
+
+
+def test_a_recipe_and_changes_to_it_reach_the_checkpoint(tmp_path):
+    recipe = {"preset": "tiny", "model": {"layers": 1}, "train": {"epochs": 3, "seed": 5, "learning_rate": 0.004}}
+    (tmp_path / "mine.json").write_text(json.dumps(recipe))
+    train = ("train", "kuaiformer", "--data", SIM, "--holdout-days", 0, "--recipe", tmp_path / "mine.json")
+    changes = ("--epochs", 1, "--seed", 0, "--set", "model.interests=3", "--set", "loss.smoothing=standard")
+    assert run(*train, *changes, "--out", tmp_path / "m") == 0
+    saved = load_checkpoint(tmp_path / "m").config
+    assert (saved["model"]["layers"], saved["model"]["interests"]) == (1, 3)
+    used = saved["training"]["recipe"]
+    assert (used["train"]["epochs"], used["train"]["learning_rate"], used["loss"]["smoothing"]) == (
+        1,
+        0.004,
+        "standard",
+    )
+    assert used["train"]["seed"] == saved["training"]["seed"] == 0, "a seed of 0 counts as given"
+
+
+def test_a_preset_replaces_the_recipes(tmp_path, monkeypatch):
+    from training import kuaiformer_train
+
+    monkeypatch.setattr(kuaiformer_train, "train_kuaiformer", lambda split, out, recipe, **options: used.append(recipe))
+    used: list = []
+    train = ("train", "kuaiformer", "--data", SIM, "--out", tmp_path / "m")
+    assert run(*train, "--preset", "paper", "--set", "model.heads=4") == 0
+    assert run(*train) == 0
+    assert (used[0].config().layers, used[0].config().heads, used[0].config().preset) == (4, 4, "paper")
+    assert used[1].config().preset == "tiny"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +122,11 @@ def test_steps_and_resume_end_where_one_run_does(tmp_path):
         (("train", "ranker", "--data", SIM, "--out", "m", "--preset", "seed"), "unknown preset"),
         (("train", "ranker", "--data", SIM, "--out", "m", "--holdout-days", "9"), "hold out"),
         (("train", "kir", "--data", SIM, "--out", "m", "--steps", "5"), "--steps"),
+        (("train", "ranker", "--data", SIM, "--out", "m", "--set", "loss.alpha=0.2"), "recipes are kuaiformer's"),
+        (("train", "kuaiformer", "--data", SIM, "--out", "m", "--recipe", "nowhere"), "no such recipe"),
+        (("train", "kuaiformer", "--data", SIM, "--out", "m", "--set", "model.size=3"), "size"),
+        (("train", "kuaiformer", "--data", SIM, "--out", "m", "--set", "loss=3"), "PART.KEY=VALUE"),
+        (("train", "kuaiformer", "--data", SIM, "--out", "m", "--resume"), "no saved training state"),
         (("evaluate", "nowhere", "--data", SIM), "nowhere"),
     ],
 )
