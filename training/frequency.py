@@ -40,20 +40,20 @@ class FrequencyEstimator(nn.Module):
 
     @staticmethod
     def from_counts(counts: Tensor, batch: int, rate: float = 0.01) -> FrequencyEstimator:
-        """Start from known counts per item number [H]: gap = 1 / (1 - (1 - q)^batch), as if the stream had run for
-        long.
+        """Start from known counts per item number [H]: gap = 1 / (1 - (1 - q)^batch), where a long stream would end.
 
         With a rate of 0.01 a cold start needs hundreds of steps before the estimate tells items apart; short trainings
         would run without correction. An item without a count is taken as seen half a time.
         """
         estimator = FrequencyEstimator(len(counts), rate=rate)
         q = counts.clamp(min=0.5).double() / max(float(counts.sum()), 1.0)
+        # A = 0 stays: appearances have no memory, so the steps from 0 to the first one average the gap itself.
         estimator.gap[0] = (1.0 / (-torch.expm1(batch * torch.log1p(-q.clamp(max=1 - 1e-12))))).float()
-        # Mean time since the last appearance is the gap itself; the first real gap must not count from step 0.
-        estimator.last_step[0] = -estimator.gap[0]
         return estimator
 
     def _buckets(self, items: Tensor) -> Tensor:
+        if len(self.gap) == 1:
+            return items[None] % self.gap.shape[1]
         hashed = (items * self.factors[:, :1] + self.factors[:, 1:]) % _PRIME
         hashed[0] = items
         return hashed % self.gap.shape[1]
@@ -67,7 +67,7 @@ class FrequencyEstimator(nn.Module):
         gap = self.gap.gather(1, places)
         seen = self.last_step.gather(1, places)
         self.gap.scatter_(1, places, (1 - self.rate) * gap + self.rate * (now - seen))
-        self.last_step.scatter_(1, places, torch.ones_like(seen) * now)
+        self.last_step.scatter_(1, places, now.expand_as(seen))
 
     @torch.no_grad()
     def probability(self, items: Tensor) -> Tensor:
