@@ -2,6 +2,7 @@
 
 kir demo --out demo-out --quick                        # a smoke test of the whole loop, about a minute
 kir bench closed-loop --work demo-out                  # after a demo: the simulator's arms again, more sessions
+kir bench encoder --rounds 3 --batches 1 --no-compile  # KuaiFormer's encoder beside the arithmetic floor, a minute
 kir bench swipe --cdn demo-out/cdn                     # latency of a swipe's parts beside the whole net
 kir bench baseline sasrec --data events:runs/data --out runs/sasrec --epochs 2
 kir bench retrieval runs/kuaiformer runs/sasrec --baseline popularity,item-cf --data events:runs/data
@@ -61,6 +62,8 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     _add_ablation_arguments(ablation.add_argument)
     baseline = kinds.add_parser("baseline", help="train or make what KuaiFormer is compared with; measured on val")
     add_baseline_arguments(baseline)
+    encoder = kinds.add_parser("encoder", help="one user's encoding: torch, torch.compile, onnxruntime, and the floor")
+    _add_encoder_arguments(encoder.add_argument)
     swipe = kinds.add_parser("swipe", help="what a swipe costs on this machine, part by part, beside the whole net")
     swipe.add_argument("--cdn", required=True, help="published models: URL or directory")
     swipe.add_argument("--repeats", type=int, default=2000, help="timed calls of each part (default: %(default)s)")
@@ -108,6 +111,15 @@ def _add_retrieval_arguments(add: Callable[..., Any]) -> None:
     add("--json", type=Path, help="write the result here as well")
 
 
+def _add_encoder_arguments(add: Callable[..., Any]) -> None:
+    add("--checkpoint", type=Path, help="KuaiFormer checkpoint (default: random weights, width 256, 6 layers)")
+    add("--hidden", type=int, help="feed-forward width of the random net (default: 688)")
+    add("--batches", type=int, nargs="+", default=[1, 8, 32], help="users of a call (default: 1 8 32)")
+    add("--rounds", type=int, default=15, help="turns of floor and runtimes (default: %(default)s)")
+    add("--no-compile", action="store_true", help="leave torch.compile out, which compiles for minutes")
+    add("--out", dest="json", type=Path, help="write the result here as well")
+
+
 def run_bench(args: argparse.Namespace) -> int:
     """One benchmark: a table, then one JSON line."""
     if args.bench == "retrieval":
@@ -116,6 +128,8 @@ def run_bench(args: argparse.Namespace) -> int:
         result, table = _run_ablation(args)
     elif args.bench == "baseline":
         result, table = run_baseline(args)
+    elif args.bench == "encoder":
+        result, table = _run_encoder(args)
     elif args.bench == "swipe":
         if args.repeats < 1:
             raise InputError("--repeats starts at 1", got=args.repeats)
@@ -136,6 +150,20 @@ def run_bench(args: argparse.Namespace) -> int:
         args.json.write_text(line + "\n")
     print(line)
     return 0
+
+
+def _run_encoder(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    if args.checkpoint is not None and args.hidden is not None:
+        raise InputError("--hidden is of the random net, --checkpoint has its own", got=args.hidden)
+    from benchmarks.encoder_speed import measure_encoder
+
+    return measure_encoder(
+        args.checkpoint,
+        batches=args.batches,
+        rounds=args.rounds,
+        compiled=not args.no_compile,
+        size={"hidden": args.hidden} if args.hidden is not None else None,
+    )
 
 
 def _run_retrieval(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

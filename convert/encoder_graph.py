@@ -5,7 +5,7 @@ Tracing `training.kuaiformer.Encoder` gives a correct graph that spends a third 
 
 - tokens and queries are one sequence of T = windows + latest + K, so that each weight is read once a layer;
 - the last layer is worked out for the queries alone, nobody reads its items;
-- the token MLP's first linear layer is folded into the gate and up projections: R columns in, not `width`;
+- the token MLP's first linear layer is folded into the gate and up projections where that takes fewer products;
 - a window's mean goes before the compression layer's down projection, which is linear: one row a window, not its items;
 - attention, RMSNorm and rotary positions are operators of opset 23 instead of a dozen nodes each.
 
@@ -74,9 +74,13 @@ def _tokens(g: _Graph, encoder: Encoder) -> str:
     linear, mlp = encoder.token[0], encoder.token[1]
     mask_BL1 = g.op("Unsqueeze", "history_mask", g.ints(2))
     rows = g.op("Concat", g.op("Mul", "history_rows", mask_BL1), mask_BL1, axis=2)
-    first = np.concatenate([_array(linear.weight).T, _array(linear.bias)[None]]).astype(np.float64)
-    gate, up = ((first @ _array(part.weight).T).astype(np.float32) for part in (mlp.gate, mlp.up))
-    hidden = _gated(g, g.matmul(rows, gate), g.matmul(rows, up))
+    first, gate, up = np.concatenate([_array(linear.weight).T, _array(linear.bias)[None]]), mlp.gate, mlp.up
+    if 2 * gate.weight.numel() + first.size > 2 * len(first) * len(gate.weight):
+        exact = first.astype(np.float64)
+        folded = [(exact @ _array(part.weight).T).astype(np.float32) for part in (gate, up)]
+        hidden = _gated(g, *(g.matmul(rows, weight) for weight in folded))
+    else:
+        hidden = _hidden(g, mlp, g.matmul(rows, first))
     skip = _array(encoder.token_skip.weight).T
     skip = np.concatenate([skip, np.zeros_like(skip[:1])])
     return g.op("Add", g.matmul(hidden, _array(mlp.down.weight).T), g.matmul(rows, skip))

@@ -12,7 +12,10 @@ Shapes: Q queries, K interests, D width, I items.
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +92,7 @@ def quantise(source: Path, target: Path) -> Path:
     """Write the int8 form of a float graph. Raises ConversionError."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with quiet("int8 of the encoder"):
+    with quiet("int8 of the encoder"), _no_advice():
         quantize_dynamic(
             str(source),
             str(target),
@@ -99,6 +102,20 @@ def quantise(source: Path, target: Path) -> Path:
             extra_options={"MatMulConstBOnly": True},
         )
     return target
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """onnxruntime advises, on the root logger, a shape inference that this graph does not need."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "pre-processing before quantization" not in record.getMessage()
+
+    logging.getLogger().addFilter(wanted)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(wanted)
 
 
 def judge(
