@@ -46,7 +46,7 @@ COMMANDS: dict[str, Command] = {
     "retrieve": Command("server_stub.cli", "server", "what KuaiFormer fetches for a history file, without a server"),
     "swipe": Command("edge.cli", "", "run a headless phone against a live server"),
     "replay": Command("edge.cli", "", "replay the golden cases of a published model on this machine"),
-    "bench": Command("benchmarks.cli", "bench", "retrieval | encoder | swipe | closed-loop | …: a table and one JSON line"),
+    "bench": Command("benchmarks.cli", "bench", "retrieval | encoder | swipe | …: a table and one JSON line"),
     "demo": Command("benchmarks.cli", "all", "the whole loop here: events, training, conversion, serving, swipes"),
 }
 
