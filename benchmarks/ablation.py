@@ -13,22 +13,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from benchmarks.stats import machine
 from contract.errors import InputError
-from training.autosave import Autosave
-from training.checkpoint import load_checkpoint
-from training.kuaiformer import KuaiFormer
-from training.kuaiformer_train import load_kuaiformer, train_kuaiformer
-from training.readers import open_data
-from training.recipe import Recipe, read_recipe
-from training.retrieval_eval import KuaiFormerScorer, evaluate
-from training.retrieval_result import RetrievalResult, compare
-from training.retrieval_split import Queries, RetrievalSplit, split_of
+
+if TYPE_CHECKING:
+    from training.kuaiformer import KuaiFormer
+    from training.recipe import Recipe
+    from training.retrieval_result import RetrievalResult
+    from training.retrieval_split import Queries, RetrievalSplit
 
 FOLDER = Path(__file__).parent / "plans"
 SHOWN = ("recall@10", "ndcg@10")
@@ -53,6 +49,8 @@ class Plan:
 
 def read_plan(name: str) -> Plan:
     """A plan that ships, by name, or a JSON file. Raises InputError."""
+    from training.recipe import Recipe, read_recipe
+
     path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
     try:
         data = json.loads(path.read_text())
@@ -93,6 +91,12 @@ def run_ablation(
     history  positives before a query that models may read (default: the data's protocol)
     Raises InputError for unknown arms, too few queries, and when nothing is done.
     """
+    from training.autosave import Autosave
+    from training.kuaiformer_train import train_kuaiformer
+    from training.readers import open_data
+    from training.retrieval_result import compare
+    from training.retrieval_split import split_of
+
     plan = read_plan(plan_name)
     unknown = sorted(set(only) - set(plan.arms))
     if unknown:
@@ -142,6 +146,10 @@ def _long_enough(split: RetrievalSplit, least: int) -> Queries:
 
 
 def _judge(arm: str, by_seed: Mapping[int, Path], split: RetrievalSplit, queries: Queries) -> list[RetrievalResult]:
+    from training.checkpoint import load_checkpoint
+    from training.kuaiformer_train import load_kuaiformer
+    from training.retrieval_eval import KuaiFormerScorer, evaluate
+
     results = []
     for folder in by_seed.values():
         checkpoint = load_checkpoint(folder, kind="kuaiformer")
@@ -152,6 +160,11 @@ def _judge(arm: str, by_seed: Mapping[int, Path], split: RetrievalSplit, queries
 
 def measured_costs(folders: Mapping[str, Path]) -> dict[str, float]:
     """Milliseconds of a user in the encoder (eager torch, one thread, full histories), arms in turn, medians."""
+    import torch
+
+    from training.checkpoint import load_checkpoint
+    from training.kuaiformer_train import load_kuaiformer
+
     nets = {arm: load_kuaiformer(load_checkpoint(folder, kind="kuaiformer")) for arm, folder in folders.items()}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -167,18 +180,22 @@ def measured_costs(folders: Mapping[str, Path]) -> dict[str, float]:
     return {arm: float(np.median(values)) for arm, values in times.items()}
 
 
-@torch.no_grad()
 def _one_pass(net: KuaiFormer) -> float:
+    import torch
+
     rows = torch.zeros(COST_BATCH, net.config.length, net.spec.width("history_rows"))
     mask = torch.ones(COST_BATCH, net.config.length)
-    began = time.perf_counter()
-    net.encoder(rows, mask)
-    return time.perf_counter() - began
+    with torch.no_grad():
+        began = time.perf_counter()
+        net.encoder(rows, mask)
+        return time.perf_counter() - began
 
 
 def _facts(
     plan: Plan, arm: str, by_seed: Mapping[int, Path], results: Sequence[RetrievalResult], cost_ms: float
 ) -> dict[str, Any]:
+    from training.checkpoint import load_checkpoint
+
     trained = [load_checkpoint(folder, kind="kuaiformer") for folder in by_seed.values()]
     return {
         "settings": list(plan.arms[arm]),
