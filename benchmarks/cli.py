@@ -3,6 +3,7 @@
 kir demo --out demo-out --quick                        # a smoke test of the whole loop, about a minute
 kir bench closed-loop --work demo-out                  # after a demo: the simulator's arms again, more sessions
 kir bench encoder --rounds 3 --batches 1 --no-compile  # KuaiFormer's encoder beside the arithmetic floor, a minute
+kir bench training --preset tiny --rounds 2 --steps 2  # a training step in float32 and bfloat16, half a minute
 kir bench swipe --cdn demo-out/cdn                     # latency of a swipe's parts beside the whole net
 kir bench baseline sasrec --data events:runs/data --out runs/sasrec --epochs 2
 kir bench retrieval runs/kuaiformer runs/sasrec --baseline popularity,item-cf --data events:runs/data
@@ -64,6 +65,8 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     add_baseline_arguments(baseline)
     encoder = kinds.add_parser("encoder", help="one user's encoding: torch, torch.compile, onnxruntime, and the floor")
     _add_encoder_arguments(encoder.add_argument)
+    training = kinds.add_parser("training", help="a training step in float32 and bfloat16, saves, table optimisers")
+    _add_training_arguments(training.add_argument)
     swipe = kinds.add_parser("swipe", help="what a swipe costs on this machine, part by part, beside the whole net")
     swipe.add_argument("--cdn", required=True, help="published models: URL or directory")
     swipe.add_argument("--repeats", type=int, default=2000, help="timed calls of each part (default: %(default)s)")
@@ -120,6 +123,16 @@ def _add_encoder_arguments(add: Callable[..., Any]) -> None:
     add("--out", dest="json", type=Path, help="write the result here as well")
 
 
+def _add_training_arguments(add: Callable[..., Any]) -> None:
+    add("--preset", default="small", help="size of the model (default: %(default)s)")
+    add("--recipe", metavar="NAME|FILE", help="a recipe instead of the preset's defaults")
+    add("--data", default="sim:users=400,days=4", help="as kir train kuaiformer takes it (default: %(default)s)")
+    add("--rounds", type=int, default=5, help="turns of the precisions (default: %(default)s)")
+    add("--steps", type=int, default=4, help="steps of each in a turn (default: %(default)s)")
+    add("--rows", type=int, default=1_000_000, help="rows of the table for its optimisers (default: %(default)s)")
+    add("--json", type=Path, help="write the result here as well")
+
+
 def run_bench(args: argparse.Namespace) -> int:
     """One benchmark: a table, then one JSON line."""
     if args.bench == "retrieval":
@@ -130,6 +143,8 @@ def run_bench(args: argparse.Namespace) -> int:
         result, table = run_baseline(args)
     elif args.bench == "encoder":
         result, table = _run_encoder(args)
+    elif args.bench == "training":
+        result, table = _run_training(args)
     elif args.bench == "swipe":
         if args.repeats < 1:
             raise InputError("--repeats starts at 1", got=args.repeats)
@@ -164,6 +179,14 @@ def _run_encoder(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         compiled=not args.no_compile,
         size={"hidden": args.hidden} if args.hidden is not None else None,
     )
+
+
+def _run_training(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.training_speed import measure_training
+    from training.recipe import Recipe, read_recipe
+
+    recipe = read_recipe(args.recipe) if args.recipe else Recipe.from_dict({"preset": args.preset}, "--preset")
+    return measure_training(recipe, args.data, rounds=args.rounds, steps=args.steps, rows=args.rows)
 
 
 def _run_retrieval(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 REPOSITORY = Path(__file__).parents[2]
@@ -18,7 +19,6 @@ WORDS = [
     *("train", "kuaiformer", "--data", "sim:users=60,items=400,days=3", "--epochs", "3"),
     *("--set", "data.key_dropout=0", "--set", "model.dropout=0", "--set", "data.batch=96"),
 ]
-CANDIDATES = {"full": 1e-5, "in-batch": 1e-5, "sampled": 1e-5}
 
 
 def kir(out: Path, ranks: int, *words: str) -> str:
@@ -30,41 +30,54 @@ def kir(out: Path, ranks: int, *words: str) -> str:
     return done.stdout
 
 
-def differences(one: Path, other: Path) -> dict[str, float]:
+def weights(checkpoint: Path) -> dict[str, NDArray[np.float64]]:
+    """Dense weights and rows (keys too: they must be the same)."""
+    files = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "tables"))
+    return {name: array.astype(np.float64) for arrays in files for name, array in arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> dict[str, tuple[Path, Path, str]]:
+    """By candidates: the checkpoint of one process, that of two ranks, and what the two printed."""
     found = {}
-    for file in ("model", "tables"):
-        ours, theirs = load_file(one / f"{file}.safetensors"), load_file(other / f"{file}.safetensors")
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            found[name] = float(np.abs(ours[name].astype(np.float64) - theirs[name].astype(np.float64)).max())
+    for candidates in ("in-batch", "sampled"):
+        out = tmp_path_factory.mktemp(candidates)
+        words = ["--set", f"loss.candidates={candidates}", "--set", "loss.negatives=64"]
+        assert "saved to" in kir(out / "one", 0, *words)
+        found[candidates] = (out / "one", out / "two", kir(out / "two", 2, *words))
     return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("candidates", list(CANDIDATES))
-def test_two_ranks_write_what_one_process_writes(tmp_path, candidates):
-    words = ["--set", f"loss.candidates={candidates}", "--set", "loss.negatives=64"]
-    assert "saved to" in kir(tmp_path / "one", 0, *words)
-    printed = kir(tmp_path / "two", 2, *words)
+@pytest.mark.timeout(900)  # six launches in all, each of which imports torch twice or more
+@pytest.mark.parametrize("candidates", ["in-batch", "sampled"])
+def test_two_ranks_write_what_one_process_writes(pairs, candidates):
+    first, second, printed = pairs[candidates]
     assert printed.count("saved to") == 1
-    different = differences(tmp_path / "one", tmp_path / "two")
-    assert max(different.values()) < CANDIDATES[candidates], max(different, key=different.get)
-    results = [
-        json.loads((tmp_path / name / "config.json").read_text())["training"]["result"] for name in ("one", "two")
-    ]
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys()
+    for name in one:
+        apart = np.abs(one[name] - two[name])
+        # Not max: where a gradient is rounding alone, Adagrad divides it by itself and steps as far as elsewhere.
+        assert np.linalg.norm(apart) < 5e-5 * np.linalg.norm(one[name]), name
+        assert (apart > 1e-5).mean() < 0.05, name
+    results = [json.loads((path / "config.json").read_text())["training"]["result"] for path in (first, second)]
     assert results[0]["steps"] == results[1]["steps"] > 20
     assert results[1]["losses"] == pytest.approx(results[0]["losses"], abs=2e-5)
-    lines = [json.loads(line) for line in (tmp_path / "two" / "train_log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (second / "train_log.jsonl").read_text().splitlines()]
     assert len({line["step"] for line in lines}) == len(lines), "one rank writes the log"
-    assert [path.name for path in tmp_path.iterdir() if "autosave" in path.name] == []
+    assert [path.name for path in second.parent.iterdir() if "autosave" in path.name] == []
 
 
 @pytest.mark.slow
-def test_two_ranks_stop_and_go_on(tmp_path):
-    words = ["--set", "data.key_dropout=0.1"]
-    kir(tmp_path / "whole", 2, *words)
+@pytest.mark.timeout(900)
+def test_two_ranks_stop_and_go_on(pairs, tmp_path):
+    words = ["--set", "loss.candidates=in-batch", "--set", "loss.negatives=64"]
     kir(tmp_path / "parts", 2, *words, "--steps", "11")
     assert (tmp_path / ".parts.autosave").is_dir()
     kir(tmp_path / "parts", 2, *words, "--resume", "--overwrite")
     assert not (tmp_path / ".parts.autosave").exists()
-    assert max(differences(tmp_path / "whole", tmp_path / "parts").values()) == 0
+    whole, parts = weights(pairs["in-batch"][1]), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        assert np.array_equal(whole[name], parts[name]), name
