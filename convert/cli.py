@@ -54,9 +54,10 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     rows = jobs.add_parser("rows", help="add one KIR checkpoint's rows to a server bundle, before publishing it")
     rows.add_argument("checkpoint", type=Path, help="KIR checkpoint directory")
     rows.add_argument("--bundle", type=Path, required=True, help="bundle directory")
-    items = jobs.add_parser("items", help="bring a server bundle's items to a newer catalogue, while it serves")
+    items = jobs.add_parser("items", help="new, changed and retrained items into a server bundle, while it serves")
     items.add_argument("--bundle", type=Path, required=True, help="bundle directory")
-    items.add_argument("--catalogue", type=Path, required=True, help="the newer catalogue.parquet")
+    items.add_argument("--catalogue", type=Path, help="the newer catalogue.parquet")
+    items.add_argument("--retrieval", type=Path, help="KuaiFormer checkpoint with newer rows of the same net")
     for job in (model, server, retrieval, rows, items):
         job.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
     for job in (model, server, retrieval):
@@ -108,7 +109,7 @@ def run_convert(args: argparse.Namespace) -> int:
     elif args.job == "items":
         from convert.items import update_items
 
-        result = update_items(args.bundle, args.catalogue)
+        result = update_items(args.bundle, catalogue=args.catalogue, retrieval=args.retrieval)
     elif args.job == "retrieval":
         from convert.retrieval import write_retrieval
 

@@ -1,9 +1,11 @@
-"""New and changed videos into a bundle that serves: vectors by its own item graph, no training, no new encoder.
+"""New, changed and retrained videos into a bundle that serves: no new encoder, no new index, the same version.
 
     kir convert items --bundle runs/server --catalogue new/catalogue.parquet
+    kir convert items --bundle runs/server --retrieval runs/next     # of kir train kuaiformer --items-only
 
-An item that training never saw has no row of its own and is placed by its content (author, tags, duration). What was
-written is one more file in retrieval/items/ and the catalogue; a running server applies it at its next look.
+Vectors come from the bundle's own item graph: an item that training never saw has no row of its own and is placed by
+its content (author, tags, duration). What was written is one more file in retrieval/items/, the catalogue and, from a
+checkpoint, its rows; a running server applies them at its next look.
 """
 
 from __future__ import annotations
@@ -18,80 +20,110 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from contract.catalogue import Catalogue, read_catalogue
-from contract.errors import InputError
+from contract.errors import InputError, VersionMismatch
 from contract.spec import FeatureSpec
-from convert.bundle import read_bundle, read_json, write_bundle_index
-from convert.files import copy_in, write_durably
+from convert.bundle import Bundle, read_bundle, read_json, write_bundle_index
+from convert.files import copy_in, flush, sha256_of, write_durably
 from convert.onnx_export import OnnxGraph
 from convert.server_models import vectors_of
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.tables import SparseTables
 
 UPDATES = "retrieval/items"
-CONTENT = ("author_id", "tags", "duration_ms")
+TABLES = "retrieval/tables.safetensors"
+SAME = 1e-6  # vectors nearer than this are the same: the last bits depend on who else is in the batch
 
 
 @dataclass(frozen=True)
 class ItemUpdate:
-    """How many items an update adds, changes and takes away; file: "" when there was nothing to do."""
+    """How many items an update adds, changes and takes away. file: "" when no vector changed; rows: new ones came."""
 
     bundle: Path
     added: int
     changed: int
     removed: int
     file: str
+    rows: bool
 
     def table(self) -> str:
         done = f"{self.added} items added, {self.changed} changed, {self.removed} removed in {self.bundle}"
-        return f"{done} by {self.file}" if self.file else f"nothing to do: {self.bundle} has this catalogue"
+        told = [f"by {self.file}" if self.file else "", "with new rows" if self.rows else ""]
+        if not any(told) and not self.added + self.changed + self.removed:
+            return f"no vector changes: {self.bundle} has these items"
+        return " ".join([done, *(word for word in told if word)])
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "bundle": str(self.bundle)}
 
 
-def update_items(bundle: str | Path, catalogue: str | Path) -> ItemUpdate:
-    """Bring a bundle's items to those of another catalogue. Raises InputError, EventError, ConversionError."""
+def update_items(
+    bundle: str | Path, *, catalogue: str | Path | None = None, retrieval: str | Path | None = None
+) -> ItemUpdate:
+    """Bring a bundle's items to another catalogue, to the rows of a checkpoint with the same dense net, or both.
+
+    Raises InputError, EventError, CheckpointError, ConversionError; VersionMismatch for a checkpoint of another net.
+    """
     root = Path(bundle)
     held = read_bundle(root)
-    if not Path(catalogue).is_file():
+    if catalogue is None and retrieval is None:
+        raise InputError("nothing to bring", fix="name --catalogue, --retrieval or both")
+    if catalogue is not None and not Path(catalogue).is_file():
         raise InputError("file does not exist", where=catalogue)
-    before, after = read_catalogue(root / "catalogue.parquet"), read_catalogue(Path(catalogue))
+    before = read_catalogue(root / "catalogue.parquet")
+    after = before if catalogue is None else read_catalogue(Path(catalogue))
     if not len(after):
         raise InputError("the catalogue is empty: nothing would be left to find", where=catalogue)
+    checkpoint = None if retrieval is None else _of_this_net(held, retrieval)
+    tables = SparseTables.from_export(load_file(root / TABLES), root / TABLES)
+    vectors = _vectors(root, checkpoint.tables if checkpoint else tables, after)
     place = before.index_of(after.video_id)
-    new, changed = place < 0, np.zeros(len(after), bool)
-    for name in CONTENT:
-        was, now = getattr(before, name)[np.maximum(place, 0)], getattr(after, name)
-        changed |= (was != now).reshape(len(after), -1).any(axis=1)
-    changed &= ~new
+    changed = place >= 0
+    changed[changed] = _apart(vectors[changed], _vectors(root, tables, before)[place[changed]])
+    rows = np.flatnonzero((place < 0) | changed)
     removed = before.video_id[after.index_of(before.video_id) < 0]
-    rows = np.flatnonzero(new | changed)
     name = ""
     if len(rows) or len(removed):
         name = f"{UPDATES}/{_next_number(root):06d}.safetensors"
-        content = {
+        arrays = {
             "ids": after.video_id[rows].view(np.int64),
-            "vectors": _vectors(root, after, rows),
+            "vectors": vectors[rows],
             "removed": removed.view(np.int64),
         }
         (root / UPDATES).mkdir(exist_ok=True)
-        write_durably(root / name, save(content))
-    if name or _differ(before, after):
-        aside = copy_in(catalogue, root / ".catalogue.part")
-        shutil.move(aside, root / "catalogue.parquet")
-        write_bundle_index(root, held.retrieval_version, held.ranker_version)
-    return ItemUpdate(root, int(new.sum()), int(changed.sum()), len(removed), name)
+        write_durably(root / name, save(arrays))
+    new_rows = checkpoint is not None and sha256_of(checkpoint.tables_path) != sha256_of(root / TABLES)
+    if checkpoint is not None and new_rows:
+        _replaced(checkpoint.tables_path, root / TABLES)
+    if catalogue is not None and sha256_of(catalogue) != sha256_of(root / "catalogue.parquet"):
+        _replaced(Path(catalogue), root / "catalogue.parquet")
+    write_bundle_index(root, held.retrieval_version, held.ranker_version)
+    return ItemUpdate(root, int((place < 0).sum()), int(changed.sum()), len(removed), name, new_rows)
 
 
-def _differ(before: Catalogue, after: Catalogue) -> bool:
-    names = ("video_id", "upload_ms")
-    return any(not np.array_equal(getattr(before, name), getattr(after, name)) for name in names)
+def _of_this_net(held: Bundle, path: str | Path) -> Checkpoint:
+    checkpoint = load_checkpoint(path, kind="kuaiformer")
+    if checkpoint.version != held.retrieval_version:
+        raise VersionMismatch(
+            "this checkpoint has another encoder", where=path, got=checkpoint.version, allowed=held.retrieval_version,
+            fix="write the bundle again: a changed encoder is swapped whole",
+        )  # fmt: skip
+    return checkpoint
 
 
-def _vectors(root: Path, items: Catalogue, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+def _apart(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.bool_]:
+    far: NDArray[np.bool_] = np.abs(a - b).max(axis=1, initial=0.0) > SAME
+    return far
+
+
+def _replaced(source: Path, target: Path) -> None:
+    aside = copy_in(source, target.with_name(f".{target.name}.part"))
+    flush(aside)
+    shutil.move(aside, target)
+
+
+def _vectors(root: Path, tables: SparseTables, items: Catalogue) -> NDArray[np.float32]:
     spec = FeatureSpec.from_json(read_json(root / "retrieval/spec.json"), str(root / "retrieval/spec.json"))
-    path = root / "retrieval/tables.safetensors"
-    tables = SparseTables.from_export(load_file(path), path)
-    return vectors_of(spec, tables, items, OnnxGraph(root / "retrieval/item.onnx"), rows)
+    return vectors_of(spec, tables, items, OnnxGraph(root / "retrieval/item.onnx"), np.arange(len(items)))
 
 
 def _next_number(root: Path) -> int:

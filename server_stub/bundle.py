@@ -29,6 +29,7 @@ from server_stub.store import EmbeddingStore, Tables, read_tables
 FORMAT = "kir-bundle/1"
 INDEX_NAME = "bundle.json"
 ITEM_UPDATES = "retrieval/items/"
+RETRIEVAL_ROWS = "retrieval/tables.safetensors"
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -66,8 +67,9 @@ class BundleIndex:
 
     @property
     def core_files(self) -> list[str]:
-        """`model_files` without the items and what is added to them: while these stand, items change in place."""
-        return [p for p in self.model_files if not p.startswith(ITEM_UPDATES) and p != "catalogue.parquet"]
+        """`model_files` without items, their rows and the catalogue: while these stand, items change in place."""
+        changing = ("catalogue.parquet", RETRIEVAL_ROWS)
+        return [p for p in self.model_files if not p.startswith(ITEM_UPDATES) and p not in changing]
 
 
 def read_index(root: str | Path) -> BundleIndex:
@@ -173,17 +175,18 @@ def load_models(index: BundleIndex, *, threads: int = 1) -> Models:
 
 
 def updated_models(models: Models, index: BundleIndex) -> Models | None:
-    """`models` with the items and catalogue that the bundle now has; None when more than items changed.
+    """`models` with the items, rows and catalogue that the bundle now has; None when more than these changed.
 
-    The encoder and the item index stay as they are in memory, and what is not new is not read. Raises InputError,
-    IntegrityError, VersionMismatch.
+    The encoder and the item index stay as they are in memory, and updates applied before are not read again. Raises
+    InputError, IntegrityError, VersionMismatch.
     """
     names = tuple(index.item_files)
     if models.core != index.digest(index.core_files) or names[: len(models.item_files)] != models.item_files:
         return None
     new = names[len(models.item_files) :]
-    verify(index, [*new, "catalogue.parquet"])
-    catalogue, retrieval = read_catalogue(index.root / "catalogue.parquet"), models.retrieval.copy()
+    verify(index, [*new, "catalogue.parquet", RETRIEVAL_ROWS])
+    catalogue = read_catalogue(index.root / "catalogue.parquet")
+    retrieval = models.retrieval.copy(index.root / RETRIEVAL_ROWS)
     _apply_items(index, retrieval, new, catalogue)
     digest = index.digest(index.model_files)
     return replace(models, retrieval=retrieval, catalogue=catalogue, digest=digest, item_files=names)

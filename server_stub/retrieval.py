@@ -82,10 +82,12 @@ class Retrieval:
         tables = read_tables(directory / "tables.safetensors", spec)
         return Retrieval(encoder, spec, tables, index, item_ids.view(np.uint64), version)
 
-    def copy(self) -> Retrieval:
-        """The same encoder and items; what is updated in one is not in the other. Costs nothing."""
+    def copy(self, tables: Path | None = None) -> Retrieval:
+        """The same encoder and items; what is updated in one is not in the other. tables: rows to read anew."""
         other = copy.copy(self)
         other.items = self.items.copy()
+        if tables is not None:
+            other._tables = read_tables(tables, self._spec)
         return other
 
     @property

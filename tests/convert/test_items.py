@@ -10,16 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from contract.catalogue import Catalogue, read_catalogue, write_catalogue
-from contract.errors import CheckpointError, ConversionError, InputError
+from contract.errors import CheckpointError, ConversionError, InputError, VersionMismatch
+from contract.history import UserHistory
 from convert.bundle import read_bundle, write_bundle
 from convert.cli import add_convert_arguments, run_convert
 from convert.items import update_items
 from convert.retrieval import write_retrieval
+from convert.server_models import load_net
 from server_stub.bundle import load_retrieval, read_index, read_item_update
 from server_stub.retrieve import Retriever
 from tests.convert import makers
+from training.checkpoint import load_checkpoint, save_checkpoint
 
 PLAN: dict[str, Any] = {"windows": (4, 4), "latest": 4}
 
@@ -47,6 +51,21 @@ def bundle(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "bundle"))
 
 
+@pytest.fixture(scope="module")
+def retrained(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same net; the rows of two videos have moved."""
+    base = load_checkpoint(parts["retrieval"])
+    with torch.no_grad():
+        base.tables.weights["video"][base.tables.slots("video", makers.VIDEOS[[4, 9]])] += 3.0
+    path = tmp_path_factory.mktemp("next") / "checkpoint"
+    saved = save_checkpoint(
+        path, kind="kuaiformer", model=load_net(base), tables=base.tables, spec=base.spec,
+        model_config=base.model_config, training={"rows_revision": 2}, metrics={}, card_text="# next\n",
+    )  # fmt: skip
+    assert saved.version == base.version
+    return path
+
+
 def changed_catalogue(path: Path, keep: slice = slice(0, 60), **columns: Any) -> Path:
     """Catalogue of `keep` of sixty videos, some columns replaced."""
     items = read_catalogue(makers.make_catalogue(path.with_name("sixty.parquet")))
@@ -61,7 +80,7 @@ class TestUpdate:
         """As if the bundle had been written with the larger catalogue, but for an index that stays."""
         path = changed_catalogue(tmp_path / "catalogue.parquet")
         before = read_bundle(bundle)
-        update = update_items(bundle, path)
+        update = update_items(bundle, catalogue=path)
         assert (update.added, update.changed, update.removed) == (10, 0, 0)
         assert "10 items added" in update.table()
         retrieval, catalogue = load_retrieval(read_index(bundle))
@@ -81,7 +100,7 @@ class TestUpdate:
         author[7] = makers.VIDEOS[40]
         path = changed_catalogue(tmp_path / "catalogue.parquet", slice(3, 50), author_id=author)
         held, _ = load_retrieval(read_index(bundle))
-        update = update_items(bundle, path)
+        update = update_items(bundle, catalogue=path)
         assert (update.added, update.changed, update.removed) == (0, 1, 3)
         ids, vectors, removed = read_item_update(bundle / update.file)
         assert ids.tolist() == makers.VIDEOS[7:8].tolist()
@@ -94,21 +113,55 @@ class TestUpdate:
 
     def test_updates_follow_each_other(self, bundle: Path, tmp_path: Path) -> None:
         names = [
-            update_items(bundle, changed_catalogue(tmp_path / f"{n}.parquet", slice(0, n))).file for n in (52, 55, 51)
+            update_items(bundle, catalogue=changed_catalogue(tmp_path / f"{n}.parquet", slice(0, n))).file
+            for n in (52, 55, 51)
         ]
         assert names == [f"retrieval/items/00000{n}.safetensors" for n in (1, 2, 3)]
         retrieval, _ = load_retrieval(read_index(bundle))
         assert sorted(retrieval.item_ids.tolist()) == sorted(makers.VIDEOS[:51].tolist())
 
     def test_the_same_catalogue_changes_nothing(self, bundle: Path, parts: dict[str, Any]) -> None:
-        before = (bundle / "bundle.json").stat().st_mtime_ns
-        update = update_items(bundle, parts["catalogue"])
-        assert (update.file, (bundle / "bundle.json").stat().st_mtime_ns) == ("", before)
-        assert "nothing to do" in update.table()
+        before = (bundle / "bundle.json").read_bytes()
+        update = update_items(bundle, catalogue=parts["catalogue"], retrieval=parts["retrieval"])
+        assert (update.file, update.rows, (bundle / "bundle.json").read_bytes()) == ("", False, before)
+        assert "no vector changes" in update.table()
+
+    def test_rows_trained_further_move_their_items_alone(self, bundle: Path, retrained: Path) -> None:
+        held, _ = load_retrieval(read_index(bundle))
+        update = update_items(bundle, retrieval=retrained)
+        assert (update.added, update.changed, update.removed, update.rows) == (0, 2, 0, True)
+        ids, vectors, _ = read_item_update(bundle / update.file)
+        assert set(ids.tolist()) == set(makers.VIDEOS[[4, 9]].tolist())
+        now, _ = load_retrieval(read_index(bundle))
+        assert now.version == held.version
+        checkpoint = load_checkpoint(retrained)
+        items = read_catalogue(bundle / "catalogue.parquet")
+        rows = np.flatnonzero(np.isin(items.video_id, ids))
+        columns = {name: getattr(items, name)[rows] for name in ("video_id", "author_id", "tags", "duration_ms")}
+        slots = checkpoint.tables.eval().field_slots(checkpoint.spec, "item_rows", columns)
+        with torch.no_grad():
+            block = checkpoint.tables.rows(
+                checkpoint.spec, "item_rows", {name: torch.from_numpy(slot) for name, slot in slots.items()}
+            )
+            want = load_net(checkpoint).item(block).numpy()
+        np.testing.assert_allclose(vectors[np.argsort(ids)], want[np.argsort(items.video_id[rows])], atol=1e-5)
+        # Histories are read with the new rows too.
+        history = UserHistory(12)
+        history.append({"video_id": makers.VIDEOS[4]}, 0)
+        assert np.abs(now.encode(history) - held.encode(history)).max() > 1e-3
+
+    def test_a_checkpoint_of_another_net(self, bundle: Path, tmp_path: Path) -> None:
+        other = makers.make_kuaiformer(tmp_path / "other", seed=1, **PLAN).path
+        with pytest.raises(VersionMismatch, match="another encoder"):
+            update_items(bundle, retrieval=other)
+        with pytest.raises(InputError, match="nothing to bring"):
+            update_items(bundle)
 
     def test_upload_times_alone_need_no_vectors(self, bundle: Path, tmp_path: Path) -> None:
         upload = np.full(60, 1_600_000_000_000, np.int64)
-        update = update_items(bundle, changed_catalogue(tmp_path / "c.parquet", slice(0, 50), upload_ms=upload))
+        update = update_items(
+            bundle, catalogue=changed_catalogue(tmp_path / "c.parquet", slice(0, 50), upload_ms=upload)
+        )
         assert update.file == ""
         _, catalogue = load_retrieval(read_index(bundle))
         assert set(catalogue.upload_ms.tolist()) == {1_600_000_000_000}
@@ -116,11 +169,11 @@ class TestUpdate:
     def test_refusals_leave_the_bundle(self, bundle: Path, tmp_path: Path) -> None:
         before = (bundle / "bundle.json").read_bytes()
         with pytest.raises(InputError, match="nothing would be left"):
-            update_items(bundle, changed_catalogue(tmp_path / "none.parquet", slice(0, 0)))
+            update_items(bundle, catalogue=changed_catalogue(tmp_path / "none.parquet", slice(0, 0)))
         with pytest.raises(InputError, match="does not exist"):
-            update_items(bundle, tmp_path / "nowhere.parquet")
+            update_items(bundle, catalogue=tmp_path / "nowhere.parquet")
         with pytest.raises(InputError, match="kir convert server"):
-            update_items(tmp_path, tmp_path / "none.parquet")
+            update_items(tmp_path, catalogue=tmp_path / "none.parquet")
         assert (bundle / "bundle.json").read_bytes() == before
         load_retrieval(read_index(bundle))
 
