@@ -6,8 +6,9 @@
     DIR/metrics.json  DIR/README.md
     DIR/state/               optimizer.safetensors and state.json, only when training can be resumed
 
-`version` = kind + "-" + first 12 hex digits of the SHA-256 over model.safetensors and, for all kinds but KIR, over
-tables.safetensors too. KIR's is its dense version: its rows have a revision of their own.
+`version` = kind + "-" + first 12 hex digits of the SHA-256 over model.safetensors and, for ranker and baselines, over
+tables.safetensors too. KIR's and KuaiFormer's name the dense net: their rows have a revision of their own
+(`training.rows_revision`), because rows change while a net stands (training/incremental.py).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from training.tables import SparseTables
 
 FORMAT = "kir-checkpoint/1"
 KINDS = ("kuaiformer", "ranker", "kir", "baseline")
-TABLES_IN_VERSION = ("kuaiformer", "ranker", "baseline")
+TABLES_IN_VERSION = ("ranker", "baseline")
 MODEL, TABLES, CONFIG, METRICS, CARD = (
     "model.safetensors",
     "tables.safetensors",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def run_annotate(args: argparse.Namespace) -> int:
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", choices=MODELS)
-    parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument("--data", help=f"{DATA_HELP}; with --events: the log before them")
     parser.add_argument("--out", required=True, type=Path, help="checkpoint directory to write")
     parser.add_argument(
         "--preset", choices=PRESETS, help="size of the model; the rest follows from it (default: tiny, or the recipe's)"
@@ -111,7 +112,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=_positive, help="stop after so many steps in all; --resume goes on from there")
     parser.add_argument("--max-seconds", type=float, help="time budget of the training loop; not reproducible")
     parser.add_argument(
-        "--holdout-days", type=int, default=1, help="last days kept for the metrics; 0 = train on all (default: 1)"
+        "--holdout-days",
+        type=int,
+        help="last days kept for the metrics; 0 = train on all (default: 1, with --events 0)",
     )
     parser.add_argument(
         "--utc-offset-hours", type=float, help="where the users' days begin (default: kuairand 8, else 0)"
@@ -122,10 +125,20 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="DIR",
-        help="kuaiformer: without DIR, go on from the state that a killed training left beside --out; "
-        "ranker: go on from the state in this checkpoint",
+        help="kuaiformer: without DIR, go on from the state that a killed training left beside --out; with --events, "
+        "train this checkpoint further; ranker: go on from the state in this checkpoint",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
+    since = parser.add_argument_group("kuaiformer, on what came since a checkpoint (training/incremental.py)")
+    since.add_argument(
+        "--events", metavar="FILE", help="event file or folder with the new days, new users and items among them"
+    )
+    since.add_argument(
+        "--items-only",
+        action="store_true",
+        help="the net stands still, rows of items move: same version, for `kir convert items`",
+    )
+    since.add_argument("--replay", type=float, help="old positives trained on for each new one (default: 0.5)")
     recipes = parser.add_argument_group("kuaiformer's recipe (training/recipe.py)")
     recipes.add_argument("--recipe", metavar="NAME|FILE", help="one that ships, or a JSON file")
     recipes.add_argument(
@@ -135,9 +148,22 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_train(args: argparse.Namespace) -> int:
     """Train one model, print its metrics with the protocol above them."""
-    if args.holdout_days < 0:
+    if args.holdout_days is not None and args.holdout_days < 0:
         raise InputError("--holdout-days can't be negative", got=args.holdout_days)
-    checkpoint = _train_kuaiformer(args) if args.model == "kuaiformer" else _train(args, _open(args.data))
+    if args.events is None and args.data is None:
+        raise InputError("nothing to train on", fix=f"pass --data {DATA_HELP}")
+    given = {"--events": args.events, "--items-only": args.items_only or None, "--replay": args.replay}
+    since = [flag for flag, value in given.items() if value is not None]
+    if since and (args.model != "kuaiformer" or args.events is None or not args.resume):
+        raise InputError(
+            "a KuaiFormer checkpoint is trained further",
+            got=f"train {args.model} with {' '.join(since)}",
+            fix="kir train kuaiformer --resume CHECKPOINT --events FILE",
+        )
+    if args.events is not None:
+        checkpoint: Checkpoint | None = _train_since(args)
+    else:
+        checkpoint = _train_kuaiformer(args) if args.model == "kuaiformer" else _train(args, _open(args.data))
     if checkpoint is None:  # a rank of torchrun that does not lead
         return 0
     from training.evaluation import metrics_text
@@ -155,19 +181,19 @@ def _train_kuaiformer(args: argparse.Namespace) -> Checkpoint | None:
     from training.retrieval_split import split_of
 
     recipe = read_recipe(args.recipe) if args.recipe else Recipe()
-    given = {name: getattr(args, name) for name in ("epochs", "max_seconds", "seed")}
-    settings = [f"train.{name}={value}" for name, value in given.items() if value is not None]
-    recipe = recipe.changed([*settings, *args.set])
+    recipe = recipe.changed([*_train_settings(args), *args.set])
     if args.preset:
         recipe = Recipe.from_dict({**recipe.to_dict(), "preset": args.preset}, "--preset")
     if args.resume:
         raise InputError(
-            "kuaiformer goes on from the state beside --out", got=f"--resume {args.resume}", fix="--resume"
+            "kuaiformer goes on from the state beside --out, or from a checkpoint with what came since",
+            got=f"--resume {args.resume}",
+            fix="--resume alone, or --resume CHECKPOINT --events FILE",
         )
     split = split_of(
         open_data(args.data),
         args.data.partition(":")[0],
-        holdout_days=args.holdout_days,
+        holdout_days=_holdout(args),
         utc_offset_hours=_utc_offset(args),
     )
     return train_kuaiformer(
@@ -181,6 +207,45 @@ def _train_kuaiformer(args: argparse.Namespace) -> Checkpoint | None:
         quiet=False,
         parallel=DataParallel.from_environment(recipe.train.device),
     )
+
+
+def _train_since(args: argparse.Namespace) -> Checkpoint:
+    """Incremental training: --resume CHECKPOINT --events FILE [--data the log before]."""
+    given = {"--recipe": args.recipe, "--preset": args.preset, "--steps": args.steps}
+    refused = [flag for flag, value in given.items() if value is not None]
+    if refused:
+        raise InputError("a checkpoint goes on with its own recipe", got=" ".join(refused), fix="change it by --set")
+    from training.checkpoint import load_checkpoint
+    from training.incremental import train_incremental
+
+    if "RANK" in os.environ:
+        raise InputError("incremental training runs in one process", fix="start it without torchrun")
+    base = load_checkpoint(args.resume, kind="kuaiformer")
+    options: dict[str, Any] = {"overwrite": args.overwrite, "items_only": args.items_only}
+    if args.replay is not None:
+        options["replay"] = args.replay
+    return train_incremental(
+        base,
+        _open(f"events:{args.events}"),
+        args.out,
+        old=None if args.data is None else _open(args.data),
+        settings=[*_train_settings(args), *args.set],
+        holdout_days=args.holdout_days or 0,
+        utc_offset_hours=_utc_offset(args),
+        quiet=False,
+        say=_to_stderr,
+        **options,
+    )
+
+
+def _train_settings(args: argparse.Namespace) -> list[str]:
+    """The flags that are values of a recipe."""
+    named = {name: getattr(args, name) for name in ("epochs", "max_seconds", "seed")}
+    return [f"train.{name}={value}" for name, value in named.items() if value is not None]
+
+
+def _holdout(args: argparse.Namespace) -> int:
+    return 1 if args.holdout_days is None else int(args.holdout_days)
 
 
 def _train(args: argparse.Namespace, data: LogData) -> Checkpoint:
@@ -199,9 +264,8 @@ def _train(args: argparse.Namespace, data: LogData) -> Checkpoint:
         return train_kir(data.events, args.out, args.preset or "tiny", **kir, log=_to_stderr)
     if args.resume == "" or (args.resume and not Path(args.resume).is_dir()):
         raise InputError("no such checkpoint directory", where=f"--resume {args.resume}".rstrip())
-    options: dict[str, Any] = {
-        name: getattr(args, name) for name in ("steps", "max_seconds", "holdout_days", "overwrite")
-    }
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("steps", "max_seconds", "overwrite")}
+    options |= {"holdout_days": _holdout(args)}
     options |= {"preset": args.preset or "tiny", "seed": args.seed or 0, "resume": args.resume}
     options |= {"data_name": args.data, "quiet": False, "utc_offset_hours": _utc_offset(args)}
     if args.epochs is not None:
@@ -256,7 +320,7 @@ def _open(name: str) -> LogData:
 def _utc_offset(args: argparse.Namespace) -> float:
     if args.utc_offset_hours is not None:
         return float(args.utc_offset_hours)
-    return KUAIRAND_UTC_OFFSET if args.data.startswith("kuairand:") else 0.0
+    return KUAIRAND_UTC_OFFSET if (args.data or "").startswith("kuairand:") else 0.0
 
 
 def _to_stderr(line: str) -> None:

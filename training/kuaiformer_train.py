@@ -7,6 +7,7 @@ kir train kuaiformer --data ml-1m:PATH --out runs/ml-1m --recipe ml-1m          
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from contract.errors import CheckpointError
 from contract.vocabulary import MISSING_KEY
 from training.autosave import Autosave
 from training.candidates import OwnedItems
-from training.checkpoint import Checkpoint, model_card, save_checkpoint
+from training.checkpoint import Checkpoint, TrainingState, model_card, save_checkpoint
 from training.distributed import DataParallel
 from training.frequency import FrequencyEstimator
 from training.kuaiformer import KuaiFormer, KuaiFormerConfig
@@ -28,6 +29,7 @@ from training.recipe import Recipe
 from training.retrieval_eval import KuaiFormerScorer, Popularity, evaluate
 from training.retrieval_result import RetrievalResult
 from training.retrieval_split import RetrievalSplit
+from training.row_memory import row_memory
 from training.segments import SegmentData, item_columns
 from training.tables import SparseTables, table_keys
 from training.trainer import Trainer, keep_log, log_beside
@@ -61,9 +63,15 @@ def make_task(split: RetrievalSplit, recipe: Recipe) -> tuple[KuaiFormerTask, Se
     tables = SparseTables.from_spec_and_keys(
         spec, known_keys(split, config), dropout=recipe.data.key_dropout, seed=seed
     )
-    data = SegmentData(
+    data = segments_of(split, recipe, config, tables)
+    return task_of(split, recipe, KuaiFormer(config, spec), tables, data.item_slots), data
+
+
+def segments_of(split: RetrievalSplit, recipe: Recipe, config: KuaiFormerConfig, tables: SparseTables) -> SegmentData:
+    """The training positives of a split as a recipe has them batched."""
+    return SegmentData(
         split,
-        spec,
+        config.spec(),
         tables,
         windows=config.windows,
         latest=config.latest,
@@ -71,6 +79,12 @@ def make_task(split: RetrievalSplit, recipe: Recipe) -> tuple[KuaiFormerTask, Se
         batch=recipe.data.batch,
         cap=recipe.data.cap,
     )
+
+
+def task_of(
+    split: RetrievalSplit, recipe: Recipe, net: KuaiFormer, tables: SparseTables, item_slots: dict[str, torch.Tensor]
+) -> KuaiFormerTask:
+    """Net and tables as a task, frequencies and what users own counted in the split's training positives."""
     counts_N = torch.from_numpy(split.counts().astype(np.float32))
     estimator = FrequencyEstimator.from_counts(counts_N, recipe.data.batch)
     owned = None
@@ -80,8 +94,7 @@ def make_task(split: RetrievalSplit, recipe: Recipe) -> tuple[KuaiFormerTask, Se
         places = places[split.row_P[places] >= 0]
         owner, item = torch.from_numpy(user_P[places]), torch.from_numpy(split.row_P[places])
         owned = OwnedItems.from_pairs(owner, item, owners=len(split.index.user_id))
-    net = KuaiFormer(config, spec)
-    return KuaiFormerTask(net, tables, estimator, data.item_slots, recipe.loss, owned, seed), data
+    return KuaiFormerTask(net, tables, estimator, item_slots, recipe.loss, owned, recipe.train.seed)
 
 
 def train_kuaiformer(
@@ -140,39 +153,58 @@ def train_kuaiformer(
         return None
     task.eval()
     found = {name: evaluate(split, name, scorer) for name in split.queries if name == "val"}
-    saved = _save(split, task, recipe, out_dir, found, result.to_dict(), utc_offset_hours, overwrite)
+    saved = save_trained(
+        split,
+        task,
+        recipe,
+        out_dir,
+        found,
+        result.to_dict(),
+        state=row_memory(trainer.optimizers, task.tables),
+        utc_offset_hours=utc_offset_hours,
+        overwrite=overwrite,
+    )
     keep_log(out_dir)
     if trainer.step >= trainer.total_steps or steps is None:
         saver.clear()
     return saved
 
 
-def _save(
+def save_trained(
     split: RetrievalSplit,
     task: KuaiFormerTask,
     recipe: Recipe,
     out_dir: Path,
     found: dict[str, RetrievalResult],
     result: dict[str, Any],
-    utc_offset_hours: float,
-    overwrite: bool,
+    *,
+    state: TrainingState | None = None,
+    about: Mapping[str, Any] | None = None,
+    beside: Mapping[str, float] | None = None,
+    utc_offset_hours: float = 0.0,
+    overwrite: bool = False,
 ) -> Checkpoint:
+    """Write the checkpoint of a trained task.
+
+    found: split -> what `evaluate` gave; about: more facts of the training; beside: figures to stand beside the metrics
+    """
     metrics: dict[str, Any] = {"final_loss": result["losses"][-1] if result["losses"] else None}
     for name, measured in found.items():
         metrics |= _figures(measured)
         floor = evaluate(split, name, Popularity(), quick=True)
         metrics |= {f"popularity_{figure}": value for figure, value in _figures(floor).items()}
         metrics["protocol"] = measured.protocol
+    metrics |= beside or {}
     places = split.train_places()
     config = task.net.config
     training: dict[str, Any] = {
         "data": split.name, "seed": recipe.train.seed, "positives": len(places), "items": split.n_items,
         "trained_until_ms": split.cut_ms if split.cut_ms is not None else int(split.index.time_ms.max(initial=-1)) + 1,
         "utc_offset_hours": utc_offset_hours, "recipe": recipe.to_dict(), "candidates": task.candidates,
-        "result": result,
+        "result": result, **(about or {}),
     }  # fmt: skip
-    about: dict[str, Any] = {"preset": config.preset, "interests": config.interests, "width": config.width}
-    about |= {name: training[name] for name in ("data", "seed", "positives", "candidates")}
+    card: dict[str, Any] = {"preset": config.preset, "interests": config.interests, "width": config.width}
+    card |= {name: training[name] for name in ("data", "seed", "positives", "candidates")}
     return save_checkpoint(
         out_dir,
         kind="kuaiformer",
@@ -182,7 +214,8 @@ def _save(
         model_config=config.to_dict(),
         training=training,
         metrics=metrics,
-        card_text=model_card("KuaiFormer (arXiv 2411.10057)", about, metrics),
+        card_text=model_card("KuaiFormer (arXiv 2411.10057)", card, metrics),
+        state=state,
         overwrite=overwrite,
     )
 
