@@ -63,6 +63,12 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     _add_ablation_arguments(ablation.add_argument)
     baseline = kinds.add_parser("baseline", help="train or make what KuaiFormer is compared with; measured on val")
     add_baseline_arguments(baseline)
+    ann = kinds.add_parser("ann", help="item indexes by recall and cost, and what changing items costs")
+    ann.add_argument("--items", type=int, default=50_000, help="made-up vectors (default: %(default)s)")
+    ann.add_argument("--width", type=int, default=64, help="of them (default: %(default)s)")
+    ann.add_argument("--retrieval", type=Path, metavar="DIR", help="an export's item vectors instead")
+    ann.add_argument("--recall", type=float, default=0.98, help="wanted at 100 (default: %(default)s)")
+    ann.add_argument("--json", type=Path, help="write the result here as well")
     encoder = kinds.add_parser("encoder", help="one user's encoding: torch, torch.compile, onnxruntime, and the floor")
     _add_encoder_arguments(encoder.add_argument)
     training = kinds.add_parser("training", help="a training step in float32 and bfloat16, saves, table optimisers")
@@ -135,29 +141,17 @@ def _add_training_arguments(add: Callable[..., Any]) -> None:
 
 def run_bench(args: argparse.Namespace) -> int:
     """One benchmark: a table, then one JSON line."""
-    if args.bench == "retrieval":
-        result, table = _run_retrieval(args)
-    elif args.bench == "ablation":
-        result, table = _run_ablation(args)
-    elif args.bench == "baseline":
-        result, table = run_baseline(args)
-    elif args.bench == "encoder":
-        result, table = _run_encoder(args)
-    elif args.bench == "training":
-        result, table = _run_training(args)
-    elif args.bench == "swipe":
-        if args.repeats < 1:
-            raise InputError("--repeats starts at 1", got=args.repeats)
-        from benchmarks.swipe_latency import measure_swipe
-
-        result, table = measure_swipe(args.cdn, args.repeats)
-    else:
-        from benchmarks.closed_loop_runs import run_work, run_worlds
-
-        if args.worlds:
-            result, table = run_worlds(args.out, args.worlds, args.sessions, args.page_size)
-        else:
-            result, table = run_work(args.work, args.seeds, args.sessions, args.page_size)
+    benches = {
+        "ablation": _run_ablation,
+        "ann": _run_ann,
+        "baseline": run_baseline,
+        "closed-loop": _run_closed_loop,
+        "encoder": _run_encoder,
+        "retrieval": _run_retrieval,
+        "swipe": _run_swipe,
+        "training": _run_training,
+    }
+    result, table = benches[args.bench](args)
     print(table)
     line = json.dumps(result, default=float)
     if args.json is not None:
@@ -165,6 +159,28 @@ def run_bench(args: argparse.Namespace) -> int:
         args.json.write_text(line + "\n")
     print(line)
     return 0
+
+
+def _run_swipe(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    if args.repeats < 1:
+        raise InputError("--repeats starts at 1", got=args.repeats)
+    from benchmarks.swipe_latency import measure_swipe
+
+    return measure_swipe(args.cdn, args.repeats)
+
+
+def _run_closed_loop(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.closed_loop_runs import run_work, run_worlds
+
+    if args.worlds:
+        return run_worlds(args.out, args.worlds, args.sessions, args.page_size)
+    return run_work(args.work, args.seeds, args.sessions, args.page_size)
+
+
+def _run_ann(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.ann_recall import measure_ann
+
+    return measure_ann(args.items, args.width, retrieval=args.retrieval, recall=args.recall)
 
 
 def _run_encoder(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -14,7 +14,7 @@ import pytest
 
 from contract.errors import InputError
 from convert import item_index
-from convert.item_index import EXACT, IndexChoice, Tried, _settings, choose_index, kinds, one_thread, recall_at
+from convert.item_index import EXACT, IndexChoice, Tried, _raised, _settings, choose_index, kinds, one_thread, recall_at
 
 
 def clustered(n: int, width: int = 32, clusters: int = 60, seed: int = 0) -> np.ndarray:
@@ -59,8 +59,8 @@ class TestExact:
     def test_where_nothing_reaches_the_recall_exact_ships(
         self, vectors: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def one_list(index: Any) -> Iterator[tuple[str, Callable[[], None]]]:
-            yield "nprobe=1", partial(setattr, faiss.extract_index_ivf(index), "nprobe", 1)
+        def one_list(index: Any) -> Iterator[list[tuple[str, Callable[[], None]]]]:
+            yield [("nprobe=1", partial(setattr, faiss.extract_index_ivf(index), "nprobe", 1))]
 
         monkeypatch.setattr(item_index, "_settings", one_list)
         monkeypatch.setattr(item_index, "kinds", lambda n, width: ["IVF200,Flat"])
@@ -97,7 +97,7 @@ class TestChoice:
         index = faiss.index_factory(32, kind, faiss.METRIC_INNER_PRODUCT)
         index.train(vectors)
         index.add(vectors)
-        list(_settings(index))[2][1]()
+        next(_settings(index))[2][1]()
         faiss.write_index(index, str(tmp_path / "items.faiss"))
         again = faiss.read_index(str(tmp_path / "items.faiss"))
         np.testing.assert_array_equal(again.search(queries, 10)[1], index.search(queries, 10)[1])
@@ -109,11 +109,22 @@ class TestChoice:
         index.train(vectors)
         index.add(vectors)
         found = []
-        for _, make in _settings(index):
+        for _, make in next(_settings(index)):
             make()
             found.append(recall_at(truth, index.search(queries, 20)[1]))
         assert found == sorted(found)
         assert found[0] < found[-1]
+
+    def test_a_series_that_stalls_ends(self, vectors: np.ndarray, queries: np.ndarray) -> None:
+        """Product codes with few candidates refined: more lists bring nothing, more candidates do."""
+        truth = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :20]
+        index = faiss.index_factory(32, "IVF64,PQ8x4fs,RFlat", faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors)
+        index.add(vectors)
+        tried = [setting for setting, _ in _raised(index, queries, truth, 1.0)]
+        first = [setting for setting in tried if setting.endswith("k_factor=4")]
+        assert 1 < len(first) < 5  # of probes 4, 8, 16, 32
+        assert any(setting.endswith("k_factor=10") for setting in tried)
 
     def test_the_table_and_the_json(self, choice: IndexChoice) -> None:
         assert choice.table().count("*") == 1
