@@ -7,8 +7,8 @@ the last `stride` raw items (all of them, and the empty history before, in a use
 latest - stride + 1 … latest raw items, at the last cut exactly the plan that serving uses. Where segments begin is
 drawn anew in each epoch.
 
-Segments of similar length share a batch, and a batch is cut by its number of targets, so that little is padded and
-every step weighs about the same.
+Segments of similar length share a batch, and an epoch is cut into batches of as many targets each, so that little is
+padded and every step weighs about the same.
 
 Shapes: B segments, L slots, P cuts, T targets, M entries of a field, S segments of an epoch, U users.
 """
@@ -16,7 +16,8 @@ Shapes: B segments, L slots, P cuts, T targets, M entries of a field, S segments
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from training.retrieval_split import RetrievalSplit
 from training.tables import SparseTables
 
 SPAN_BATCHES = 32  # so many batches' segments are drawn together and sorted by length
-ROUND_TO = 8  # slots of a batch, where no window's border says otherwise
+ROUND_TO = 2  # slots of a batch, where no window's border says otherwise; more only pads (a slot's cost is even)
 Ids = NDArray[np.int64]
 
 
@@ -100,6 +101,8 @@ class SegmentData:
     stride   cuts of a segment that isn't a user's first; None = the smallest window, without windows `latest`
     batch    targets of a batch, about
     cap      at most so many segments of a user in an epoch, drawn anew each epoch; None = all
+
+    Raises InputError for a stride or batch out of range and without a positive to train on.
     """
 
     def __init__(
@@ -124,9 +127,9 @@ class SegmentData:
         self.item_slots = item_slots(split.items, spec, tables)
         offsets = split.index.offsets
         self._users = np.flatnonzero(split.train_end > offsets[:-1])
-        if not len(self._users):
-            raise InputError("no positive to train on", where=f"data '{split.name}'", fix="give more events")
         self._usable_P = split.row_P >= 0
+        if not self.n_targets:
+            raise InputError("no positive to train on", where=f"data '{split.name}'", fix="give more events")
         self._borders = np.cumsum([latest, *reversed(windows)])
 
     @property
@@ -134,49 +137,55 @@ class SegmentData:
         """Targets of an epoch without `cap`."""
         return int(self._usable_P[self.split.train_places()].sum())
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         if self.cap is None:
             return max(1, self.n_targets // self.batch)
-        # Users with few segments keep all; what remains is the same number in every epoch but for phases.
-        targets = [int(self._n_targets(self._drawn(np.random.default_rng((0, e)))).sum()) for e in range(3)]
-        return max(1, int(0.95 * min(targets)) // self.batch)
+        # The draws differ in size: a typical one.
+        drawn = [self._drawn(np.random.default_rng((0, epoch))) for epoch in range(3)]
+        return max(1, int(np.mean([self._n_targets(one).sum() for one in drawn])) // self.batch)
 
     def batches(self, epoch: int, seed: int) -> Iterator[SegmentBatch]:
-        """At least `steps_per_epoch` batches, for the same (epoch, seed) the same."""
+        """`steps_per_epoch` batches, for the same (epoch, seed) the same."""
         random = np.random.default_rng((seed, epoch))
+        left = self.steps_per_epoch
+        while left:  # Once, but where `cap` drew less than is typical: segments of another draw fill up then.
+            for batch in self._once(random, left):
+                yield batch
+                left -= 1
+
+    def _once(self, random: np.random.Generator, most: int) -> Iterator[SegmentBatch]:
+        """One draw's segments in at most so many batches."""
         segments = self._drawn(random)
         n_targets_S = self._n_targets(segments)
+        total = int(n_targets_S.sum())
         order = random.permutation(len(segments))
-        span = max(1, round(SPAN_BATCHES * self.batch / max(1.0, n_targets_S.mean())))
+        span = max(1, round(SPAN_BATCHES * self.batch / n_targets_S.mean()))
         slots_S = self._slots(segments)
         pieces = [order[i : i + span] for i in range(0, len(order), span)]
-        order = np.concatenate([piece[np.argsort(slots_S[piece], kind="stable")] for piece in pieces])
-        # A batch ends where its targets are full, and where segments begin to need windows.
-        before_S = np.cumsum(n_targets_S[order]) - n_targets_S[order]
-        number_S = before_S // self.batch * 2 + (slots_S[order] > self.latest)
-        starts = np.flatnonzero(np.r_[True, number_S[1:] != number_S[:-1]])
-        groups = np.split(order, starts[1:])
-        for i in random.permutation(len(groups)):
-            batch = self.make(segments.take(groups[i]))
-            if batch is not None:
-                yield batch
+        # Up and down by turns, so that neighbours across two pieces are of similar length as well.
+        order = np.concatenate(
+            [piece[np.argsort((-1) ** i * slots_S[piece], kind="stable")] for i, piece in enumerate(pieces)]
+        )
+        # No segment has more targets than a batch, so each of the n parts of the sum has a segment that begins in it.
+        n = max(1, total // self.batch)
+        number_S = (np.cumsum(n_targets_S[order]) - n_targets_S[order]) * n // total
+        groups = np.split(order, np.flatnonzero(np.diff(number_S)) + 1)
+        for i in random.permutation(n)[:most]:
+            yield self.make(segments.take(groups[i]))
 
-    def make(self, segments: Segments) -> SegmentBatch | None:
-        """The batch of some segments, None where none of their targets is in the catalogue."""
+    def make(self, segments: Segments) -> SegmentBatch:
+        """The batch of some segments."""
         slots = int(self._slots(segments).max())
         n_slots = int(self._borders[np.searchsorted(self._borders, slots)])
         if slots <= self.latest:
             n_slots = min(self.latest, -(-slots // ROUND_TO) * ROUND_TO)
         history, mask = self.history.window(segments.start, segments.high, n_slots)
-        n_cuts = min(n_slots, int((segments.high - segments.low).max()))
-        sizes = segments.last - segments.first
-        row = np.repeat(np.arange(len(segments)), sizes)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + segments.first[row]
+        n_cuts = int((segments.high - segments.low).max())
+        row, number = _spread(segments.last - segments.first)
+        place = segments.first[row] + number
         usable = self._usable_P[place]
         row, place = row[usable], place[usable]
-        if not len(place):
-            return None
         cut = n_cuts - 1 - (segments.high[row] - self.split.known_end_P[place])
         return SegmentBatch(
             history,
@@ -205,28 +214,37 @@ class SegmentData:
         phase = random.integers(0, min(self.stride, self.latest - 1) or 1, len(user))
         first_high = np.minimum(start + max(self.latest - 1, 0) - phase, end - 1)
         more = np.maximum(0, -(-(end - 1 - first_high) // self.stride))
-        of = np.repeat(np.arange(len(user)), 1 + more)
-        k = np.arange(len(of)) - np.repeat(np.cumsum(1 + more) - (1 + more), 1 + more)
+        of, k = _spread(1 + more)
         high = np.minimum(first_high[of] + k * self.stride, end[of] - 1)
         low = np.where(k == 0, start[of] - 1, first_high[of] + (k - 1) * self.stride)
         known = self.split.known_end_P
         first = np.maximum(np.searchsorted(known, low, side="right"), start[of])
         last = np.minimum(np.searchsorted(known, high, side="right"), end[of])
-        segments = Segments(start[of], low, high, first, np.maximum(first, last), user[of])
+        segments = self._divided(Segments(start[of], low, high, first, np.maximum(first, last), user[of]))
         rows = np.flatnonzero(self._n_targets(segments) > 0)
         if self.cap is not None:
             shuffled = random.permutation(rows)
             rows = np.sort(shuffled[_rank_within(segments.user[shuffled]) < self.cap])
         return segments.take(rows)
 
+    def _divided(self, segments: Segments) -> Segments:
+        """Where one has more positives than a batch takes (many known at once), it stands for each part anew."""
+        of, k = _spread(np.maximum(1, -(-(segments.last - segments.first) // self.batch)))
+        parts = segments.take(of)
+        first = parts.first + k * self.batch
+        return replace(parts, first=first, last=np.minimum(parts.last, first + self.batch))
+
+
+def _spread(sizes: Ids) -> tuple[Ids, Ids]:
+    """Whose each of sum(sizes) entries is, and its number among its owner's: int64 [sum] twice."""
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    return owner, np.arange(len(owner)) - (np.cumsum(sizes) - sizes)[owner]
+
 
 def _rank_within(group: Ids) -> Ids:
     """How many of the same group stand before each entry."""
-    order = np.argsort(group, kind="stable")
-    sorted_group = group[order]
-    starts = np.flatnonzero(np.r_[True, sorted_group[1:] != sorted_group[:-1]])
     ranks = np.empty(len(group), np.int64)
-    ranks[order] = np.arange(len(group)) - np.repeat(starts, np.diff(np.r_[starts, len(group)]))
+    ranks[np.argsort(group, kind="stable")] = _spread(np.unique(group, return_counts=True)[1])[1]
     return ranks
 
 

@@ -197,7 +197,7 @@ def test_half_precision_keeps_to_the_cuts():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, other = encoder.cuts(rows, mask, 7), encoder.cuts(changed, mask, 7)
     assert torch.equal(found[:, :5], other[:, :5])
-    assert (found.float() - encoder.cuts(rows, mask, 7)).abs().max() < 0.1
+    assert (found.float() - encoder.cuts(rows, mask, 7)).abs().mean() < 0.02
 
 
 def test_cuts_stand_behind_raw_items():
