@@ -6,6 +6,7 @@ kir bench baseline sasrec --data ml-1m:PATH --out runs/sasrec                   
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,10 @@ def train_baseline(
         )
     task, data = make_task(split, recipe)
     scorer = SequenceScorer(recipe.name, task.net, task.tables, task.spec, recipe.model["length"])
+    config = recipe.train_config()
     sample = some_queries(split, recipe.data.val_queries) if "val" in split.queries else None
+    if sample is None:
+        config = replace(config, patience=None)  # nothing to stop early by
 
     def validate() -> dict[str, float]:
         assert sample is not None, "called only where there is a val"
@@ -110,7 +114,7 @@ def train_baseline(
         task,
         data.batches,
         data.steps_per_epoch,
-        recipe.train_config(),
+        config,
         validate=validate if sample is not None else None,
         metric=METRIC if sample is not None else "",
         save=saver.save,

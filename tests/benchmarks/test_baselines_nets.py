@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.baselines.comirec import route, windows
+from benchmarks.baselines.comirec import route, squash, windows
 from benchmarks.baselines.sequences import at_cuts, chosen_interest, left_aligned, positions
 from benchmarks.baselines.train import make_net
 from contract.errors import InputError
@@ -183,3 +183,20 @@ def test_capsules_stay_in_the_unit_ball_and_nothing_votes_for_nothing():
     assert (capsules_XKD[0].norm(dim=-1) < 1).all()
     assert (capsules_XKD[0].norm(dim=-1) > 0.9).all(), "long sums are squashed to almost one"
     assert not capsules_XKD[1].any()
+
+
+def test_the_gradient_runs_through_the_last_round_alone(monkeypatch):
+    """With the weights of the last round held as numbers, the same capsules and the same gradient."""
+    votes_XKWD = torch.randn(2, 3, 4, WIDTH, requires_grad=True)
+    there_XW = torch.tensor([[1.0, 1, 1, 1], [1, 1, 0, 0]])
+    seen, softmax = [], torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda x, dim: seen.append(softmax(x, dim=dim)) or seen[-1])
+    routed = route(votes_XKWD, there_XW)
+    assert len(seen) == 3
+    weights_XKW = (seen[-1] * there_XW[:, None]).detach()
+    held = squash(torch.einsum("xkw,xkwd->xkd", weights_XKW, votes_XKWD))
+    torch.testing.assert_close(routed, held)
+    direction = torch.randn(routed.shape)
+    (gradient,) = torch.autograd.grad((routed * direction).sum(), votes_XKWD)
+    torch.testing.assert_close(gradient, torch.autograd.grad((held * direction).sum(), votes_XKWD)[0])
+    assert gradient[1, :, 2:].abs().max() == 0, "nobody is there"

@@ -113,6 +113,14 @@ def test_the_best_epoch_is_kept(tmp_path):
     assert saved.metrics["ndcg@10"] == pytest.approx(max(by_epoch))
 
 
+def test_without_val_the_last_epoch_is_kept(tmp_path):
+    split = replace(groups(), queries={})
+    saved = train_baseline(split, tmp_path / "a", small("gru4rec", epochs=2, patience=1))
+    assert set(saved.metrics) == {"final_loss"}
+    assert saved.config["training"]["result"]["epochs"] == 2
+    assert load_baseline(tmp_path / "a").scores(split, np.array([0]), split.train_end[:1]).shape == (1, 24)
+
+
 @torch.no_grad()
 def test_the_loss_is_the_mean_over_the_cuts_that_have_a_history():
     split = groups()
