@@ -38,7 +38,7 @@ class Int8Gate:
     """What int8 may cost: share of float's Recall@10 lost, share of float's best 50 kept (mean over queries)."""
 
     recall_loss: float = 0.01
-    overlap_50: float = 0.95
+    overlap_50: float = 0.98
 
 
 @dataclass(frozen=True)
