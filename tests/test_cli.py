@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 import kir
-from contract.errors import ConversionError, InputError, PoolExhausted, VerificationFailed
+from contract.errors import ConversionError, InputError, Interrupted, PoolExhausted, VerificationFailed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HEAVY = (
@@ -225,6 +225,11 @@ class TestErrors:
     def test_interrupted(self, room: Callable[..., None]) -> None:
         room("serve", raising(KeyboardInterrupt()))
         assert kir.main(["serve"]) == 130
+
+    def test_interrupted_and_saved(self, room: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+        room("train", raising(Interrupted("stopped by SIGTERM", fix="resume to go on")))
+        assert kir.main(["train"]) == 130
+        assert capsys.readouterr().err == "kir train: stopped by SIGTERM; resume to go on\n"
 
 
 class TestMissingPackages:

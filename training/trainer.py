@@ -17,6 +17,7 @@ generator of their own, never from torch's.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
@@ -89,6 +90,11 @@ class Trainer:
             raise InputError("early stopping needs a validation", got=f"patience={config.patience}")
         if save_every_s is not None and (save is None or save_every_s < 0):
             raise InputError("saving while running needs a `save` and seconds of 0 or more", got=save_every_s)
+        world = os.environ.get("WORLD_SIZE", "1")
+        if parallel is None and world != "1":
+            raise InputError(
+                "this model trains in one process", got=f"WORLD_SIZE={world}", fix="start without torchrun"
+            )
         # Sharded tables (training/tables_torchrec.py): what touches their rows is done by all ranks together.
         self._sharded = bool(getattr(task.tables, "sharded", False))
         if self._sharded and (config.ema_decay is not None or metric or config.device != "cpu"):

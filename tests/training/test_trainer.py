@@ -239,6 +239,15 @@ def test_what_can_not_be_trained_is_refused():
         Trainer(ToyTask(), lambda epoch, seed: [], 5, TrainConfig()).run()
 
 
+def test_torchrun_with_a_model_of_one_process_is_refused(monkeypatch):
+    """Each rank would train its own copy and write it over the others'."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="trains in one process; got WORLD_SIZE=2"):
+        trainer_of(ToyTask())
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    trainer_of(ToyTask())
+
+
 def test_a_loss_that_is_not_finite_stops_the_run():
     task = ToyTask()
     with torch.no_grad():
