@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from benchmarks.stats import machine
 from contract.errors import InputError
-from convert.item_index import ASK, choose_index, one_thread
-from server_stub.item_index import ItemIndex
 
 Floats = NDArray[np.float32]
+ASK = 4  # queries of one call, as a user's interests come
 UPDATED = (1, 100, 1000)  # items of an update that is timed
 N = 100  # results of a timed search
 
@@ -41,6 +40,8 @@ def measure_ann(
     """Returns the result and its table. Raises InputError for sizes below 1 or a folder without item vectors."""
     if min(items, width, queries) < 1:
         raise InputError("--items, --width and --queries start at 1", got=(items, width, queries))
+    from convert.item_index import choose_index, one_thread
+
     rng = np.random.default_rng(seed)
     vectors_ID = clustered(items, width, rng) if retrieval is None else _vectors(retrieval)
     queries_QD = moved(vectors_ID, queries, rng)
@@ -94,6 +95,8 @@ def _vectors(folder: Path) -> Floats:
 
 def _updates(index: Any, vectors_ID: Floats, queries_QD: Floats, rng: np.random.Generator) -> list[dict[str, float]]:
     """Of each size: milliseconds of an update, and of a search (ASK queries, N results) before it and after."""
+    from server_stub.item_index import ItemIndex
+
     ids, found = np.arange(len(vectors_ID), dtype=np.uint64), []
     for size in (n for n in UPDATED if n <= len(vectors_ID)):
         items = ItemIndex(index, ids)

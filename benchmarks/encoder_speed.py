@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,12 +26,10 @@ from numpy.typing import NDArray
 from benchmarks.flops import Floor, products_of, total_flops
 from benchmarks.stats import machine, percentiles
 from contract.errors import InputError, VerificationFailed
-from convert.encoder_graph import encoder_graph
-from convert.encoder_int8 import quantise
-from convert.onnx_export import OnnxGraph
-from convert.server_models import load_net
-from training.checkpoint import load_checkpoint
-from training.kuaiformer import KuaiFormer, KuaiFormerConfig
+
+if TYPE_CHECKING:
+    from convert.onnx_export import OnnxGraph
+    from training.kuaiformer import KuaiFormer
 
 # d 256, 6 layers, 4 heads, plan 2 + 5 + 48, 4 queries, and a SwiGLU of 688, which has as many weights as a plain feed
 # forward layer of 1024: the size on which the project's first runtime figures were taken (915 MFLOP a user).
@@ -83,6 +81,10 @@ def measure_encoder(
     """
     if rounds < 1 or any(batch < 1 for batch in batches) or not batches:
         raise InputError("--rounds and --batches start at 1", got=(rounds, tuple(batches)))
+    from convert.encoder_graph import encoder_graph
+    from convert.encoder_int8 import quantise
+    from convert.onnx_export import OnnxGraph
+
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     net = _net(checkpoint, size).requires_grad_(False)
@@ -114,6 +116,10 @@ def measure_encoder(
 
 
 def _net(checkpoint: Path | None, size: dict[str, Any] | None) -> KuaiFormer:
+    from convert.server_models import load_net
+    from training.checkpoint import load_checkpoint
+    from training.kuaiformer import KuaiFormer, KuaiFormerConfig
+
     if checkpoint is not None:
         return load_net(load_checkpoint(checkpoint, kind="kuaiformer"))
     config = KuaiFormerConfig(**{"preset": "bench", **DEFAULT, **(size or {})})
