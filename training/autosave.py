@@ -62,7 +62,8 @@ class Autosave:
             # A name that no earlier save uses: until state.safetensors is replaced, the old pair must stay whole.
             self._best_epoch, self._best_name = state.meta["best_epoch"], self._free_name()
             _write(self.directory / self._best_name, best, {})
-        header = {"state": json.dumps(dict(state.meta), allow_nan=False), "best": self._best_name}
+        # NaN and numpy's numbers pass: a metric that can't be computed must not end a training.
+        header = {"state": json.dumps(dict(state.meta), default=float), "best": self._best_name}
         _write(self.directory / STATE, rest, header)
         for path in self.directory.glob("*"):
             if path.name not in (STATE, self._best_name):

@@ -40,7 +40,7 @@ class TrainLog:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps({**line, "seconds": round(seconds, 3)}) + "\n")
+            file.write(json.dumps({**line, "seconds": round(seconds, 3)}, default=float) + "\n")
 
     def go_on_from(self, step: int, seconds: float) -> None:
         """Drop the lines after `step`, which a resumed run writes again, and a line that a kill cut in two."""

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -136,6 +137,17 @@ def state_of(step: int, best_epoch: int) -> TrainingState:
     if best_epoch >= 0:
         tensors |= {f"{BEST}w": torch.full((3,), float(best_epoch)), f"{BEST}tied": tensors["task.w"]}
     return TrainingState(tensors, {"step": step, "best_epoch": best_epoch})
+
+
+def test_metrics_of_numpy_and_nan_do_not_end_a_training(tmp_path):
+    saver, log = Autosave(tmp_path / "saves"), tmp_path / "log.jsonl"
+    trainer = trainer_of(Toy(), saver, None, epochs=2, log_path=log)
+    trainer.validate = lambda: {"score": np.float32(0.5), "auc": float("nan"), "count": np.int64(3)}
+    trainer.run()
+    (first, second) = saver.load().meta["history"]
+    assert (first["score"], first["count"], second["epoch"]) == (0.5, 3, 1)
+    assert np.isnan(first["auc"])
+    assert sum("validation" in line for line in log.read_text().splitlines()) == 2
 
 
 def test_best_weights_are_written_when_they_change(tmp_path):
