@@ -10,10 +10,12 @@ What is left out has its default. `kir train kuaiformer --recipe NAME` takes tho
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from contract.errors import InputError
 from training.kuaiformer import KuaiFormerConfig, preset_config
@@ -69,13 +71,17 @@ class Recipe:
             )
         for part, value in data.items():
             if part == "preset":
+                _check(Recipe, {part: value}, str(where))
                 recipe = replace(recipe, preset=value)
             elif not isinstance(value, Mapping):
                 raise InputError(f"'{part}' of a recipe is an object", where=where, got=type(value).__name__)
             elif part == "model":
+                _check(KuaiFormerConfig, value, f"{where}: {part}", but=("preset",))
                 recipe = replace(recipe, model={**recipe.model, **value})
             else:
-                recipe = replace(recipe, **{part: _changed(getattr(recipe, part), value, f"{where}: {part}")})
+                was = getattr(recipe, part)
+                _check(type(was), value, f"{where}: {part}")
+                recipe = replace(recipe, **{part: replace(was, **value)})
         recipe.config()
         return recipe
 
@@ -113,14 +119,23 @@ def read_recipe(name: str | Path) -> Recipe:
     return Recipe.from_dict(data, path)
 
 
-def _changed(config: Any, values: Mapping[str, Any], where: str) -> Any:
-    known = {f.name for f in fields(config)}
-    unknown = sorted(set(values) - known)
+def _check(kind: type, values: Mapping[str, Any], where: str, but: tuple[str, ...] = ()) -> None:
+    """Names and types of some of a configuration's values, as its annotations say."""
+    known = {name: hint for name, hint in get_type_hints(kind).items() if name not in but}
+    unknown = sorted(set(values) - set(known))
     if unknown:
         raise InputError("unknown key", where=where, got=unknown, allowed=sorted(known))
     for name, value in values.items():
-        was = getattr(config, name)
-        kind = (int, float) if isinstance(was, float) else type(was)
-        if was is not None and value is not None and not isinstance(value, kind):
-            raise InputError(f"'{name}' has another type", where=where, got=value, allowed=type(was).__name__)
-    return replace(config, **values)
+        if not _fits(value, known[name]):
+            allowed = getattr(known[name], "__name__", None) if type(known[name]) is type else str(known[name])
+            raise InputError(f"'{name}' has another type", where=where, got=value, allowed=allowed)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(_fits(one, get_args(hint)[0]) for one in value)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is hint  # so that `true` is no number

@@ -99,6 +99,7 @@ def check_epoch(data: SegmentData, epoch: int, seed: int) -> None:
         assert 1 <= batch.n_cuts <= min(length, data.latest)
         assert int(batch.cell.min()) >= 0
         assert int(batch.cell.max()) < n_rows * batch.n_cuts
+        assert len(torch.unique(batch.cell // batch.n_cuts)) == n_rows, "no row without a target"
         assert torch.equal(batch.mask, batch.mask.sort(dim=1).values), "padding comes first"
         assert all(slots.shape[:2] == (n_rows, length) for slots in batch.history.values())
     for owner, place, history, raw in seen(batches, data):
