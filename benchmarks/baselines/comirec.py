@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.baselines.sequences import MASK
+from benchmarks.baselines.sequences import MASK, Dropout
 from contract.errors import InputError
 
 ROUNDS = 3  # of routing, as in the paper
@@ -45,7 +45,7 @@ class ComiRecSA(nn.Module):
         self.position = nn.Parameter(torch.empty(length, width))
         self.inner = nn.Linear(width, 4 * width)
         self.outer = nn.Linear(4 * width, interests, bias=False)  # a bias would not move a softmax over items
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for matrix in (self.position, self.inner.weight, self.outer.weight):
             nn.init.xavier_uniform_(matrix)
         nn.init.zeros_(self.inner.bias)
@@ -78,7 +78,7 @@ class ComiRecDR(nn.Module):
         places = length if transform == "place" else 1
         noise = torch.randn(places, width, interests * width) * (0.5 * width**-0.5)
         self.votes = nn.Parameter(torch.eye(width).repeat(1, interests) + noise)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens_BLD: Tensor, mask_BL: Tensor, n_cuts: int) -> Tensor:
         row_BPW, there_BPW = windows(mask_BL, n_cuts, self.length)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from benchmarks.baselines.sequences import at_cuts, left_aligned
+from benchmarks.baselines.sequences import Dropout, at_cuts, left_aligned
 
 
 class GRU4Rec(nn.Module):
@@ -19,7 +19,7 @@ class GRU4Rec(nn.Module):
 
     def __init__(self, width: int, length: int, layers: int = 1, dropout: float = 0.2, hidden_dropout: float = 0.0):
         super().__init__()
-        self.dropout, self.hidden_dropout = nn.Dropout(dropout), nn.Dropout(hidden_dropout)
+        self.dropout, self.hidden_dropout = Dropout(dropout), Dropout(hidden_dropout)
         self.gru = nn.GRU(width, width, layers, batch_first=True, dropout=hidden_dropout if layers > 1 else 0.0)
         for name, parameter in self.gru.named_parameters():
             if name.startswith("weight"):  # [3 D, D]: three matrices, each initialised by its own size

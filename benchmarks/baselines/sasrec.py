@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.baselines.sequences import MASK
+from benchmarks.baselines.sequences import MASK, Dropout
 from contract.errors import InputError
 
 EPS = 1e-8  # of the layer norms, as there
@@ -30,7 +30,7 @@ class SASRec(nn.Module):
         if width % heads:
             raise InputError("SASRec's width must be a multiple of its heads", got=(width, heads))
         self.position = nn.Parameter(torch.empty(length, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=EPS)
         nn.init.xavier_uniform_(self.position)  # TensorFlow 1's default for every matrix
@@ -61,7 +61,7 @@ class Block(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.feed_forward_norm = nn.LayerNorm(width, eps=EPS)
         self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, mask_B1LL: Tensor) -> Tensor:
         query_BLD = self.attention_norm(x_BLD)

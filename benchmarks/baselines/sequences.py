@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from contract.errors import InputError
 from contract.spec import FeatureSpec
 from contract.specs import kuaiformer_spec
 
@@ -59,6 +60,24 @@ def at_cuts(x_BLD: Tensor, mask_BL: Tensor, n_cuts: int) -> Tensor:
     there_BL = mask_BL[:, -n_cuts:, None]
     place_BL = positions(mask_BL)[:, -n_cuts:, None].expand(-1, -1, x_BLD.shape[-1])
     return x_BLD.gather(1, place_BL) * there_BL
+
+
+class Dropout(nn.Module):
+    """What nn.Dropout does, the rate rounded to 1 / 65,536. Four decisions from one random number of 64 bits: on a CPU
+    nn.Dropout draws one number for each and was a fifth of SASRec's training time."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise InputError("dropout is a probability below 1", got=rate)
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        kept = numbers.view(torch.int16)[: x.numel()].view(x.shape) >= round(self.rate * 2**16) - 2**15
+        return x * kept.to(x.dtype).mul_(1.0 / (1.0 - self.rate))
 
 
 class SequenceTask(nn.Module):

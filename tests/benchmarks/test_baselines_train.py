@@ -145,6 +145,22 @@ def test_the_loss_is_the_mean_over_the_cuts_that_have_a_history():
         assert empty > 0
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_bfloat16_gives_nearly_the_same_loss_and_gradient(name):
+    """Recipes may ask for it; weights and sums stay float32."""
+    task, data = make_task(groups(), small(name))
+    batch = next(iter(data.batches(0, 0)))
+    found = []
+    for half in (False, True):
+        task.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss, _ = task.loss(batch)
+        loss.backward()
+        found.append((float(loss.detach()), task.tables.weights["video"].grad.flatten().clone()))
+    assert found[1][0] == pytest.approx(found[0][0], rel=0.01)
+    assert torch.cosine_similarity(found[0][1], found[1][1], dim=0) > 0.99
+
+
 @torch.no_grad()
 def test_with_all_items_drawn_the_sampled_loss_is_the_full_one():
     split = groups()
