@@ -73,14 +73,17 @@ class KuaiFormerTask(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        self.net, self.tables, self.estimator, self.config, self.owned = net, tables, estimator, config, owned
+        self.net, self.tables, self.estimator, self.config = net, tables, estimator, config
         self.n_items = len(next(iter(item_slots.values())))
         self.candidates = config.chosen(self.n_items)
         self.scale = 1.0 / net.config.temperature if net.config.normalise else 1.0
         self.seed = seed
         self._fields = list(item_slots)
+        # Buffers, so that they move to the training's device; not persistent: they are the data's.
         for name, slots in item_slots.items():
             self.register_buffer(f"slots_{name}", slots, persistent=False)
+        self.register_buffer("owned_offsets", owned.offsets_U if owned else None, persistent=False)
+        self.register_buffer("owned_items", owned.items if owned else None, persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def loss(self, batch: SegmentBatch, whole: SegmentBatch | None = None) -> tuple[Tensor, dict[str, Any]]:
@@ -92,8 +95,8 @@ class KuaiFormerTask(nn.Module):
         rows_C, log_q_C = self._candidates((whole or batch).item)
         target_T = batch.item if rows_C is None else torch.searchsorted(rows_C, batch.item)
         owned = None
-        if self.config.except_owned and self.owned is not None:
-            owned = self.owned.of(batch.owner, rows_C, self.n_items)
+        if self.config.except_owned and self.owned_offsets is not None:
+            owned = OwnedItems(self.owned_offsets, self.owned_items).of(batch.owner, rows_C, self.n_items)
         loss = candidate_softmax(
             users_TKD.float(),
             self._vectors(rows_C).float(),

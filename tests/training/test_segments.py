@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,69 +16,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.catalogue import Catalogue
 from contract.errors import InputError
 from contract.features import block_keys, pool_rows
-from contract.history import HISTORY_COLUMNS, PositiveIndex, available_at
-from contract.vocabulary import MISSING_KEY, NULL_INT, TAGS_MAX
-from tests.training.kuaiformer_makers import PAPER, config_of
+from contract.history import available_at
+from tests.training.kuaiformer_makers import PAPER, config_of, split_of_sizes, tables_of
 from training.readers import LogData, open_data
 from training.retrieval_split import RetrievalSplit, split_of
 from training.segments import HistorySlots, SegmentBatch, SegmentData, item_slots
-from training.tables import SparseTables, table_keys
 
 SPEC = config_of("raw").spec()
 
 
-def split_of_sizes(
-    sizes: list[int], *, lag: int = 0, held: int = 0, outside: float = 0.0, seed: int = 0
-) -> RetrievalSplit:
-    """Users with so many positives. lag: up to so many of the positives before a place were not known yet at it;
-    held: so many of each user's last places may not be trained on; outside: share that is not in the catalogue."""
-    random = np.random.default_rng(seed)
-    offsets = np.append(0, np.cumsum(sizes)).astype(np.int64)
-    places, n = np.arange(offsets[-1]), len(sizes)
-    start_P = np.repeat(offsets[:-1], sizes)
-    known = np.maximum(places - random.integers(0, lag + 1, len(places)), start_P)
-    for u in range(n):
-        known[offsets[u] : offsets[u + 1]] = np.maximum.accumulate(known[offsets[u] : offsets[u + 1]])
-    columns = {
-        name: np.full((len(places), *tail), null, dtype) for name, (dtype, tail, null) in HISTORY_COLUMNS.items()
-    }
-    columns["video_id"] = places.astype(np.uint64) + 1
-    items = Catalogue(
-        video_id=columns["video_id"],
-        author_id=np.full(len(places), MISSING_KEY, np.uint64),
-        tags=np.full((len(places), TAGS_MAX), MISSING_KEY, np.uint64),
-        duration_ms=np.full(len(places), NULL_INT, np.int32),
-        upload_ms=np.full(len(places), NULL_INT, np.int64),
-    )
-    no_time = np.full(len(places), NULL_INT, np.int64)
-    index = PositiveIndex(columns, places, no_time, no_time, np.arange(n, dtype=np.uint64), offsets)
-    return RetrievalSplit(
-        name="made",
-        index=index,
-        items=items,
-        row_P=np.where(random.random(len(places)) < outside, -1, places),
-        train_end=np.maximum(offsets[1:] - held, offsets[:-1]),
-        known_end_P=known,
-        queries={},
-        mask_history=False,
-        history=256,
-    )
-
-
-def tables_of(split: RetrievalSplit) -> SparseTables:
-    return SparseTables.from_spec_and_keys(SPEC, table_keys(SPEC, [("history_rows", split.index.columns)])).eval()
-
-
-def data_of(split: RetrievalSplit, **options) -> SegmentData:
-    return SegmentData(split, SPEC, tables_of(split), **options)
+def data_of(split: RetrievalSplit, **options: Any) -> SegmentData:
+    return SegmentData(split, SPEC, tables_of(split, SPEC), **options)
 
 
 def seen(batches: Iterable[SegmentBatch], data: SegmentData) -> Iterator[tuple[int, int, list[int], int]]:
     """(owner, target's place, places of the history its cell sees, real raw slots among them) of every target."""
-    slots = tables_of(data.split).field_slots(SPEC, "history_rows", data.split.index.columns)
+    slots = tables_of(data.split, SPEC).field_slots(SPEC, "history_rows", data.split.index.columns)
     place_of = {slot: place for place, slot in enumerate(slots["history_video_id"][:, 0].tolist())}
     for batch in batches:
         length = batch.mask.shape[1]
@@ -241,6 +197,15 @@ def test_little_is_padded():
         assert sum(len(batch.item) for batch in batches) / cells > 0.7
 
 
+def test_batches_do_not_come_by_length():
+    split = split_of_sizes(np.random.default_rng(0).integers(1, 100, 300).tolist())
+    data = data_of(split, latest=100, batch=1000)  # one span: sorted as a whole
+    for epoch in range(3):
+        lengths = [batch.mask.shape[1] for batch in data.batches(epoch, 0)]
+        assert len(set(lengths)) > 8
+        assert lengths not in (sorted(lengths), sorted(lengths, reverse=True))
+
+
 def test_lengths_are_those_that_the_encoder_takes():
     split = split_of_sizes([3, 20, 60, 130, 300])
     config = config_of("paper")
@@ -303,7 +268,7 @@ def test_a_logs_targets_see_what_was_known_when_they_were_shown(log, log_split, 
 def test_windows_hold_the_rows_that_serving_builds(log_split):
     """HistorySlots against UserHistory -> block_keys -> pool_rows."""
     index, length = log_split.index, 40
-    spec, tables = SPEC, tables_of(log_split)
+    spec, tables = SPEC, tables_of(log_split, SPEC)
     users = index.user_id[:6]
     start, end = index.bounds(users, np.full(6, -1))
     assert (end - start).max() > length > (end - start).min(), "a cut history and one with padding"
@@ -320,7 +285,7 @@ def test_windows_hold_the_rows_that_serving_builds(log_split):
 
 
 def test_items_hold_the_rows_of_their_content(log_split):
-    tables, items = tables_of(log_split), log_split.items
+    tables, items = tables_of(log_split, SPEC), log_split.items
     found = item_slots(items, SPEC, tables)
     assert set(found) == {column.field.name for column in SPEC.columns("item_rows")}
     columns = {name: getattr(items, name) for name in ("video_id", "author_id", "tags", "duration_ms")}
