@@ -21,7 +21,7 @@ from contract.history import HISTORY_COLUMNS, PositiveIndex
 from contract.vocabulary import NULL_INT
 from convert.phone import Rows
 from training.checkpoint import Checkpoint
-from training.readers import open_data
+from training.readers import LeaveOneOut, open_data
 from training.retrieval_split import Queries, RetrievalSplit, split_of
 
 Ids = NDArray[np.int64]
@@ -125,7 +125,8 @@ def _split(checkpoint: Checkpoint, data: str) -> tuple[RetrievalSplit, Queries, 
     cut_ms = checkpoint.config["training"].get("trained_until_ms")
     try:
         split = split_of(opened, name, cut_ms=cut_ms)
-        return split, split.chosen("val"), "targets after the model's cut"
+        which = "targets of val" if isinstance(opened, LeaveOneOut) else "targets after the model's cut"
+        return split, split.chosen("val"), which
     except InputError:
         split = split_of(opened, name, holdout_days=0)
     return split, _last_of_each(split), "targets the model was trained on"

@@ -13,6 +13,7 @@ import torch
 
 from contract.catalogue import Catalogue, read_catalogue
 from contract.errors import InputError, VerificationFailed
+from contract.vocabulary import MISSING_KEY, TAGS_MAX
 from convert import server_models
 from convert.encoder_int8 import Int8Gate, Int8Verdict, best_rows, judge, quantise
 from convert.encoder_queries import EncoderQueries, drawn_queries, real_queries
@@ -86,6 +87,27 @@ class TestQueries:
         assert "after the model's cut" in queries.source
         assert len(queries) == 240  # two positives of each user come after it, their histories are frozen there
         assert queries.feeds(0)["history_mask"].sum() == 4
+
+    def test_leave_one_out_data(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        """Sequences without times: the val item of each user, and what stands before it is left out of its ranking."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = [(user, place, user + 10 * place) for user in range(4) for place in range(5)]
+        split = ["train"] * 3 + ["val", "test"]
+        columns = {"user_id": [r[0] for r in rows], "position": [r[1] for r in rows], "item_id": [r[2] for r in rows]}
+        pq.write_table(pa.table({**columns, "split": split * 4}), tmp_path / "leave_one_out.parquet")
+        ids = np.unique(columns["item_id"]).astype(np.uint64)
+        none = np.full(len(ids), -1)
+        items = Catalogue(
+            ids, np.full(len(ids), MISSING_KEY), np.full((len(ids), TAGS_MAX), MISSING_KEY), none.astype(np.int32), none
+        )
+        queries = real_queries(checkpoint, items, f"ml-1m:{tmp_path}", length=6, limit=100)
+        assert (len(queries), queries.seen) == (4, True)
+        assert "targets of val" in queries.source
+        assert items.video_id[queries.target_Q].tolist() == [30, 31, 32, 33]
+        assert items.video_id[queries.seen_rows(2)].tolist() == [2, 12, 22]
+        assert queries.feeds(2)["history_mask"].tolist() == [[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]]
 
     def test_a_limit_draws_and_a_seed_repeats(self, checkpoint: Checkpoint, items: Catalogue, data: str) -> None:
         drawn = [real_queries(checkpoint, items, data, length=8, limit=30, seed=seed).place_QL for seed in (1, 1, 2)]

@@ -21,6 +21,7 @@ from convert.items import update_items
 from convert.retrieval import write_retrieval
 from convert.server_models import load_net
 from server_stub.bundle import load_retrieval, read_index, read_item_update
+from server_stub.recommender import Recommender
 from server_stub.retrieve import Retriever
 from tests.convert import makers
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -213,6 +214,29 @@ class TestRetrievalAlone:
             write_retrieval(tmp_path / "out", **given)
         write_retrieval(tmp_path / "out", overwrite=True, **given)
         assert not (tmp_path / "out" / "stray").exists()
+
+
+class TestAnyPlan:
+    @pytest.mark.parametrize("plan", [{"windows": (), "latest": 3}, {"windows": (256, 16), "latest": 30}])
+    def test_the_server_reads_what_the_encoder_reads(
+        self, plan: dict[str, Any], parts: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """Shorter and longer than the default 256: the last positives, as many as the plan has slots."""
+        length = sum(plan["windows"]) + plan["latest"]
+        net = makers.make_kuaiformer(tmp_path / "net", **plan)
+        bundle = write_bundle(tmp_path / "bundle", **{**parts, "retrieval": net.path}).directory
+        recommender = Recommender.from_bundle(bundle, pool=20)
+        retrieval, catalogue = recommender.models.retrieval, recommender.catalogue
+        assert retrieval.length == length
+        watched = [int(makers.VIDEOS[step * 7 % 50]) for step in range(310)]
+        for step, video in enumerate(watched):
+            recommender.add_interaction(3, video, time_ms=1_000 * (step + 1), signals={"like": 1})
+        history = recommender._histories.view(3, [], catalogue)
+        assert history.columns(length)["video_id"].tolist() == watched[-length:]
+        longer = UserHistory(2 * length)
+        longer.take_latest(history, len(history))
+        np.testing.assert_array_equal(retrieval.encode(history), retrieval.encode(longer))
+        assert len(recommender.recommend(3, 5)) == 5
 
 
 class TestCommand:
