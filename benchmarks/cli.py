@@ -3,6 +3,7 @@
 kir demo --out demo-out --quick                        # a smoke test of the whole loop, about a minute
 kir bench closed-loop --work demo-out                  # after a demo: the simulator's arms again, more sessions
 kir bench encoder --rounds 3 --batches 1 --no-compile  # KuaiFormer's encoder beside the arithmetic floor, a minute
+kir bench loss --targets 512 --candidates 500 --rounds 2   # the softmax loss beside cross entropy, seconds
 kir bench training --preset tiny --rounds 2 --steps 2  # a training step in float32 and bfloat16, half a minute
 kir bench swipe --cdn demo-out/cdn                     # latency of a swipe's parts beside the whole net
 kir bench baseline sasrec --data events:runs/data --out runs/sasrec --epochs 2
@@ -73,6 +74,8 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     _add_encoder_arguments(encoder.add_argument)
     training = kinds.add_parser("training", help="a training step in float32 and bfloat16, saves, table optimisers")
     _add_training_arguments(training.add_argument)
+    loss = kinds.add_parser("loss", help="a step of the softmax loss: plain, torch's fused one, chunked, and this one")
+    _add_loss_arguments(loss.add_argument)
     swipe = kinds.add_parser("swipe", help="what a swipe costs on this machine, part by part, beside the whole net")
     swipe.add_argument("--cdn", required=True, help="published models: URL or directory")
     swipe.add_argument("--repeats", type=int, default=2000, help="timed calls of each part (default: %(default)s)")
@@ -139,6 +142,15 @@ def _add_training_arguments(add: Callable[..., Any]) -> None:
     add("--json", type=Path, help="write the result here as well")
 
 
+def _add_loss_arguments(add: Callable[..., Any]) -> None:
+    add("--targets", type=int, default=4096, help="rows of a batch (default: %(default)s)")
+    add("--candidates", type=int, default=3416, help="items of the softmax (default: %(default)s, ML-1M's catalogue)")
+    add("--width", type=int, default=64, help="of the vectors (default: %(default)s)")
+    add("--queries", type=int, nargs="+", default=[1, 4], help="queries of a row, one table each (default: 1 4)")
+    add("--rounds", type=int, default=10, help="timed steps of each way (default: %(default)s)")
+    add("--json", type=Path, help="write the result here as well")
+
+
 def run_bench(args: argparse.Namespace) -> int:
     """One benchmark: a table, then one JSON line."""
     benches = {
@@ -147,6 +159,7 @@ def run_bench(args: argparse.Namespace) -> int:
         "baseline": run_baseline,
         "closed-loop": _run_closed_loop,
         "encoder": _run_encoder,
+        "loss": _run_loss,
         "retrieval": _run_retrieval,
         "swipe": _run_swipe,
         "training": _run_training,
@@ -167,6 +180,13 @@ def _run_swipe(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.swipe_latency import measure_swipe
 
     return measure_swipe(args.cdn, args.repeats)
+
+
+def _run_loss(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.loss_speed import measure_loss
+
+    names = ("targets", "candidates", "width", "queries", "rounds")
+    return measure_loss(**{name: getattr(args, name) for name in names})
 
 
 def _run_closed_loop(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
