@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,9 +182,9 @@ def _train_kuaiformer(args: argparse.Namespace) -> Checkpoint | None:
     from training.retrieval_split import split_of
 
     recipe = read_recipe(args.recipe) if args.recipe else Recipe()
-    recipe = recipe.changed([*_train_settings(args), *args.set])
     if args.preset:
-        recipe = Recipe.from_dict({**recipe.to_dict(), "preset": args.preset}, "--preset")
+        recipe = replace(recipe, preset=args.preset)
+    recipe = recipe.changed([*_train_settings(args), *args.set])
     if args.resume:
         raise InputError(
             "kuaiformer goes on from the state beside --out, or from a checkpoint with what came since",

@@ -7,6 +7,7 @@ kir train kuaiformer --data ml-1m:PATH --out runs/ml-1m --recipe ml-1m          
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contract.errors import CheckpointError
+from contract.errors import CheckpointError, InputError
 from contract.vocabulary import MISSING_KEY
 from training.autosave import Autosave
 from training.candidates import OwnedItems
@@ -27,12 +28,13 @@ from training.kuaiformer import KuaiFormer, KuaiFormerConfig
 from training.kuaiformer_task import KuaiFormerTask
 from training.recipe import Recipe
 from training.retrieval_eval import KuaiFormerScorer, Popularity, evaluate
+from training.retrieval_metrics import figure_names
 from training.retrieval_result import RetrievalResult
 from training.retrieval_split import RetrievalSplit
 from training.row_memory import row_memory
 from training.segments import SegmentData, item_columns
 from training.tables import SparseTables, table_keys
-from training.trainer import Trainer, keep_log, log_beside
+from training.trainer import TrainConfig, Trainer, keep_log, log_beside
 
 Keys = dict[str, NDArray[np.uint64]]
 SAVE_EVERY_S = 300.0
@@ -113,8 +115,9 @@ def train_kuaiformer(
 
     steps    stop after so many steps in all and save a checkpoint of that state
     resume   go on from the state that an earlier call (killed, interrupted or stopped by `steps`) left beside `out_dir`
-    Raises InputError for data without positives, CheckpointError for an existing `out_dir` without `overwrite` and for
-    a state of other data or another recipe, Interrupted after a signal (the state is saved then).
+    Raises InputError for data without positives and a metric that `val` does not have, CheckpointError for an existing
+    `out_dir` without `overwrite` and for a state of other data or another recipe, Interrupted after a signal (the state
+    is saved then).
     """
     recipe = recipe or Recipe()
     out_dir = Path(out_dir)
@@ -122,9 +125,13 @@ def train_kuaiformer(
         raise CheckpointError(
             "checkpoint directory exists", where=out_dir, fix="choose another --out or pass --overwrite"
         )
+    select = recipe.data.select_by
+    if select:
+        split.chosen("val")
+        if select not in figure_names(split.n_items):
+            raise InputError("no such metric", where="data.select_by", got=select, allowed=figure_names(split.n_items))
     task, data = make_task(split, recipe)
     scorer = KuaiFormerScorer(task.net, task.tables)
-    select = recipe.data.select_by
 
     def validate() -> dict[str, float]:
         return _figures(evaluate(split, "val", scorer, quick=True))
@@ -132,6 +139,11 @@ def train_kuaiformer(
     saver = Autosave.beside(out_dir)
     if not resume:
         saver.clear()
+    told = _told(split, recipe)
+
+    def save(state: TrainingState) -> Path:
+        return saver.save(replace(state, meta={**state.meta, "told": told}))
+
     trainer = Trainer(
         task,
         data.batches,
@@ -139,7 +151,7 @@ def train_kuaiformer(
         recipe.train,
         validate=validate if select else None,
         metric=select,
-        save=saver.save,
+        save=save,
         save_every_s=SAVE_EVERY_S,
         log_path=log_beside(out_dir, keep=resume),
         quiet=quiet,
@@ -147,7 +159,9 @@ def train_kuaiformer(
         parallel=parallel,
     )
     if resume:
-        trainer.load_state(saver.load())
+        state = saver.load()
+        _check_told(state.meta.get("told", told), told, saver.directory)
+        trainer.load_state(state)
     result = trainer.run(until_step=steps)
     if parallel is not None and not parallel.leads:
         return None
@@ -168,6 +182,26 @@ def train_kuaiformer(
     if trainer.step >= trainer.total_steps or steps is None:
         saver.clear()
     return saved
+
+
+def _told(split: RetrievalSplit, recipe: Recipe) -> dict[str, Any]:
+    """What a state must have been trained by to be gone on from, as JSON gives it. Device and time budget are free."""
+    by = replace(recipe, train=replace(recipe.train, device=TrainConfig().device, max_seconds=None)).to_dict()
+    by["data"] |= {"name": split.name, "positives": len(split.train_places()), "items": split.n_items}
+    found: dict[str, Any] = json.loads(json.dumps(by))
+    return found
+
+
+def _check_told(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: Path) -> None:
+    other = {part: (theirs.get(part), mine) for part, mine in ours.items() if theirs.get(part) != mine}
+    if other:
+        raise CheckpointError(
+            f"training state of another run ({', '.join(other)})",
+            where=where,
+            got=[was for was, _ in other.values()],
+            allowed=[now for _, now in other.values()],
+            fix="resume with the same data and recipe, or train without --resume",
+        )
 
 
 def save_trained(

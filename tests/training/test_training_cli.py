@@ -106,9 +106,9 @@ def test_a_preset_replaces_the_recipes(tmp_path, monkeypatch):
     monkeypatch.setattr(kuaiformer_train, "train_kuaiformer", lambda split, out, recipe, **options: used.append(recipe))
     used: list = []
     train = ("train", "kuaiformer", "--data", SIM, "--out", tmp_path / "m")
-    assert run(*train, "--preset", "paper", "--set", "model.heads=4") == 0
+    assert run(*train, "--preset", "paper", "--set", "model.heads=32") == 0, "too many for the preset before"
     assert run(*train) == 0
-    assert (used[0].config().layers, used[0].config().heads, used[0].config().preset) == (4, 4, "paper")
+    assert (used[0].config().layers, used[0].config().heads, used[0].config().preset) == (4, 32, "paper")
     assert used[1].config().preset == "tiny"
 
 
