@@ -10,11 +10,12 @@ KuaiFormer, arXiv 2411.10057, Eq. 9-11 and the smoothed loss after it; Yi et al.
 The scores of all rows never exist at once: loss and gradients come from chunks of rows, forward, in buffers that stay
 in the cache. Plain cross entropy spends most of its time on page faults of [T, C] tensors.
 
-Shapes: T target rows, R rows of a chunk, K queries of a row, C candidates (unique items), D width, B batch of the older
-in_batch_softmax (one positive item each).
+Shapes: T target rows, K queries of a row, C candidates (unique items), D width.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,15 +23,11 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from contract.errors import InputError
 from training.candidates import Owned
-from training.frequency import FrequencyEstimator
 from training.softmax_chunks import SoftmaxOptions, loss_and_gradients
-
-__all__ = ["CORRECTIONS", "PRECISIONS", "SMOOTHINGS", "FrequencyEstimator", "candidate_softmax", "in_batch_softmax"]
 
 SMOOTHINGS = ("none", "standard", "paper")
 CORRECTIONS = ("none", "logq", "corrected")
 PRECISIONS = ("float32", "bfloat16")
-ABSENT = -1e4  # of an item that must not serve as a negative; exp of it is 0 in float32, and it stays finite
 
 
 def candidate_softmax(
@@ -71,15 +68,16 @@ def candidate_softmax(
     chunk      rows at a time; None = as many as suit the cache
     precision  of the matrix products: bfloat16 rounds their inputs, the sums and the softmax stay in float32
 
-    Raises InputError for unknown names and for shapes that don't fit.
+    Raises InputError for unknown names, for shapes that don't fit and, on a CPU, for targets that are no candidates.
     """
-    _check(users_TKD, candidates_CD, target_T, log_q_C, correction, smoothing, precision)
+    options = SoftmaxOptions(scale, correction == "corrected", smoothing, alpha, chunk, precision, False)
+    _check(users_TKD, candidates_CD, target_T, log_q_C, correction, options)
     if users_TKD.dtype in (torch.float16, torch.bfloat16):
         users_TKD = users_TKD.float()
     candidates_CD = candidates_CD.to(users_TKD.dtype)
-    graph = torch.is_grad_enabled() and (users_TKD.requires_grad or candidates_CD.requires_grad)
+    if torch.is_grad_enabled() and (users_TKD.requires_grad or candidates_CD.requires_grad):
+        options = replace(options, gradients=True)
     log_q_C = None if correction == "none" or log_q_C is None else log_q_C.detach().to(users_TKD.dtype)
-    options = SoftmaxOptions(scale, correction == "corrected", smoothing, alpha, chunk, precision, graph)
     loss: Tensor = _CandidateSoftmax.apply(users_TKD, candidates_CD, target_T, log_q_C, owned, options)
     return loss
 
@@ -90,24 +88,32 @@ def _check(
     target_T: Tensor,
     log_q_C: Tensor | None,
     correction: str,
-    smoothing: str,
-    precision: str,
+    options: SoftmaxOptions,
 ) -> None:
     for name, value, allowed in (
         ("correction", correction, CORRECTIONS),
-        ("smoothing", smoothing, SMOOTHINGS),
-        ("precision", precision, PRECISIONS),
+        ("smoothing", options.smoothing, SMOOTHINGS),
+        ("precision", options.precision, PRECISIONS),
     ):
         if value not in allowed:
             raise InputError(f"unknown {name}", got=value, allowed=allowed)
+    if not 0 <= options.alpha < 1:
+        raise InputError("smoothing's alpha out of range", got=options.alpha, allowed="[0, 1)")
+    if options.chunk is not None and options.chunk < 1:
+        raise InputError("a chunk has a row at least", got=options.chunk)
     if users_TKD.ndim != 3 or candidates_CD.ndim != 2 or users_TKD.shape[2] != candidates_CD.shape[1]:
         shapes = tuple(users_TKD.shape), tuple(candidates_CD.shape)
         raise InputError("users and candidates don't fit", got=shapes, allowed="[T, K, D] and [C, D]")
+    C = len(candidates_CD)
     if target_T.shape != users_TKD.shape[:1] or not len(target_T):
         raise InputError("one target per row is needed", got=tuple(target_T.shape), allowed=(users_TKD.shape[0],))
-    if correction != "none" and (log_q_C is None or log_q_C.shape != candidates_CD.shape[:1]):
-        got = None if log_q_C is None else tuple(log_q_C.shape)
-        raise InputError("a correction needs log_q_C", got=got or "none", allowed=(candidates_CD.shape[0],))
+    if target_T.device.type == "cpu":  # elsewhere the host would have to wait, and indexing asserts on the device
+        lowest, highest = map(int, target_T.aminmax())
+        if lowest < 0 or highest >= C:
+            raise InputError("targets are columns of the candidates", got=(lowest, highest), allowed=f"0 .. {C - 1}")
+    if correction != "none" and (log_q_C is None or log_q_C.shape != (C,)):
+        got = "none" if log_q_C is None else tuple(log_q_C.shape)
+        raise InputError("a correction needs log_q_C", got=got, allowed=(C,))
 
 
 class _CandidateSoftmax(torch.autograd.Function):
@@ -133,40 +139,3 @@ class _CandidateSoftmax(torch.autograd.Function):
     def backward(ctx: FunctionCtx, d_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_users_TKD, d_candidates_CD = ctx.saved_tensors  # type: ignore[attr-defined]
         return d_users_TKD * d_loss, d_candidates_CD * d_loss, None, None, None, None
-
-
-def in_batch_softmax(
-    scores_BB: Tensor,
-    items_B: Tensor,
-    log_q_B: Tensor | None = None,
-    *,
-    owner_B: Tensor | None = None,
-    smoothing: str = "none",
-    alpha: float = 0.1,
-) -> Tensor:
-    """Mean loss of B queries whose positive stands on the diagonal; the other items of the batch are the negatives.
-
-    scores_BB  score of query i and item j
-    items_B    item numbers: a column with the query's own item is no negative and is left out
-    log_q_B    subtracted from the scores of positive and negatives alike (Eq. 11); None = no correction
-    owner_B    whose positive an item is: what the query's owner liked as well is no negative and is left out
-    smoothing  none:     -log p(x+)
-               standard: -(1-α) log p(x+) - α/B Σ log p(x~)
-               paper:    -(1-α) log p(x+) - α/B Σ log(1 - p(x~)), as the copy of the paper at hand prints it; on
-                         negatives the two act in opposite directions
-    """
-    if smoothing not in SMOOTHINGS:
-        raise InputError("unknown smoothing", got=smoothing, allowed=SMOOTHINGS)
-    if log_q_B is not None:
-        scores_BB = scores_BB - log_q_B
-    no_negative = items_B[:, None] == items_B[None, :]
-    if owner_B is not None:
-        no_negative = no_negative | (owner_B[:, None] == owner_B[None, :])
-    diagonal = torch.eye(len(items_B), dtype=torch.bool, device=scores_BB.device)
-    log_p_BB = torch.log_softmax(scores_BB.masked_fill(no_negative & ~diagonal, ABSENT), dim=1)
-    positive_B = -log_p_BB.diagonal()
-    if smoothing == "none":
-        return positive_B.mean()
-    others_BB = log_p_BB if smoothing == "standard" else torch.log1p(-log_p_BB.exp().clamp(max=1 - 1e-6))
-    others_B = -torch.where(no_negative | diagonal, 0.0, others_BB).sum(dim=1) / len(items_B)
-    return ((1 - alpha) * positive_B + alpha * others_B).mean()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.candidates import OwnedItems
+from training.candidates import OwnedItems, in_batch_candidates
 from training.losses import candidate_softmax
 
 T, C, D = 11, 29, 4
@@ -85,6 +85,29 @@ def test_a_constant_log_q_shifts_logq_by_nothing_and_the_correction_by_the_posit
     )
     assert abs(logq - plain) < 1e-12
     assert corrected > plain + 1
+
+
+def test_logq_recovers_what_sampling_hides():
+    """Positives follow q, and so do the in-batch negatives: only with logQ is s = log q + c, else all look alike."""
+    n, batch = 40, 64
+    q = torch.arange(1, n + 1).float()
+    q /= q.sum()
+    log_q = torch.log(-torch.expm1(batch * torch.log1p(-q)))  # of the batch holding an item
+    slopes = {}
+    for correction in ("logq", "none"):
+        generator = torch.Generator().manual_seed(0)
+        appeal = torch.zeros(n, 1, requires_grad=True)
+        optimizer = torch.optim.Adam([appeal], lr=0.05)
+        for _ in range(300):
+            rows, target = in_batch_candidates(torch.multinomial(q, batch, replacement=True, generator=generator))
+            optimizer.zero_grad()
+            candidate_softmax(
+                torch.ones(batch, 1, 1), appeal[rows], target, log_q_C=log_q[rows], correction=correction
+            ).backward()
+            optimizer.step()
+        slopes[correction] = np.polyfit(q.log().numpy(), appeal.detach().numpy()[:, 0], 1)[0]
+    assert slopes["logq"] > 0.7
+    assert slopes["none"] < 0.5 * slopes["logq"]
 
 
 def sampled_gradients(correction: str, samples: int) -> tuple[np.ndarray, np.ndarray]:

@@ -283,6 +283,10 @@ def test_chunks_fit_their_bounds(rows, candidates, smoothing, cuda):
         ({"correction": "logq"}, "log_q_C"),
         ({"correction": "corrected", "log_q_C": torch.zeros(C + 1)}, "log_q_C"),
         ({"target_T": torch.zeros(3, dtype=torch.int64)}, "target"),
+        ({"target_T": torch.tensor([0, 1, -1, 2])}, "columns"),
+        ({"target_T": torch.tensor([0, 1, C, 2])}, "columns"),
+        ({"alpha": 1.0}, "alpha"),
+        ({"chunk": 0}, "row"),
         ({"candidates_CD": torch.zeros(C, D + 1)}, "fit"),
     ],
 )

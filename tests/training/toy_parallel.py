@@ -27,7 +27,8 @@ from training import tables as tables_module
 from training.autosave import Autosave
 from training.candidates import in_batch_candidates
 from training.distributed import DataParallel
-from training.losses import FrequencyEstimator, candidate_softmax
+from training.frequency import FrequencyEstimator
+from training.losses import candidate_softmax
 from training.tables import SparseTables
 from training.trainer import TrainConfig, Trainer
 
