@@ -17,6 +17,7 @@ from server_stub.bundle import Models, load_histories, load_models, read_index
 from server_stub.histories import Histories, Interaction, item_columns
 from server_stub.ranker import Ranker
 from server_stub.recommender import NO_HISTORY, REPEATS, SHORT, Recommender, popular_items
+from server_stub.retrieval import AT_ONCE
 from tests.server_stub.conftest import NOW_MS
 from tests.server_stub.tiny_bundle import N_ITEMS, START_MS, TOPICS, WIDTH, topic_of, video_ids
 
@@ -148,6 +149,25 @@ class TestItemColumns:
         none = np.zeros(0, np.uint64)
         empty = Catalogue(none, none, np.zeros((0, 3), np.uint64), none.astype(np.int32), none.astype(np.int64))
         assert item_columns(empty, np.array([7], np.uint64), 1)["duration_ms"].tolist() == [-1]
+
+
+class TestManyUsers:
+    def test_each_gets_what_it_would_get_alone(self, models: Models) -> None:
+        histories = []
+        for number in range(AT_ONCE * 2 + 1):
+            history = UserHistory(models.retrieval.length)
+            for step in range(number):
+                history.append({"video_id": np.uint64(1000 + 7 * step)}, 1_000 * step)
+            histories.append(history)
+        together = models.retrieval.encode_many(histories)
+        assert together.shape == (AT_ONCE * 2 + 1, 2, 8)
+        for history, interests in zip(histories, together, strict=True):
+            np.testing.assert_allclose(models.retrieval.encode(history), interests, atol=1e-6)
+        assert np.abs(together[1] - together[2]).max() > 1e-3
+
+    def test_nobody(self, models: Models) -> None:
+        with pytest.raises(InputError, match="no history to encode"):
+            models.retrieval.encode_many([])
 
 
 class TestItemUpdates:
