@@ -62,6 +62,8 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     _add_retrieval_arguments(retrieval.add_argument)
     ablation = kinds.add_parser("ablation", help="KuaiFormer with one change at a time: quality and cost, arm by arm")
     _add_ablation_arguments(ablation.add_argument)
+    since = kinds.add_parser("incremental", help="updates of KuaiFormer against the old model and training from zero")
+    _add_incremental_arguments(since.add_argument)
     baseline = kinds.add_parser("baseline", help="train or make what KuaiFormer is compared with; measured on val")
     add_baseline_arguments(baseline)
     ann = kinds.add_parser("ann", help="item indexes by recall and cost, and what changing items costs")
@@ -95,13 +97,52 @@ def _add_ablation_arguments(add: Callable[..., Any]) -> None:
     add("--json", type=Path, help="write the result here as well")
 
 
+def _add_incremental_arguments(add: Callable[..., Any]) -> None:
+    add("--data", default="sim:users=400,items=3000,days=7", help="sim:… | events:PATH | kuairand:PATH (%(default)s)")
+    add("--hide", type=float, default=0.1, help="of users and videos: absent before the new day (default: %(default)s)")
+    add("--recipe", metavar="NAME|FILE", help="of training from zero (default: kir train kuaiformer's)")
+    add("--epochs", type=int, help="instead of the recipe's")
+    add("--seeds", default="0", help="seeds of training, with commas (default: %(default)s)")
+    add("--ablate", action="store_true", help="also without replay, without row memory, without the old log")
+    add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
+    add("--out", type=Path, default=Path("runs/incremental"), help="checkpoints of the arms (default: %(default)s)")
+    add("--json", type=Path, help="write the result here as well")
+
+
+def _run_incremental(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.incremental import Plan, bench_incremental
+    from training.recipe import Recipe, read_recipe
+
+    recipe = read_recipe(args.recipe) if args.recipe else Recipe()
+    if args.epochs is not None:
+        recipe = recipe.changed([f"train.epochs={args.epochs}"])
+    plan = Plan(args.data, recipe, args.hide, _offset(args))
+    given = {"--recipe": args.recipe, "--epochs": args.epochs, "--utc-offset-hours": args.utc_offset_hours}
+    flags = [str(word) for flag, value in given.items() if value is not None for word in (flag, value)]
+    words = ["--data", args.data, "--hide", str(args.hide), *flags, "--seeds", args.seeds, "--out", str(args.out)]
+    command = shlex.join(["kir", "bench", "incremental", *words, *(["--ablate"] if args.ablate else [])])
+    return bench_incremental(plan, args.out, command, seeds=_seeds(args.seeds), ablate=args.ablate)
+
+
+def _offset(args: argparse.Namespace) -> float:
+    from training.cli import KUAIRAND_UTC_OFFSET
+
+    if args.utc_offset_hours is not None:
+        return float(args.utc_offset_hours)
+    return KUAIRAND_UTC_OFFSET if (args.data or "").startswith("kuairand:") else 0.0
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise InputError("--seeds are numbers with commas", got=text) from None
+
+
 def _run_ablation(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.ablation import run_ablation
 
-    try:
-        seeds = [int(seed) for seed in args.seeds.split(",")]
-    except ValueError:
-        raise InputError("--seeds are numbers with commas", got=args.seeds) from None
+    seeds = _seeds(args.seeds)
     names = ("epochs", "history", "holdout_days", "utc_offset_hours")
     only = [arm for arm in args.only.split(",") if arm]
     return run_ablation(
@@ -159,6 +200,7 @@ def run_bench(args: argparse.Namespace) -> int:
         "baseline": run_baseline,
         "closed-loop": _run_closed_loop,
         "encoder": _run_encoder,
+        "incremental": _run_incremental,
         "loss": _run_loss,
         "retrieval": _run_retrieval,
         "swipe": _run_swipe,
@@ -227,12 +269,8 @@ def _run_training(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def _run_retrieval(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.retrieval import bench_retrieval
-    from training.cli import KUAIRAND_UTC_OFFSET
     from training.evaluation import Cut
 
-    offset = args.utc_offset_hours
-    if offset is None:
-        offset = KUAIRAND_UTC_OFFSET if (args.data or "").startswith("kuairand:") else 0.0
     names = ("baseline", "data", "split", "from_ms", "holdout_days", "utc_offset_hours", "out")
     given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
     flags = [str(word) for flag, value in given.items() if value not in (None, "") for word in (flag, value)]
@@ -243,5 +281,5 @@ def _run_retrieval(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         shlex.join(["kir", "bench", "retrieval", *args.models, *flags]),
         data=args.data,
         split=args.split,
-        cut=Cut(args.from_ms, args.holdout_days, offset),
+        cut=Cut(args.from_ms, args.holdout_days, _offset(args)),
     )

@@ -32,7 +32,7 @@ from training.checkpoint import load_checkpoint
 from training.kuaiformer_train import train_kuaiformer
 from training.retrieval_split import split_of
 
-LIST = 12  # the twelve best of 48, of which twelve are of the user's topic and two of these new
+LIST = 10  # the ten best of 40: those of the user's topic, two of them new
 DEADLINE_S = 120.0
 
 

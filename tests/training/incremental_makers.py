@@ -1,7 +1,7 @@
 """A log in which a user watches one topic, with videos and users that appear on its last days alone.
 
 Topics can't be read from tags or authors: what a video is about has to be learnt from who watches it, so a new video is
-found only after its first day has been trained on.
+found only after its first day has been trained on. Then a topic has ten videos: the ten best are all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contract.vocabulary import MISSING_KEY, TAGS_MAX
 from training.readers import LogData
 from training.recipe import Recipe
 
-TOPICS, OLD_ITEMS, NEW_ITEMS, OLD_USERS, NEW_USERS = 4, 40, 8, 40, 8
+TOPICS, OLD_ITEMS, NEW_ITEMS, OLD_USERS, NEW_USERS = 4, 32, 8, 40, 8
 START_MS, DAY_MS = 1_767_571_200_000, 86_400_000
 OLD_DAYS = (0, 1, 2)
 NEW_DAY, TEST_DAY = 3, 4
@@ -22,8 +22,8 @@ A_DAY = 6  # positives of a user
 RECIPE = Recipe.from_dict(
     {
         "model": {"windows": [8], "latest": 16, "width": 16, "video_width": 16, "interests": 1, "hidden": 32},
-        "data": {"batch": 64},
-        "train": {"epochs": 12, "learning_rate": 0.01},
+        "data": {"batch": 128},
+        "train": {"epochs": 24, "learning_rate": 0.01},
     }
 )
 
