@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,14 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.stats import machine, percentiles
 from contract.errors import InputError
-from training.autosave import Autosave
-from training.devices import has_bfloat16
-from training.kuaiformer_train import make_task
-from training.readers import open_data
-from training.recipe import Recipe
-from training.retrieval_split import RetrievalSplit, split_of
-from training.table_optimizers import TABLE_OPTIMIZERS, make_optimizers
-from training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from training.recipe import Recipe
+    from training.retrieval_split import RetrievalSplit
+    from training.trainer import Trainer
 
 SIM = "sim:users=400,days=4"
 PRECISIONS = ("float32", "bfloat16")
@@ -48,6 +45,10 @@ def measure_training(
 
     Raises InputError for rounds, steps or rows below 1.
     """
+    from training.devices import has_bfloat16
+    from training.readers import open_data
+    from training.retrieval_split import split_of
+
     if min(rounds, steps, rows) < 1:
         raise InputError("--rounds, --steps and --rows start at 1", got=(rounds, steps, rows))
     split = split_of(open_data(data), data.partition(":")[0])
@@ -82,6 +83,9 @@ def measure_training(
 
 def _trainers(split: RetrievalSplit, recipe: Recipe, steps: int) -> tuple[dict[str, Trainer], float, float]:
     """A trainer for each precision over the same few batches, their matrix flops and targets, means of a step."""
+    from training.kuaiformer_train import make_task
+    from training.trainer import Trainer
+
     found = {}
     for name in PRECISIONS:
         # No end in sight: a trainer validates and shows its best weights where it ends.
@@ -141,6 +145,8 @@ def _ratio(ones: list[float], others: list[float]) -> dict[str, float]:
 
 
 def _autosave(trainer: Trainer) -> dict[str, float]:
+    from training.autosave import Autosave
+
     with tempfile.TemporaryDirectory() as folder:
         saver = Autosave(Path(folder) / "save")
         seconds = []
@@ -154,6 +160,8 @@ def _autosave(trainer: Trainer) -> dict[str, float]:
 
 def _table_optimizers(rows: int, rounds: int, seed: int) -> dict[str, float]:
     """CPU milliseconds of an update by a sparse gradient: TABLE_READS reads, the popular rows more often."""
+    from training.table_optimizers import TABLE_OPTIMIZERS, make_optimizers
+
     weights = {kind: nn.Parameter(torch.randn(rows, TABLE_WIDTH) * 0.05) for kind in TABLE_OPTIMIZERS}
     optimizers = {kind: make_optimizers([], [weight], 0.05, kind)[0] for kind, weight in weights.items()}
     spent: dict[str, list[float]] = {kind: [] for kind in TABLE_OPTIMIZERS}
