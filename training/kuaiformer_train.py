@@ -165,7 +165,6 @@ def train_kuaiformer(
     result = trainer.run(until_step=steps)
     if parallel is not None and not parallel.leads:
         return None
-    task.eval()
     found = {name: evaluate(split, name, scorer) for name in split.queries if name == "val"}
     saved = save_trained(
         split,

@@ -19,6 +19,7 @@ from training.recipe import Recipe
 from training.retrieval_eval import KuaiFormerScorer, Popularity, evaluate, item_vectors
 from training.retrieval_split import split_of
 from training.simulator import SimConfig, World, simulate_logs
+from training.trainer import Trainer
 
 RECIPE = Recipe().changed(["data.batch=128", "model.dropout=0.1", "train.seed=1"])
 QUICK = RECIPE.changed(["train.epochs=2", "model.layers=1", "data.batch=200"])
@@ -137,6 +138,18 @@ def test_a_state_of_another_run_is_refused(split, tmp_path):
         train_kuaiformer(replace(split, name="else"), out, QUICK, resume=True, overwrite=True)
     free = QUICK.changed(["train.device=auto"]) if not torch.cuda.is_available() else QUICK
     assert train_kuaiformer(split, out, free, resume=True, overwrite=True) is not None
+
+
+def test_a_fresh_start_forgets_the_state_before(split, tmp_path, monkeypatch):
+    """Or the next --resume after a kill would go on with the run before."""
+    out = tmp_path / "m"
+    train_kuaiformer(split, out, QUICK, steps=2)
+    with monkeypatch.context() as killed:
+        killed.setattr(Trainer, "run", lambda self, until_step=None: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_kuaiformer(split, out, QUICK, overwrite=True)
+    with pytest.raises(CheckpointError, match="no saved training state"):
+        train_kuaiformer(split, out, QUICK, resume=True, overwrite=True)
 
 
 def test_the_best_epoch_by_the_metric_is_kept(split, tmp_path):
