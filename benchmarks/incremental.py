@@ -32,6 +32,7 @@ OLD, ZERO = "old model", "from zero"
 ARMS = (OLD, "items only", "whole", ZERO)
 ABLATIONS = ("no replay", "no row memory", "no old log")
 SHOWN = ("recall@10", "recall@50")
+KEPT = (*SHOWN, "recall@100", "ndcg@10", "mrr", "auc")  # in the JSON
 Log = Callable[[str], None]
 
 
@@ -185,12 +186,12 @@ def _result(
         metrics = {g: means([one.ranks for one in found], found[0].n_items) for g, found in groups.items()}
         arms[arm] = {
             **{name: float(np.mean([cost[name] for cost in costs[arm]])) for name in ("wall_s", "cpu_s", "steps")},
-            "metrics": {g: {name: one.to_json() for name, one in found.items()} for g, found in metrics.items()},
+            "metrics": {g: _kept({name: one.to_json() for name, one in f.items()}) for g, f in metrics.items()},
         }
     against = {}
     for reference in (OLD, ZERO):
         against[reference] = {
-            arm: {g: compare(found, results[reference][g]).to_dict()["metrics"] for g, found in groups.items()}
+            arm: {g: _kept(compare(found, results[reference][g]).to_dict()["metrics"]) for g, found in groups.items()}
             for arm, groups in results.items()
             if arm != reference
         }
@@ -209,6 +210,10 @@ def _result(
         "arms": arms,
         "differences": against,
     }
+
+
+def _kept(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: one for name, one in metrics.items() if name in KEPT}
 
 
 def incremental_table(result: Mapping[str, Any]) -> str:

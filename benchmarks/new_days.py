@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from training.readers import LogData
     from training.retrieval_split import Queries, RetrievalSplit
 
-HELD_SHARE = 0.25  # of the users: their positives of the last old day are asked about, and trained on by no arm
+HELD_SHARE = 0.5  # of the users: their positives of the last old day are asked about, and trained on by no arm
 
 
 @dataclass(frozen=True, eq=False)
