@@ -51,6 +51,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{name} must be above 0", got=value)
+        if self.seed < 0:
+            raise InputError("seeds start at 0", got=self.seed)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InputError("ema_decay must lie between 0 and 1", got=self.ema_decay)
         choices_of = {"precision": PRECISIONS, "device": DEVICES, "table_optimizer": TABLE_OPTIMIZERS}

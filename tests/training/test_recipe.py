@@ -85,6 +85,7 @@ def test_fields_the_data_do_not_tell_are_left_out():
         ({"loss": {"alpha": 1.0}}, "out of range"),
         ({"loss": {"negatives": 0}}, "out of range"),
         ({"train": {"epochs": 0}}, "epochs"),
+        ({"train": {"seed": -1}}, "seeds start at 0"),
         ({"train": {"table_optimizer": "sgd"}}, "table_optimizer"),
     ],
 )
