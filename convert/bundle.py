@@ -33,10 +33,11 @@ INDEX_NAME = "bundle.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle directory holds."""
+    """What a bundle directory holds. retrieval_revision: of the rows beside the encoder of retrieval_version."""
 
     directory: Path
     retrieval_version: str
+    retrieval_revision: int
     ranker_version: str
     dense_versions: tuple[str, ...]
     files: int
@@ -44,7 +45,7 @@ class Bundle:
 
     def table(self) -> str:
         lines = [
-            f"retrieval {self.retrieval_version}",
+            f"retrieval {self.retrieval_version}, rows at revision {self.retrieval_revision}",
             f"ranker    {self.ranker_version}",
             *(f"rows      {version}" for version in self.dense_versions),
             f"{self.files} files, {self.n_bytes} bytes in {self.directory}",
@@ -89,7 +90,7 @@ def write_bundle(
         for checkpoint in kir:
             progress(f"rows of {checkpoint}")
             _write_rows(aside, load_checkpoint(checkpoint, kind="kir"))
-        write_bundle_index(aside, encoder.version, scorer.version)
+        write_bundle_index(aside, encoder.version, scorer.version, rows_revision(encoder))
     return read_bundle(out)
 
 
@@ -122,7 +123,7 @@ def add_rows(bundle: str | Path, kir_checkpoint: str | Path) -> Bundle:
         flush(place.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    write_bundle_index(root, held.retrieval_version, held.ranker_version)
+    write_bundle_index(root, held.retrieval_version, held.ranker_version, held.retrieval_revision)
     return read_bundle(root)
 
 
@@ -140,8 +141,14 @@ def read_bundle(root: str | Path) -> Bundle:
         raise InputError("bundle.json is unreadable", where=path, got=str(error)) from None
     dense = sorted({name.split("/")[1] for name in files if name.startswith("rows/")})
     n_bytes = sum(int(entry["bytes"]) for entry in files.values())
-    versions = str(data["retrieval_version"]), str(data["ranker_version"])
+    revision = int(data.get("retrieval_revision", FIRST_ROWS_REVISION))
+    versions = str(data["retrieval_version"]), revision, str(data["ranker_version"])
     return Bundle(Path(root), *versions, tuple(dense), len(files), n_bytes)
+
+
+def rows_revision(checkpoint: Checkpoint) -> int:
+    """Which rows of its dense net these are: they change while the net stands."""
+    return int(checkpoint.config["training"].get("rows_revision", FIRST_ROWS_REVISION))
 
 
 def _write_rows(root: Path, checkpoint: Checkpoint) -> None:
@@ -154,7 +161,7 @@ def _write_rows(root: Path, checkpoint: Checkpoint) -> None:
     write_json(place / "spec.json", checkpoint.spec.to_json())
     about = {
         "dense_version": checkpoint.version,
-        "rows_revision": int(checkpoint.config["training"].get("rows_revision", FIRST_ROWS_REVISION)),
+        "rows_revision": rows_revision(checkpoint),
         "spec_fingerprint": checkpoint.spec.fingerprint,
     }
     write_json(place / "rows.json", about)
@@ -172,7 +179,7 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def write_bundle_index(root: Path, retrieval_version: str, ranker_version: str) -> None:
+def write_bundle_index(root: Path, retrieval_version: str, ranker_version: str, retrieval_revision: int) -> None:
     """bundle.json over every file there is, hidden ones and itself aside."""
     files = {}
     for path in sorted(root.rglob("*")):
@@ -182,6 +189,7 @@ def write_bundle_index(root: Path, retrieval_version: str, ranker_version: str) 
     data = {
         "format": FORMAT,
         "retrieval_version": retrieval_version,
+        "retrieval_revision": retrieval_revision,
         "ranker_version": ranker_version,
         "files": files,
     }

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save
 from contract.catalogue import Catalogue, read_catalogue
 from contract.errors import InputError, VersionMismatch
 from contract.spec import FeatureSpec
-from convert.bundle import Bundle, read_bundle, read_json, write_bundle_index
+from convert.bundle import Bundle, read_bundle, read_json, rows_revision, write_bundle_index
 from convert.files import copy_in, flush, sha256_of, write_durably
 from convert.onnx_export import OnnxGraph
 from convert.server_models import vectors_of
@@ -61,7 +61,8 @@ def update_items(
 ) -> ItemUpdate:
     """Bring a bundle's items to another catalogue, to the rows of a checkpoint with the same dense net, or both.
 
-    Raises InputError, EventError, CheckpointError, ConversionError; VersionMismatch for a checkpoint of another net.
+    Raises InputError, EventError, CheckpointError, ConversionError; VersionMismatch for a checkpoint of another net
+    or of rows before the bundle's.
     """
     root = Path(bundle)
     held = read_bundle(root)
@@ -96,7 +97,8 @@ def update_items(
         _replaced(checkpoint.tables_path, root / TABLES)
     if catalogue is not None and sha256_of(catalogue) != sha256_of(root / "catalogue.parquet"):
         _replaced(Path(catalogue), root / "catalogue.parquet")
-    write_bundle_index(root, held.retrieval_version, held.ranker_version)
+    revision = held.retrieval_revision if checkpoint is None else rows_revision(checkpoint)
+    write_bundle_index(root, held.retrieval_version, held.ranker_version, revision)
     return ItemUpdate(root, int((place < 0).sum()), int(changed.sum()), len(removed), name, new_rows)
 
 
@@ -106,6 +108,11 @@ def _of_this_net(held: Bundle, path: str | Path) -> Checkpoint:
         raise VersionMismatch(
             "this checkpoint has another encoder", where=path, got=checkpoint.version, allowed=held.retrieval_version,
             fix="write the bundle again: a changed encoder is swapped whole",
+        )  # fmt: skip
+    if rows_revision(checkpoint) < held.retrieval_revision:
+        raise VersionMismatch(
+            "the bundle has newer rows of this net", where=path, got=f"revision {rows_revision(checkpoint)}",
+            allowed=f"from {held.retrieval_revision}", fix="write the bundle again to go back",
         )  # fmt: skip
     return checkpoint
 

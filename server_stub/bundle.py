@@ -35,12 +35,13 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True)
 class BundleIndex:
-    """bundle.json. files: path below the root -> (SHA-256, bytes)."""
+    """bundle.json. files: path below the root -> (SHA-256, bytes); retrieval_revision: of retrieval's rows."""
 
     root: Path
     retrieval_version: str
     ranker_version: str
     files: Mapping[str, tuple[str, int]]
+    retrieval_revision: int = 1
 
     @property
     def dense_versions(self) -> list[str]:
@@ -87,7 +88,8 @@ def read_index(root: str | Path) -> BundleIndex:
         raise InputError("another bundle format", where=path, got=got, allowed=FORMAT)
     try:
         files = {str(name): (str(entry["sha256"]), int(entry["bytes"])) for name, entry in data["files"].items()}
-        index = BundleIndex(root, str(data["retrieval_version"]), str(data["ranker_version"]), files)
+        revision = int(data.get("retrieval_revision", 1))
+        index = BundleIndex(root, str(data["retrieval_version"]), str(data["ranker_version"]), files, revision)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError("bundle.json is incomplete", where=path, got=str(error)) from None
     for name in files:
@@ -132,6 +134,7 @@ class Models:
     digest: str
     core: str = ""
     item_files: tuple[str, ...] = ()
+    retrieval_revision: int = 1
 
 
 def load_retrieval(index: BundleIndex, *, threads: int = 1) -> tuple[Retrieval, Catalogue]:
@@ -171,7 +174,7 @@ def load_models(index: BundleIndex, *, threads: int = 1) -> Models:
     ranker = Ranker.load(root / "ranker", ranker_spec, index.ranker_version, config, threads=threads)
     users = read_users(root / "users.parquet")
     digests = index.digest(index.model_files), index.digest(index.core_files)
-    return Models(retrieval, ranker, catalogue, users, *digests, tuple(index.item_files))
+    return Models(retrieval, ranker, catalogue, users, *digests, tuple(index.item_files), index.retrieval_revision)
 
 
 def updated_models(models: Models, index: BundleIndex) -> Models | None:
@@ -188,8 +191,14 @@ def updated_models(models: Models, index: BundleIndex) -> Models | None:
     catalogue = read_catalogue(index.root / "catalogue.parquet")
     retrieval = models.retrieval.copy(index.root / RETRIEVAL_ROWS)
     _apply_items(index, retrieval, new, catalogue)
-    digest = index.digest(index.model_files)
-    return replace(models, retrieval=retrieval, catalogue=catalogue, digest=digest, item_files=names)
+    return replace(
+        models,
+        retrieval=retrieval,
+        catalogue=catalogue,
+        digest=index.digest(index.model_files),
+        item_files=names,
+        retrieval_revision=index.retrieval_revision,
+    )
 
 
 def _apply_items(index: BundleIndex, retrieval: Retrieval, names: Iterable[str], catalogue: Catalogue) -> None:

@@ -79,9 +79,9 @@ class LiveParts:
         if isinstance(recommender, Recommender) and recommender.models.digest != index.digest(index.model_files):
             changed = updated_models(recommender.models, index)
             recommender.swap(changed or load_models(index, threads=self.threads))
-            what = "items of retrieval %s" if changed else "retrieval %s and ranker %s"
-            versions = (index.retrieval_version,) if changed else (index.retrieval_version, index.ranker_version)
-            log.info(what + " taken over", *versions)
+            what = "items" if changed else f"encoder, items and ranker {index.ranker_version}"
+            retrieval = f"{index.retrieval_version}, rows at revision {index.retrieval_revision}"
+            log.info("%s taken over: retrieval %s", what, retrieval)
         self._choose_current()
 
     def _take_rows(self, index: BundleIndex, dense_version: str) -> None:

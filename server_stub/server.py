@@ -138,10 +138,15 @@ class Server:
     def health(self) -> dict[str, Any]:
         """What /healthz says: status, live versions, counters."""
         versions = {v.dense_version: v.rows_revision for v in self.store.versions()}
+        recommender, retrieval = self.pages.recommender, None
+        if isinstance(recommender, Recommender):
+            models = recommender.models
+            retrieval = {"version": models.retrieval.version, "rows_revision": models.retrieval_revision}
         return {
             "status": "serving" if self._serving else "stopping",
             "current": self.pages.current,
             "rows_revision": versions,
+            "retrieval": retrieval,
             "pages": self.pages.stats.pages,
             "refusals": self.pages.stats.refusals,
             "missing_rows": self.pages.stats.missing_rows,

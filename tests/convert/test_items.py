@@ -151,6 +151,20 @@ class TestUpdate:
         history.append({"video_id": makers.VIDEOS[4]}, 0)
         assert np.abs(now.encode(history) - held.encode(history)).max() > 1e-3
 
+    def test_rows_have_a_revision_and_never_go_back(self, bundle: Path, parts: dict[str, Any], retrained: Path) -> None:
+        assert read_bundle(bundle).retrieval_revision == read_index(bundle).retrieval_revision == 1
+        update_items(bundle, retrieval=retrained)
+        after = read_bundle(bundle)
+        assert after.retrieval_revision == read_index(bundle).retrieval_revision == 2
+        assert "rows at revision 2" in after.table()
+        update_items(bundle, catalogue=parts["catalogue"])
+        assert read_bundle(bundle).retrieval_revision == 2
+        listed = (bundle / "bundle.json").read_bytes()
+        with pytest.raises(VersionMismatch, match="newer rows of this net"):
+            update_items(bundle, retrieval=parts["retrieval"])
+        assert (bundle / "bundle.json").read_bytes() == listed
+        assert update_items(bundle, retrieval=retrained).file == ""
+
     def test_a_checkpoint_of_another_net(self, bundle: Path, tmp_path: Path) -> None:
         other = makers.make_kuaiformer(tmp_path / "other", seed=1, **PLAN).path
         with pytest.raises(VersionMismatch, match="another encoder"):

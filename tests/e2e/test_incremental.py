@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,8 @@ def test_new_days_reach_a_server_that_runs(tmp_path: Path) -> None:
         own = {video(i) for i in range(OLD_ITEMS, OLD_ITEMS + 8) if i % TOPICS == 5 % TOPICS}
         assert set(second.candidates.video_id[is_new_video(second.candidates.video_id)].tolist()) <= own
         assert second.retrieval_version == first.retrieval_version
+        health = json.loads(urllib3.request("GET", f"{server.http_url}/healthz").data)
+        assert health["retrieval"] == {"version": first.retrieval_version, "rows_revision": 2}
 
         run("train", "kuaiformer", "--resume", tmp_path / "base", *since, "--out", tmp_path / "whole")
         run(*write, "--overwrite", "--retrieval", tmp_path / "whole", "--catalogue", tmp_path / "new/catalogue.parquet")

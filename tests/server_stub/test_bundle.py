@@ -74,6 +74,12 @@ class TestIndex:
         with pytest.raises(InputError):
             read_index(tmp_path)
 
+    def test_a_revision_that_is_no_number(self, bundle: Path) -> None:
+        assert read_index(bundle).retrieval_revision == 1
+        edit_index(bundle, retrieval_revision="two")
+        with pytest.raises(InputError, match="incomplete"):
+            read_index(bundle)
+
     @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "rows//x", "rows/./x", "a\\b", ""])
     def test_names_outside_the_bundle(self, bundle: Path, name: str) -> None:
         edit_index(bundle, files={name: {"sha256": "0" * 64, "bytes": 1}})

@@ -204,6 +204,14 @@ class TestLive:
             "retrieval/items/000001.safetensors", "retrieval/items/000002.safetensors",
         )  # fmt: skip
 
+    def test_health_says_which_rows_retrieval_has(self, server: InProcessServer, bundle: Path) -> None:
+        assert server.server.health()["retrieval"] == {"version": "kuaiformer-tiny", "rows_revision": 1}
+        write_item_update(bundle, 1, np.array([1002], np.uint64), np.ones((1, WIDTH), np.float32))
+        write_index(bundle, retrieval_revision=2)
+        self.live(server).poll()
+        assert server.server.health()["retrieval"] == {"version": "kuaiformer-tiny", "rows_revision": 2}
+        assert load_models(read_index(bundle)).retrieval_revision == 2
+
     def test_a_start_and_a_poll_give_the_same_items(self, server: InProcessServer, bundle: Path) -> None:
         vectors = np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float32)
         write_item_update(bundle, 1, np.array([5000, 1002, 1003], np.uint64), vectors, more=[5000])

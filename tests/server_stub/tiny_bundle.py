@@ -229,7 +229,9 @@ def write_item_update(
     return path
 
 
-def write_index(root: Path, retrieval_version: str = "kuaiformer-tiny", ranker_version: str = "ranker-tiny") -> Path:
+def write_index(
+    root: Path, retrieval_version: str = "kuaiformer-tiny", ranker_version: str = "ranker-tiny", **more: Any
+) -> Path:
     """bundle.json over what is there, written last."""
     paths = sorted(p for p in root.rglob("*") if p.is_file() and p.name != "bundle.json" and not p.name.startswith("."))
     files = {
@@ -241,7 +243,7 @@ def write_index(root: Path, retrieval_version: str = "kuaiformer-tiny", ranker_v
     }
     data = {"format": "kir-bundle/1", "retrieval_version": retrieval_version, "ranker_version": ranker_version}
     aside = root / ".bundle.json.part"
-    aside.write_text(json.dumps({**data, "files": files}, indent=2))
+    aside.write_text(json.dumps({**data, **more, "files": files}, indent=2))
     return aside.replace(root / "bundle.json")
 
 
