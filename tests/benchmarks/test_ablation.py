@@ -58,7 +58,7 @@ def test_long_histories_alone_are_judged(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arms": {"base": ["model.colour=1"]}, "groups": {}}, "KuaiFormer configuration"),
+        ({"arms": {"base": ["model.colour=1"]}, "groups": {}}, "unknown key"),
         ({"groups": {"x": ["base", "nobody"]}}, "nobody"),
         ({"extra": 1}, "base, arms and groups"),
         ({"base": "no-such-recipe"}, "no such recipe"),
