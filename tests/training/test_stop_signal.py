@@ -32,13 +32,18 @@ def test_the_first_is_noted_and_an_echo_is_not_a_second():
 
 def test_a_second_one_later_acts(monkeypatch):
     monkeypatch.setattr(stop_signal, "ECHO_S", -1.0)
-    before = handlers()
-    with StopSignal() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.asked == "SIGINT"
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert handlers() == before
+    # A shell's background job begins with SIGINT ignored, and then nothing would be raised.
+    original = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        before = handlers()
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.asked == "SIGINT"
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert handlers() == before
+    finally:
+        signal.signal(signal.SIGINT, original)
 
 
 def test_signals_are_left_alone_where_nobody_listens():
