@@ -152,6 +152,12 @@ class TestVersions:
         assert again.config["training"]["rows_revision"] == 3
         assert again.config["training"]["incremental"]["from_revision"] == 2
 
+    def test_a_net_that_stood_still_may_move_the_day_after(self, items: Checkpoint, tmp_path: Path) -> None:
+        after = train_incremental(items, log(TEST_DAY), tmp_path / "m", old=NEW, settings=["train.epochs=1"])
+        assert after.version != items.version
+        told = after.config["training"]
+        assert (told["rows_revision"], told["incremental"]["from_revision"]) == (1, 2)
+
     def test_the_next_one_goes_on_where_this_one_ended(self, whole: Checkpoint) -> None:
         index = split_of(NEW, "toy", holdout_days=0).index
         assert whole.config["training"]["trained_until_ms"] == index.time_ms.max() + 1
