@@ -27,9 +27,7 @@ from torch import Tensor
 
 from training.candidates import Owned
 
-BOUND = (
-    40.0  # scores within ±BOUND go to exp as they are: e^40 and e^-40, and sums of them, are far from float32's ends
-)
+BOUND = 40.0  # scores within ±BOUND go to exp as they are: e^40 and e^-40 are far from float32's ends, sums too
 ABSENT = -80.0  # then the score of what is no negative: e^-80 is 2e-35, nothing beside e^-40, and not denormal
 FLOOR = -60.0  # elsewhere exponents, below the largest, end here: e^-60 is 9e-27
 LOW = -1e30  # and this is the score of what is no negative
