@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "plans"
 SHOWN = ("recall@10", "ndcg@10")
 COST_BATCH, COST_REPEATS = 16, 15
+COSTS = ("whole", "kept")  # encoder from the whole history; with the windows' tokens kept between answers
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,12 @@ def _judge(arm: str, by_seed: Mapping[int, Path], split: RetrievalSplit, queries
     return results
 
 
-def measured_costs(folders: Mapping[str, Path]) -> dict[str, float]:
-    """Milliseconds of a user in the encoder (eager torch, one thread, full histories), arms in turn, medians."""
+def measured_costs(folders: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    """Milliseconds of a user in the encoder (eager torch, one thread, full histories), arms in turn, medians.
+
+    "whole": from the history anew. "kept": the windows' tokens are kept and made anew when the smallest window has
+    filled, which is what a user costs who is answered after every positive; without windows the same as "whole".
+    """
     import torch
 
     from training.checkpoint import load_checkpoint
@@ -168,31 +173,43 @@ def measured_costs(folders: Mapping[str, Path]) -> dict[str, float]:
     nets = {arm: load_kuaiformer(load_checkpoint(folder, kind="kuaiformer")) for arm, folder in folders.items()}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    times: dict[str, list[float]] = {arm: [] for arm in nets}
+    times: dict[str, list[tuple[float, float]]] = {arm: [] for arm in nets}
     try:
         for repeat in range(COST_REPEATS + 1):
             for arm, net in nets.items():
                 seconds = _one_pass(net)
                 if repeat:
-                    times[arm].append(1000 * seconds / COST_BATCH)
+                    times[arm].append(seconds)
     finally:
         torch.set_num_threads(threads)
-    return {arm: float(np.median(values)) for arm, values in times.items()}
+    return {
+        arm: dict(zip(COSTS, (1000 * np.median(found, axis=0) / COST_BATCH).tolist(), strict=True))
+        for arm, found in times.items()
+    }
 
 
-def _one_pass(net: KuaiFormer) -> float:
+def _one_pass(net: KuaiFormer) -> tuple[float, float]:
+    """Seconds of COST_BATCH users: from the whole history, and on average with kept windows."""
     import torch
 
+    windows, early = net.config.windows, sum(net.config.windows)
     rows = torch.zeros(COST_BATCH, net.config.length, net.spec.width("history_rows"))
     mask = torch.ones(COST_BATCH, net.config.length)
     with torch.no_grad():
         began = time.perf_counter()
         net.encoder(rows, mask)
-        return time.perf_counter() - began
+        whole = time.perf_counter() - began
+        if not windows:
+            return whole, whole
+        began = time.perf_counter()
+        kept = net.encoder.compressed(rows[:, :early], mask[:, :early], windows)
+        between = time.perf_counter()
+        net.encoder.behind(kept, rows[:, early:], mask[:, early:])
+        return whole, (between - began) / min(windows) + time.perf_counter() - between
 
 
 def _facts(
-    plan: Plan, arm: str, by_seed: Mapping[int, Path], results: Sequence[RetrievalResult], cost_ms: float
+    plan: Plan, arm: str, by_seed: Mapping[int, Path], results: Sequence[RetrievalResult], cost_ms: Mapping[str, float]
 ) -> dict[str, Any]:
     from training.checkpoint import load_checkpoint
 
@@ -201,7 +218,7 @@ def _facts(
         "settings": list(plan.arms[arm]),
         "seeds": list(by_seed),
         "metrics": {name: float(np.mean([r.values[name] for r in results])) for name in results[0].values},
-        "encoder_ms_per_user": cost_ms,
+        "encoder_ms_per_user": dict(cost_ms),
         "train_seconds": float(np.mean([c.config["training"]["result"]["seconds"] for c in trained])),
         "versions": [c.version for c in trained],
     }
@@ -215,7 +232,7 @@ def ablation_table(result: Mapping[str, Any], groups: Mapping[str, Sequence[str]
         if not here:
             continue
         base = result["arms"][here[0]]
-        lines += ["", title, f"  {'':<18}{'recall@10':>10}{'':>26}{'ndcg@10':>10}{'':>26}{'encoder':>10}"]
+        lines += ["", title, f"  {'':<18}{'recall@10':>10}{'':>26}{'ndcg@10':>10}{'':>26}{'encoder':>10}{'kept':>8}"]
         for arm in here:
             facts = result["arms"][arm]
             apart = result["groups"][title].get(arm)
@@ -224,8 +241,8 @@ def ablation_table(result: Mapping[str, Any], groups: Mapping[str, Sequence[str]
                 text = f"{facts['metrics'][name]:.4f}"
                 change = "" if apart is None else _difference(apart[name])
                 parts.append(f"{text:>10}{change:>26}")
-            ratio = facts["encoder_ms_per_user"] / base["encoder_ms_per_user"]
-            lines.append(f"  {arm:<18}{''.join(parts)}{ratio:>9.2f}×")
+            whole, kept = (facts["encoder_ms_per_user"][k] / base["encoder_ms_per_user"]["whole"] for k in COSTS)
+            lines.append(f"  {arm:<18}{''.join(parts)}{whole:>9.2f}×{kept:>7.2f}×")
     return "\n".join(lines)
 
 

@@ -85,7 +85,7 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_ablation_arguments(add: Callable[..., Any]) -> None:
-    add("plan", metavar="PLAN|FILE", help="paper-claims, losses, or a JSON file (benchmarks/ablation.py)")
+    add("plan", metavar="PLAN|FILE", help="paper-claims, compression, losses, or a JSON file (benchmarks/ablation.py)")
     add("--data", required=True, help="kuairand:PATH | events:PATH | sim:… | ml-1m:PATH | amazon-beauty:PATH")
     add("--out", type=Path, default=Path("runs/ablation"), help="checkpoints and result (default: %(default)s)")
     add("--only", default="", help="arms to train now, with commas; the table holds all that are done")

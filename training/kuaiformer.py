@@ -178,16 +178,48 @@ class Encoder(nn.Module):
 
         A cut at a padding slot is that of an empty history. Raises InputError for more cuts than raw slots.
         """
-        windows, raw = self.config.plan(history_rows.shape[1])
+        windows, _ = self.config.plan(history_rows.shape[1])
+        early = sum(windows)
+        kept = self.compressed(history_rows[:, :early], history_mask[:, :early], windows) if windows else None
+        return self.behind(kept, history_rows[:, early:], history_mask[:, early:], n_cuts)
+
+    def compressed(self, rows: Tensor, mask: Tensor, windows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Tokens [B, n, D] of windows that `rows` [B, sum(windows), R] fills, and which of them hold anything [B, n].
+
+        They do not depend on what comes later, so one who answers a user again may keep them until the smallest window
+        has filled anew: training has seen such plans, with fewer raw items than `latest`.
+        """
+        parts: list[Tensor] = []
+        present: list[Tensor] = []
+        place = 0
+        tokens_BLD = self._tokens(rows, mask)
+        for size, group in groupby(windows):
+            n = len(list(group))
+            cut = slice(place, place + n * size)
+            x_GWD = tokens_BLD[:, cut].reshape(-1, size, tokens_BLD.shape[-1])
+            there_GW = mask[:, cut].reshape(-1, size)
+            turn = rotations(torch.arange(size, device=x_GWD.device), self.config.width // self.config.heads)
+            nothing = x_GWD.new_zeros(size, size)
+            x_GWD = self.window_block(x_GWD, turn, nothing, additive_mask(there_GW, MASK))
+            parts.append(masked_mean(x_GWD, there_GW).reshape(-1, n, x_GWD.shape[-1]))
+            present.append(there_GW.amax(dim=1).reshape(-1, n))
+            place += n * size
+        return torch.cat(parts, dim=1), torch.cat(present, dim=1)
+
+    def behind(self, kept: tuple[Tensor, Tensor] | None, rows: Tensor, mask: Tensor, n_cuts: int = 1) -> Tensor:
+        """Interests after each of the last `n_cuts` of the raw slots `rows` [B, up to `latest`, R]: [B, P, K, D].
+
+        kept: what `compressed` gave for the windows before them, None = no windows. Raises InputError for more cuts or
+        slots than allowed.
+        """
+        raw = rows.shape[1]
+        if not 1 <= raw <= self.config.latest:
+            raise InputError("raw slots", got=raw, allowed=f"1 … {self.config.latest}")
         if not 1 <= n_cuts <= raw:
             raise InputError("cuts stand behind raw items", got=n_cuts, allowed=f"1 … {raw}")
-        # Padding is zeroed before anything mixes positions: its content can't reach an answer.
-        tokens_BLD = (self.token(history_rows) + self.token_skip(history_rows)) * history_mask.unsqueeze(-1)
-        tokens_BLD = self.dropout(tokens_BLD)
-        early = sum(windows)
-        parts, present = self._compress(tokens_BLD[:, :early], history_mask[:, :early], windows)
-        x_BTD = torch.cat([*parts, tokens_BLD[:, early:]], dim=1)
-        present_BT = torch.cat([*present, history_mask[:, early:]], dim=1)
+        x_BTD, present_BT = self._tokens(rows, mask), mask
+        if kept is not None:
+            x_BTD, present_BT = torch.cat([kept[0], x_BTD], dim=1), torch.cat([kept[1], mask], dim=1)
         n_rows, n_tokens, width = x_BTD.shape
         n_queries, head_width = self.config.interests, width // self.config.heads
         place_T = torch.arange(n_tokens, device=x_BTD.device)
@@ -204,25 +236,10 @@ class Encoder(nn.Module):
         interests = self.out(self.norm(q_BPKD))
         return unit(interests) if self.config.normalise else interests
 
-    def _compress(
-        self, tokens_BLD: Tensor, present_BL: Tensor, windows: tuple[int, ...]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """One token per window, and whether it holds anything: ([B, n, D], …), ([B, n], …)."""
-        parts: list[Tensor] = []
-        present: list[Tensor] = []
-        place = 0
-        for size, group in groupby(windows):
-            n = len(list(group))
-            cut = slice(place, place + n * size)
-            x_GWD = tokens_BLD[:, cut].reshape(-1, size, tokens_BLD.shape[-1])
-            there_GW = present_BL[:, cut].reshape(-1, size)
-            turn = rotations(torch.arange(size, device=x_GWD.device), self.config.width // self.config.heads)
-            nothing = x_GWD.new_zeros(size, size)
-            x_GWD = self.window_block(x_GWD, turn, nothing, additive_mask(there_GW, MASK))
-            parts.append(masked_mean(x_GWD, there_GW).reshape(-1, n, x_GWD.shape[-1]))
-            present.append(there_GW.amax(dim=1).reshape(-1, n))
-            place += n * size
-        return parts, present
+    def _tokens(self, rows: Tensor, mask: Tensor) -> Tensor:
+        # Padding is zeroed before anything mixes positions: its content can't reach an answer.
+        tokens: Tensor = self.dropout((self.token(rows) + self.token_skip(rows)) * mask.unsqueeze(-1))
+        return tokens
 
 
 class ItemSide(nn.Module):

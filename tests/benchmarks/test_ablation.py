@@ -41,7 +41,7 @@ def test_a_plan_is_run_in_pieces(tmp_path):
     quality = {arm: facts["metrics"]["recall@10"] for arm, facts in result["arms"].items()}
     assert change["mean"] == pytest.approx(quality["one"] - quality["base"])
     assert change["low"] <= change["mean"] <= change["high"]
-    assert all(facts["encoder_ms_per_user"] > 0 for facts in result["arms"].values())
+    assert all(min(facts["encoder_ms_per_user"].values()) > 0 for facts in result["arms"].values())
     assert "full ranking of 120 videos" in table
     assert json.loads((tmp_path / "out" / "ablation.json").read_text())["arms"].keys() == result["arms"].keys()
 

@@ -210,3 +210,25 @@ def test_cuts_stand_behind_raw_items():
         encoder.cuts(*histories(config, [3], 3), 4)
     with pytest.raises(InputError, match="border"):
         encoder.cuts(*histories(config, [8], 8), 1)
+
+
+def test_kept_windows_answer_as_the_whole_history_does():
+    """A server that keeps the windows' tokens and gives the raw items alone, some of them not there yet."""
+    config = config_of("odd")
+    encoder = net_of(config).encoder
+    early = sum(config.windows)
+    rows, mask = histories(config, [config.length, config.length - 3, early, 0])
+    kept = encoder.compressed(rows[:, :early], mask[:, :early], config.windows)
+    for raw in range(1, config.latest + 1):
+        upto = early + raw
+        expected = one_target(encoder, rows, mask, config.length - upto)
+        found = encoder.behind(kept, rows[:, early:upto], mask[:, early:upto])[:, 0]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("raw", [0, 8])
+def test_raw_items_behind_kept_windows_fit_the_plan(raw):
+    config = config_of("odd")
+    net = net_of(config)
+    with pytest.raises(InputError, match="raw slots"):
+        net.encoder.behind(None, torch.zeros(1, raw, net.spec.width("history_rows")), torch.zeros(1, raw))
