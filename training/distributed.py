@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from contract.errors import InputError
 
-ROW_FIELDS, TARGET_FIELDS = ("history", "mask"), ("item", "owner")
+ROW_FIELDS, TARGET_FIELDS = ("history", "mask"), ("item", "owner", "weight")
 BUCKET_BYTES = 32 << 20  # of dense gradients that travel in one call
 WAIT = timedelta(hours=2)  # of the other ranks for rank 0's validation
 
@@ -139,8 +139,9 @@ def _sum_dense(parameters: Sequence[nn.Parameter]) -> None:
 def split_batch(batch: Any, rank: int, world: int) -> tuple[Any, float]:
     """One rank's rows of a batch, cells renumbered, and its share of the targets.
 
-    batch  a dataclass with history {field: [B, L, M]}, mask [B, L], n_cuts P, cell [T] (row * P + cut), item [T],
-           owner [T]. Rows without a target are left out; the rest are dealt in runs whose sizes differ by one at most.
+    batch  a dataclass with history {field: [B, L, M]}, mask [B, L], n_cuts P, cell [T] (row * P + cut), item,
+           owner and weight [T]. Rows without a target are left out; the rest are dealt in runs whose sizes differ by
+           one at most.
     With fewer rows than ranks, a rank without any gets the first row and a share of 0, so that all ranks do the same
     steps. Raises InputError for a batch with other fields, or without targets.
     """
@@ -168,5 +169,6 @@ def split_batch(batch: Any, rank: int, world: int) -> tuple[Any, float]:
         cell=cell,
         item=batch.item[own_T],
         owner=batch.owner[own_T],
+        weight=batch.weight[own_T],
     )
     return part, share * len(cell) / len(cell_T)

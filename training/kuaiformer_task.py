@@ -105,6 +105,7 @@ class KuaiFormerTask(nn.Module):
             log_q_C=log_q_C,
             correction="none" if log_q_C is None else self.config.correction,
             owned=owned,
+            weight_T=batch.weight,
             smoothing=self.config.smoothing,
             alpha=self.config.alpha,
             precision="bfloat16" if torch.is_autocast_enabled(users_TKD.device.type) else "float32",

@@ -80,6 +80,7 @@ def segments_of(split: RetrievalSplit, recipe: Recipe, config: KuaiFormerConfig,
         stride=recipe.data.stride,
         batch=recipe.data.batch,
         cap=recipe.data.cap,
+        half_life_days=recipe.data.half_life_days,
     )
 
 

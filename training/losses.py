@@ -39,6 +39,7 @@ def candidate_softmax(
     log_q_C: Tensor | None = None,
     correction: str = "none",
     owned: Owned | None = None,
+    weight_T: Tensor | None = None,
     smoothing: str = "none",
     alpha: float = 0.1,
     chunk: int | None = None,
@@ -65,6 +66,7 @@ def candidate_softmax(
     target_T   int64 [T] column of each row's positive
     log_q_C    log of the probability that the set holds the candidate; read only with a correction
     owned      (row, candidate) pairs that are no negatives; the positive stays whatever it says
+    weight_T   [T] what each row's loss is multiplied by before the mean over T; None = 1
     chunk      rows at a time; None = as many as suit the cache
     precision  of the matrix products: bfloat16 rounds their inputs, the sums and the softmax stay in float32
 
@@ -72,13 +74,15 @@ def candidate_softmax(
     """
     options = SoftmaxOptions(scale, correction == "corrected", smoothing, alpha, chunk, precision, False)
     _check(users_TKD, candidates_CD, target_T, log_q_C, correction, options)
+    if weight_T is not None and weight_T.shape != target_T.shape:
+        raise InputError("one weight per row", got=tuple(weight_T.shape), allowed=tuple(target_T.shape))
     if users_TKD.dtype in (torch.float16, torch.bfloat16):
         users_TKD = users_TKD.float()
     candidates_CD = candidates_CD.to(users_TKD.dtype)
     if torch.is_grad_enabled() and (users_TKD.requires_grad or candidates_CD.requires_grad):
         options = replace(options, gradients=True)
     log_q_C = None if correction == "none" or log_q_C is None else log_q_C.detach().to(users_TKD.dtype)
-    loss: Tensor = _CandidateSoftmax.apply(users_TKD, candidates_CD, target_T, log_q_C, owned, options)
+    loss: Tensor = _CandidateSoftmax.apply(users_TKD, candidates_CD, target_T, log_q_C, owned, weight_T, options)
     return loss
 
 
@@ -127,10 +131,11 @@ class _CandidateSoftmax(torch.autograd.Function):
         target_T: Tensor,
         log_q_C: Tensor | None,
         owned: Owned | None,
+        weight_T: Tensor | None,
         options: SoftmaxOptions,
     ) -> Tensor:
         with torch.autocast(users_TKD.device.type, enabled=False):
-            loss, *gradients = loss_and_gradients(users_TKD, candidates_CD, target_T, log_q_C, owned, options)
+            loss, *gradients = loss_and_gradients(users_TKD, candidates_CD, target_T, log_q_C, owned, weight_T, options)
         ctx.save_for_backward(*gradients)
         return loss
 
@@ -138,4 +143,4 @@ class _CandidateSoftmax(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: FunctionCtx, d_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_users_TKD, d_candidates_CD = ctx.saved_tensors  # type: ignore[attr-defined]
-        return d_users_TKD * d_loss, d_candidates_CD * d_loss, None, None, None, None
+        return d_users_TKD * d_loss, d_candidates_CD * d_loss, None, None, None, None, None

@@ -29,7 +29,7 @@ TABLE_RATE = 0.15
 
 @dataclass(frozen=True)
 class DataConfig:
-    """batch: targets of a step; stride and cap: see training/segments.py; key_dropout: chance that an id is unknown.
+    """batch: targets of a step; key_dropout: chance that an id is unknown; the others: see training/segments.py.
 
     select_by  metric of `val` that chooses the epoch, "" = the last one; it costs an evaluation each time
     """
@@ -37,6 +37,7 @@ class DataConfig:
     batch: int = 1024
     stride: int | None = None
     cap: int | None = None
+    half_life_days: float | None = None
     key_dropout: float = 0.05
     select_by: str = ""
 

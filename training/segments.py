@@ -7,6 +7,8 @@ the last `stride` raw items (all of them, and the empty history before, in a use
 latest - stride + 1 … latest raw items, at the last cut exactly the plan that serving uses. Where segments begin is
 drawn anew in each epoch.
 
+With `half_life_days` old targets weigh less: 2^(-age / half_life_days), age counted from the newest one; 1 on average.
+
 Segments of similar length share a batch, and an epoch is cut into batches of as many targets each, so that little is
 padded and every step weighs about the same.
 
@@ -31,6 +33,7 @@ from contract.spec import FeatureSpec
 from training.retrieval_split import RetrievalSplit
 from training.tables import SparseTables
 
+DAY_MS = 86_400_000
 SPAN_BATCHES = 32  # so many batches' segments are drawn together and sorted by length
 ROUND_TO = 2  # slots of a batch, where no window's border says otherwise; more only pads (a slot's cost is even)
 Ids = NDArray[np.int64]
@@ -46,6 +49,7 @@ class SegmentBatch:
     cell     int64 [T], row * P + cut of each target
     item     int64 [T], the target's row in the catalogue
     owner    int64 [T], number of the user
+    weight   float32 [T], of each target in the loss; 1 on average over an epoch
     """
 
     history: dict[str, Tensor]
@@ -54,6 +58,7 @@ class SegmentBatch:
     cell: Tensor
     item: Tensor
     owner: Tensor
+    weight: Tensor
 
 
 class HistorySlots:
@@ -101,8 +106,10 @@ class SegmentData:
     stride   cuts of a segment that isn't a user's first; None = the smallest window, without windows `latest`
     batch    targets of a batch, about
     cap      at most so many segments of a user in an epoch, drawn anew each epoch; None = all
+    half_life_days  of a target's weight; None = all weigh 1
 
-    Raises InputError for a stride or batch out of range and without a positive to train on.
+    Raises InputError for a stride or batch out of range, without a positive to train on, and for a half life without
+    times.
     """
 
     def __init__(
@@ -116,6 +123,7 @@ class SegmentData:
         stride: int | None = None,
         batch: int = 4096,
         cap: int | None = None,
+        half_life_days: float | None = None,
     ):
         self.stride = stride if stride is not None else min((*windows, latest))
         if not 1 <= self.stride <= latest:
@@ -130,6 +138,7 @@ class SegmentData:
         self._usable_P = split.row_P >= 0
         if not self.n_targets:
             raise InputError("no positive to train on", where=f"data '{split.name}'", fix="give more events")
+        self._weight_P = target_weights(split, half_life_days)
         self._borders = np.cumsum([latest, *reversed(windows)])
 
     @property
@@ -194,6 +203,7 @@ class SegmentData:
             torch.from_numpy(row * n_cuts + cut),
             torch.from_numpy(self.split.row_P[place]),
             torch.from_numpy(segments.user[row]),
+            torch.from_numpy(self._weight_P[place]),
         )
 
     def _slots(self, segments: Segments) -> Ids:
@@ -233,6 +243,28 @@ class SegmentData:
         parts = segments.take(of)
         first = parts.first + k * self.batch
         return replace(parts, first=first, last=np.minimum(parts.last, first + self.batch))
+
+
+def target_weights(split: RetrievalSplit, half_life_days: float | None) -> NDArray[np.float32]:
+    """2^(-age / half life) of every place, over its mean in training: float32 [P]; all 1 without a half life.
+
+    Places without a time are as old as the oldest training positive that has one. Raises InputError where none has one
+    and for a half life that is not above 0.
+    """
+    time_ms, trained = split.index.time_ms, split.train_places()
+    if half_life_days is None:
+        return np.ones(len(time_ms), np.float32)
+    if not half_life_days > 0:
+        raise InputError("half_life_days must be above 0", got=half_life_days)
+    known = time_ms[trained][time_ms[trained] >= 0]
+    if not len(known):
+        raise InputError(
+            "half_life_days needs times", where=f"data '{split.name}'", fix="leave it out: these data have none"
+        )
+    age_P = (known.max() - np.where(time_ms >= 0, time_ms, known.min())) / DAY_MS
+    weight_P = np.exp2(-np.maximum(age_P, 0.0) / half_life_days)
+    found: NDArray[np.float32] = (weight_P / weight_P[trained].mean()).astype(np.float32)
+    return found
 
 
 def _spread(sizes: Ids) -> tuple[Ids, Ids]:

@@ -71,12 +71,14 @@ class _Work:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """A chunk. users are scaled; score_R: of the positive, corrected; row_P, column_P: what is no negative."""
+    """A chunk. users are scaled; score_R: of the positive, corrected; row_P, column_P: what is no negative; weight_R:
+    what the gradients are multiplied by, None = 1."""
 
     users_KRD: Tensor
     score_R: Tensor
     row_P: Tensor
     column_P: Tensor
+    weight_R: Tensor | None
 
 
 def loss_and_gradients(
@@ -85,6 +87,7 @@ def loss_and_gradients(
     target_T: Tensor,
     log_q_C: Tensor | None,
     owned: Owned | None,
+    weight_T: Tensor | None,
     options: SoftmaxOptions,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Mean loss, and its gradients with respect to users and candidates (None without `options.gradients`)."""
@@ -107,10 +110,13 @@ def loss_and_gradients(
             if owned is not None:
                 row, column = owned.pairs(first, last)
                 row_P, column_P = torch.cat([row_P, row]), torch.cat([column_P, column])
-            rows = _Rows(users_KTD[:, first:last].contiguous(), score_T[first:last], row_P, column_P)
+            weight_R = None if weight_T is None else weight_T[first:last].to(score_T.dtype)
+            rows = _Rows(users_KTD[:, first:last].contiguous(), score_T[first:last], row_P, column_P, weight_R)
             loss_T[first:last], d_score_T[first:last], d_users_KRD = one_chunk(work, rows)
             if d_users_KTD is not None and d_users_KRD is not None:
                 d_users_KTD[:, first:last] = d_users_KRD
+    if weight_T is not None:
+        loss_T, d_score_T = loss_T * weight_T, d_score_T * weight_T
     loss = loss_T.mean(dtype=torch.float64).to(users_TKD.dtype)
     if d_users_KTD is None or work.d_candidates_CD is None:
         return loss, None, None
@@ -234,7 +240,10 @@ def _softmax(work: _Work, rows: _Rows) -> tuple[Tensor, Tensor, Tensor | None]:
         if work.options.gradients:
             _to_winners(block_nKR, z_nR)
     whole_R = negatives_R + score_R.exp()
-    d_users_KRD = _products_back(work, rows, scores_CKR, 1 / whole_R) if work.options.gradients else None
+    d_users_KRD = None
+    if work.options.gradients:
+        share_R = 1 / whole_R if rows.weight_R is None else rows.weight_R / whole_R
+        d_users_KRD = _products_back(work, rows, scores_CKR, share_R)
     return whole_R.log() - score_R, -negatives_R / whole_R, d_users_KRD
 
 
@@ -270,5 +279,5 @@ def _smoothed(work: _Work, rows: _Rows) -> tuple[Tensor, Tensor, Tensor | None]:
     d_users_KRD = None
     if work.options.gradients:
         _to_winners(scores_CKR, p_CR)
-        d_users_KRD = _products_back(work, rows, scores_CKR, None)
+        d_users_KRD = _products_back(work, rows, scores_CKR, rows.weight_R)
     return loss_R, positive_R / whole_R * share_R - (1 - alpha), d_users_KRD

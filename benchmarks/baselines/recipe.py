@@ -29,6 +29,7 @@ class DataConfig:
 
     batch        targets of a step
     latest       items of a segment; stride: cuts of a segment that is not a user's first (training/segments.py)
+    half_life_days  of a target's weight (training/segments.py); None = all weigh 1
     negatives    items drawn anew for each step, to stand beside its targets in the softmax; None = the whole catalogue
     val_queries  of `val`, drawn once, to choose the epoch by; None = all
     """
@@ -36,6 +37,7 @@ class DataConfig:
     batch: int = 4096
     latest: int = 200
     stride: int | None = None
+    half_life_days: float | None = None
     negatives: int | None = None
     val_queries: int | None = 3000
 

@@ -125,6 +125,7 @@ class SequenceTask(nn.Module):
             target_T,
             log_q_C=log_q_C,
             correction="none" if log_q_C is None else "logq",
+            weight_T=batch.weight[told_T],
             precision="bfloat16" if torch.is_autocast_enabled(users_TKD.device.type) else "float32",
         )
         return loss, {"targets": len(target_T)}

@@ -66,7 +66,15 @@ def make_task(split: RetrievalSplit, recipe: Recipe) -> tuple[SequenceTask, Segm
     seen = split.index.columns["video_id"][split.train_places()]
     tables = SparseTables.from_spec_and_keys(spec, {"video": seen}, seed=seed)
     how = recipe.data
-    data = SegmentData(split, spec, tables, latest=how.latest, stride=how.stride, batch=how.batch)
+    data = SegmentData(
+        split,
+        spec,
+        tables,
+        latest=how.latest,
+        stride=how.stride,
+        batch=how.batch,
+        half_life_days=how.half_life_days,
+    )
     return SequenceTask(net, tables, spec, data.item_slots, how.negatives), data
 
 

@@ -78,9 +78,8 @@ def test_parts_hold_every_target_once(world, rows, cuts, n_targets, seed):
     random = np.random.default_rng(seed)
     cell = torch.from_numpy(random.integers(0, rows * cuts, n_targets))
     mask = torch.arange(rows, dtype=torch.float32)[:, None].repeat(1, 3)  # tells the rows apart
-    batch = ToyBatch(
-        {"video": mask.long()[..., None]}, mask, cuts, cell, torch.arange(n_targets), torch.arange(n_targets) + 100
-    )
+    number = torch.arange(n_targets)
+    batch = ToyBatch({"video": mask.long()[..., None]}, mask, cuts, cell, number, number + 100, number / 8)
     found, shares = [], []
     for rank in range(world):
         part, share = split_batch(batch, rank, world)
@@ -90,8 +89,9 @@ def test_parts_hold_every_target_once(world, rows, cuts, n_targets, seed):
         assert len(torch.unique(part.cell // cuts)) == len(part.mask), "a row without a target"
         if share:
             row = part.mask[part.cell // cuts, 0].long()
-            found += zip((row * cuts + part.cell % cuts).tolist(), part.item.tolist(), part.owner.tolist(), strict=True)
-    want = zip(cell.tolist(), range(n_targets), range(100, 100 + n_targets), strict=True)
+            told = part.item.tolist(), part.owner.tolist(), (part.weight * 8).int().tolist()
+            found += zip((row * cuts + part.cell % cuts).tolist(), *told, strict=True)
+    want = zip(cell.tolist(), range(n_targets), range(100, 100 + n_targets), range(n_targets), strict=True)
     assert sorted(found) == sorted(want)
     assert sum(shares) == pytest.approx(1.0)
     rows_with = len(torch.unique(cell // cuts))
@@ -107,7 +107,9 @@ def test_batches_that_can_not_be_cut_are_refused():
     for wrong in (Other(torch.ones(1)), (torch.ones(1), torch.ones(1))):
         with pytest.raises(InputError, match="can't be cut for ranks"):
             split_batch(wrong, 0, 2)
-    empty = ToyBatch(batch.history, batch.mask, 1, *(torch.zeros(0, dtype=torch.int64) for _ in range(3)))
+    empty = ToyBatch(
+        batch.history, batch.mask, 1, *(torch.zeros(0, dtype=torch.int64) for _ in range(3)), torch.zeros(0)
+    )
     with pytest.raises(InputError, match="without targets"):
         split_batch(empty, 0, 2)
 

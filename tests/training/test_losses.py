@@ -17,7 +17,9 @@ from training.losses import CORRECTIONS, SMOOTHINGS, candidate_softmax
 T, K, C, D = 23, 3, 37, 5
 
 
-def obvious_loss(users, candidates, target, *, scale, log_q, correction, owned_TC, smoothing, alpha) -> Tensor:
+def obvious_loss(
+    users, candidates, target, *, scale, log_q, correction, owned_TC, smoothing, alpha, weight_T=None
+) -> Tensor:
     """The docstring's formulas on the whole [T, C] matrix, differentiated by autograd."""
     rows = torch.arange(len(target))
     z = scale * torch.einsum("tkd,cd->tkc", users, candidates).amax(dim=1)
@@ -35,7 +37,7 @@ def obvious_loss(users, candidates, target, *, scale, log_q, correction, owned_T
         values = log_p if smoothing == "standard" else torch.log1p(-log_p.exp())
         others = -torch.where(negative, values, 0.0).sum(dim=1)
         loss = (1 - alpha) * loss + alpha / len(candidates) * others
-    return loss.mean()
+    return (loss if weight_T is None else loss * weight_T).mean()
 
 
 def problem(seed: int = 0, *, rows: int = T, queries: int = K, dtype: torch.dtype = torch.float64) -> dict:
@@ -88,6 +90,22 @@ def test_loss_and_gradients_are_those_of_the_formula(correction, smoothing, use_
     fast, slow = both(problem(queries=queries), use_owned=use_owned, **options)
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_weights_multiply_each_rows_loss(correction, smoothing):
+    options = {"correction": correction, "smoothing": smoothing, "alpha": 0.3, "scale": 1.7}
+    weight_T = torch.linspace(0.0, 3.0, T, dtype=torch.float64)
+    fast, slow = both(problem(), use_owned=True, weight_T=weight_T, **options)
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_there_is_a_weight_for_every_row():
+    p = problem()
+    with pytest.raises(InputError, match="one weight per row"):
+        candidate_softmax(p["users"], p["candidates"], p["target"], weight_T=torch.ones(T - 1))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 22, 23, 24, 1000, None])

@@ -22,7 +22,7 @@ from contract.history import available_at
 from tests.training.kuaiformer_makers import PAPER, config_of, split_of_sizes, tables_of
 from training.readers import LogData, open_data
 from training.retrieval_split import RetrievalSplit, split_of
-from training.segments import HistorySlots, SegmentBatch, SegmentData, item_slots
+from training.segments import DAY_MS, HistorySlots, SegmentBatch, SegmentData, item_slots
 
 SPEC = config_of("raw").spec()
 
@@ -125,7 +125,7 @@ def test_batches_weigh_about_the_same():
 
 
 def same(one: SegmentBatch, other: SegmentBatch) -> bool:
-    tensors = [(getattr(one, name), getattr(other, name)) for name in ("mask", "cell", "item", "owner")]
+    tensors = [(getattr(one, name), getattr(other, name)) for name in ("mask", "cell", "item", "owner", "weight")]
     tensors += [(one.history[name], other.history[name]) for name in one.history]
     return one.n_cuts == other.n_cuts and all(a.shape == b.shape and torch.equal(a, b) for a, b in tensors)
 
@@ -263,6 +263,37 @@ def test_a_logs_targets_see_what_was_known_when_they_were_shown(log, log_split, 
             assert any(n_held == n or (n >= fewest and fewest <= n_held <= n) for n in lengths)
             n_targets += 1
     assert n_targets == len(split.train_places())
+
+
+def test_targets_weigh_by_their_age(log_split):
+    """Half for every half life, from the newest, 1 on average; those without a time are as old as the oldest."""
+    time_ms = log_split.index.time_ms.copy()
+    time_ms[log_split.index.offsets[3] : log_split.index.offsets[4]] = -1
+    split = replace(log_split, index=replace(log_split.index, time_ms=time_ms))
+    trained = split.train_places()
+    known = time_ms[trained][time_ms[trained] >= 0]
+    by_age: dict[int, list[float]] = {}
+    total, n = 0.0, 0
+    for batch in data_of(split, batch=300, half_life_days=1.5).batches(0, 0):
+        total, n = total + float(batch.weight.double().sum()), n + len(batch.weight)
+        for owner, item, weight in zip(batch.owner.tolist(), batch.item.tolist(), batch.weight.tolist(), strict=True):
+            places = np.arange(split.index.offsets[owner], split.train_end[owner])
+            places = places[split.row_P[places] == item]
+            if len(places) == 1:
+                its_ms = int(time_ms[places[0]])
+                by_age.setdefault(int(known.max()) - (its_ms if its_ms >= 0 else int(known.min())), []).append(weight)
+    assert total / n == pytest.approx(1.0, rel=1e-5)
+    newest = by_age[min(by_age)][0] * 2 ** (min(by_age) / DAY_MS / 1.5)
+    assert len(by_age) > 100
+    for age_ms, weights in by_age.items():
+        assert weights == pytest.approx([newest * 2 ** (-age_ms / DAY_MS / 1.5)] * len(weights), rel=1e-4)
+    assert int(known.max() - known.min()) in by_age, "one without a time"
+
+
+@pytest.mark.parametrize(("half_life", "fault"), [(0.0, "above 0"), (float("nan"), "above 0"), (1.0, "needs times")])
+def test_a_half_life_that_can_not_be(half_life, fault):
+    with pytest.raises(InputError, match=fault):
+        data_of(split_of_sizes([5, 9]), half_life_days=half_life)
 
 
 def test_windows_hold_the_rows_that_serving_builds(log_split):

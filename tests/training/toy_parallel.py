@@ -56,6 +56,7 @@ class ToyBatch:
     cell: Tensor
     item: Tensor
     owner: Tensor
+    weight: Tensor
 
 
 class ParallelToy(nn.Module):
@@ -89,7 +90,9 @@ class ParallelToy(nn.Module):
         found = self.tables.blocks(SPEC, {"history_rows": batch.history, "item_rows": {"item": rows_C[:, None] + 1}})
         users_TKD, items_CD = self.users(batch, found["history_rows"]), self.item(found["item_rows"])
         log_q_C = self.estimator.log_q(rows_C)
-        loss = candidate_softmax(users_TKD, items_CD, target_T, scale=3.0, log_q_C=log_q_C, correction="logq")
+        loss = candidate_softmax(
+            users_TKD, items_CD, target_T, scale=3.0, log_q_C=log_q_C, correction="logq", weight_T=batch.weight
+        )
         return loss, {"targets": len(batch.cell)}
 
 
@@ -105,7 +108,8 @@ def batches(epoch: int, seed: int) -> Iterator[ToyBatch]:
         mask = torch.from_numpy((np.arange(L) >= random.integers(0, L, (B, 1))).astype(np.float32))
         cell = torch.from_numpy(random.integers(0, B * P, T))
         item = torch.from_numpy(random.integers(0, N_ITEMS, T))
-        yield ToyBatch(slots, mask, P, cell, item, cell // P)
+        weight = torch.from_numpy(random.uniform(0.2, 1.8, T).astype(np.float32))
+        yield ToyBatch(slots, mask, P, cell, item, cell // P, weight)
 
 
 def trainer_of(task: ParallelToy, parallel: DataParallel | None = None, **options: Any) -> Trainer:
