@@ -85,6 +85,26 @@ class Owned:
 
 
 @dataclass(frozen=True, eq=False)
+class Seen:
+    """Candidates that are no negatives of a row: those in the history that the row sees.
+
+    columns_BL  int64 [B, L] column of each slot's item, -1 = no candidate
+    history_T   int64 [T] which history a row sees; end_T: up to which slot
+    """
+
+    columns_BL: Tensor
+    history_T: Tensor
+    end_T: Tensor
+
+    def pairs(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """As Owned.pairs; an item that stands twice in a history comes twice."""
+        columns_RL = self.columns_BL[self.history_T[first:last]]
+        before_RL = torch.arange(columns_RL.shape[1], device=columns_RL.device) < self.end_T[first:last, None]
+        row, slot = ((columns_RL >= 0) & before_RL).nonzero(as_tuple=True)
+        return row, columns_RL[row, slot]
+
+
+@dataclass(frozen=True, eq=False)
 class OwnedItems:
     """What each owner liked: items[offsets_U[u] : offsets_U[u + 1]] are catalogue rows. Made once for a training."""
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from contract.errors import InputError
-from training.candidates import Owned
+from training.candidates import Owned, Seen
 from training.softmax_chunks import SoftmaxOptions, loss_and_gradients
 
 SMOOTHINGS = ("none", "standard", "paper")
@@ -38,7 +38,7 @@ def candidate_softmax(
     scale: float = 1.0,
     log_q_C: Tensor | None = None,
     correction: str = "none",
-    owned: Owned | None = None,
+    owned: Owned | Seen | None = None,
     weight_T: Tensor | None = None,
     smoothing: str = "none",
     alpha: float = 0.1,
@@ -130,7 +130,7 @@ class _CandidateSoftmax(torch.autograd.Function):
         candidates_CD: Tensor,
         target_T: Tensor,
         log_q_C: Tensor | None,
-        owned: Owned | None,
+        owned: Owned | Seen | None,
         weight_T: Tensor | None,
         options: SoftmaxOptions,
     ) -> Tensor:

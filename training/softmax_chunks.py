@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.candidates import Owned
+from training.candidates import Owned, Seen
 
 BOUND = 40.0  # scores within ±BOUND go to exp as they are: e^40 and e^-40 are far from float32's ends, sums too
 ABSENT = -80.0  # then the score of what is no negative: e^-80 is 2e-35, nothing beside e^-40, and not denormal
@@ -86,7 +86,7 @@ def loss_and_gradients(
     candidates_CD: Tensor,
     target_T: Tensor,
     log_q_C: Tensor | None,
-    owned: Owned | None,
+    owned: Owned | Seen | None,
     weight_T: Tensor | None,
     options: SoftmaxOptions,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:

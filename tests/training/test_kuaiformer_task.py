@@ -68,6 +68,7 @@ def slow_loss(task: KuaiFormerTask, batch: SegmentBatch) -> float:
         int(u): {int(i) for i in task.owned_items[task.owned_offsets[u] : task.owned_offsets[u + 1]]}
         for u in batch.owner.unique()
     }
+    item_of = {slot: item for item, slot in enumerate(task.slots_item_video_id[:, 0].tolist()) if slot}
     losses = []
     for cell, item, owner in zip(batch.cell.tolist(), batch.item.tolist(), batch.owner.tolist(), strict=True):
         row, cut = divmod(cell, batch.n_cuts)
@@ -75,9 +76,12 @@ def slow_loss(task: KuaiFormerTask, batch: SegmentBatch) -> float:
         history = {name: slots[row : row + 1, :end] for name, slots in batch.history.items()}
         rows = task.tables.rows(net.spec, "history_rows", history)
         interests = net.encoder(rows, batch.mask[row : row + 1, :end])[0].double()
+        seen = {item_of.get(slot) for slot in history["history_video_id"].flatten().tolist()}
         z = {}
         for c, candidate in enumerate(candidates):
             if config.except_owned and candidate != item and candidate in liked[owner]:
+                continue
+            if config.except_seen and candidate != item and candidate in seen:
                 continue
             z[candidate] = max(float(u @ items_ND[candidate]) for u in interests) / net.config.temperature
             if log_q is not None and (config.correction == "logq" or candidate != item):
@@ -99,6 +103,10 @@ def slow_loss(task: KuaiFormerTask, batch: SegmentBatch) -> float:
     [
         FULL,
         {**FULL, "except_owned": True},
+        {**FULL, "except_seen": True},
+        {**FULL, "smoothing": "standard", "except_seen": True},
+        {**IN_BATCH, "correction": "corrected", "except_seen": True},
+        {**SAMPLED, "correction": "logq", "except_seen": True},
         {**FULL, "smoothing": "paper", "alpha": 0.3},
         {**FULL, "smoothing": "standard", "except_owned": True},
         {**IN_BATCH, "correction": "none"},
