@@ -103,6 +103,23 @@ class Seen:
         row, slot = ((columns_RL >= 0) & before_RL).nonzero(as_tuple=True)
         return row, columns_RL[row, slot]
 
+    @classmethod
+    def of(cls, held_BL: Tensor, slot_N: Tensor, cell_T: Tensor, n_cuts: int, rows_C: Tensor | None = None) -> Seen:
+        """What the cells of a batch see.
+
+        held_BL  int64 [B, L] slots of the video table in the histories; slot_N: those of the catalogue's items
+        cell_T   int64 [T] history * n_cuts + cut, as in training/segments.py
+        rows_C   catalogue row of each candidate; None = all, in order
+        """
+        column_N = torch.arange(len(slot_N), device=slot_N.device)
+        if rows_C is not None:
+            column_N = torch.full_like(column_N, -1).index_copy_(0, rows_C, column_N[: len(rows_C)])
+        column_S = torch.full((int(torch.maximum(slot_N.max(), held_BL.max())) + 2,), -1, device=slot_N.device)
+        column_S[slot_N] = column_N
+        # Slot 0 is every item's that training does not know, -1 padding: no item's.
+        column_S[0] = column_S[-1] = -1
+        return cls(column_S[held_BL], cell_T // n_cuts, held_BL.shape[1] - n_cuts + cell_T % n_cuts + 1)
+
 
 @dataclass(frozen=True, eq=False)
 class OwnedItems:

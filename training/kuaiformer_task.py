@@ -98,7 +98,8 @@ class KuaiFormerTask(nn.Module):
         target_T = batch.item if rows_C is None else torch.searchsorted(rows_C, batch.item)
         owned: Owned | Seen | None = None
         if self.config.except_seen:
-            owned = self._seen(batch, rows_C)
+            held_BL, slot_N = batch.history["history_video_id"][..., 0], self.slots_item_video_id[:, 0]
+            owned = Seen.of(held_BL, slot_N, batch.cell, batch.n_cuts, rows_C)
         if self.config.except_owned and self.owned_offsets is not None:
             owned = OwnedItems(self.owned_offsets, self.owned_items).of(batch.owner, rows_C, self.n_items)
         loss = candidate_softmax(
@@ -115,19 +116,6 @@ class KuaiFormerTask(nn.Module):
             precision="bfloat16" if torch.is_autocast_enabled(users_TKD.device.type) else "float32",
         )
         return loss, {"targets": len(batch.item)}
-
-    def _seen(self, batch: SegmentBatch, rows_C: Tensor | None) -> Seen:
-        column_N = torch.arange(self.n_items, device=batch.cell.device)
-        if rows_C is not None:
-            column_N = torch.full_like(column_N, -1).index_copy_(0, rows_C, column_N[: len(rows_C)])
-        held_BL = batch.history["history_video_id"][..., 0]
-        slot_N = self.slots_item_video_id[:, 0]
-        # Slot 0 is every item's that training does not know, -1 padding: no item's.
-        column_S = torch.full((int(torch.maximum(slot_N.max(), held_BL.max())) + 2,), -1, device=slot_N.device)
-        column_S[slot_N] = column_N
-        column_S[0] = column_S[-1] = -1
-        history_T, cut_T = batch.cell // batch.n_cuts, batch.cell % batch.n_cuts
-        return Seen(column_S[held_BL], history_T, held_BL.shape[1] - batch.n_cuts + cut_T + 1)
 
     def _vectors(self, rows_C: Tensor | None) -> Tensor:
         slots = {name: getattr(self, f"slots_{name}") for name in self._fields}

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.baselines.sequences import MASK, Dropout
+from benchmarks.baselines.sequences import MASK
 from contract.errors import InputError
 
 ROUNDS = 3  # of routing, as in the paper
@@ -40,6 +40,8 @@ class ComiRecSA(nn.Module):
     """Self-attentive: softmax(w2 · tanh(W1 (h + p))) over the window, times h: [B, P, K, D]."""
 
     def __init__(self, width: int, length: int, interests: int = 4, dropout: float = 0.0):
+        from training.blocks import Dropout
+
         super().__init__()
         self.length = length
         self.position = nn.Parameter(torch.empty(length, width))
@@ -71,6 +73,8 @@ class ComiRecDR(nn.Module):
     """
 
     def __init__(self, width: int, length: int, interests: int = 4, dropout: float = 0.0, transform: str = "place"):
+        from training.blocks import Dropout
+
         super().__init__()
         if transform not in TRANSFORMS:
             raise InputError("unknown transform of ComiRec-DR", got=transform, allowed=TRANSFORMS)

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from benchmarks.baselines.sequences import Dropout, at_cuts, left_aligned
+from benchmarks.baselines.sequences import at_cuts, left_aligned
 
 
 class GRU4Rec(nn.Module):
     """tokens [B, L, D], mask [B, L] -> [B, P, 1, D]; any L."""
 
     def __init__(self, width: int, length: int, layers: int = 1, dropout: float = 0.2, hidden_dropout: float = 0.0):
+        from training.blocks import Dropout
+
         super().__init__()
         self.dropout, self.hidden_dropout = Dropout(dropout), Dropout(hidden_dropout)
         self.gru = nn.GRU(width, width, layers, batch_first=True, dropout=hidden_dropout if layers > 1 else 0.0)

@@ -31,6 +31,7 @@ class DataConfig:
     latest       items of a segment; stride: cuts of a segment that is not a user's first (training/segments.py)
     half_life_days  of a target's weight (training/segments.py); None = all weigh 1
     negatives    items drawn anew for each step, to stand beside its targets in the softmax; None = the whole catalogue
+    except_seen  what stands in the history is no negative
     val_queries  of `val`, drawn once, to choose the epoch by; None = all
     """
 
@@ -39,6 +40,7 @@ class DataConfig:
     stride: int | None = None
     half_life_days: float | None = None
     negatives: int | None = None
+    except_seen: bool = False
     val_queries: int | None = 3000
 
 

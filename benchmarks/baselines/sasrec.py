@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.baselines.sequences import MASK, Dropout
+from benchmarks.baselines.sequences import MASK
 from contract.errors import InputError
 
 EPS = 1e-8  # of the layer norms, as there
@@ -26,6 +26,8 @@ class SASRec(nn.Module):
     """tokens [B, L, D], mask [B, L] -> [B, P, 1, D]. length: the most slots it takes, positions count from the last."""
 
     def __init__(self, width: int, length: int, layers: int = 2, heads: int = 1, dropout: float = 0.2):
+        from training.blocks import Dropout
+
         super().__init__()
         if width % heads:
             raise InputError("SASRec's width must be a multiple of its heads", got=(width, heads))
@@ -55,6 +57,8 @@ class Block(nn.Module):
     """q = LN(x); y = LN(q + attention(q, x, x)); y + FFN(y)."""
 
     def __init__(self, width: int, heads: int, dropout: float):
+        from training.blocks import Dropout
+
         super().__init__()
         self.heads = heads
         self.attention_norm = nn.LayerNorm(width, eps=EPS)

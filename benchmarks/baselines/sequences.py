@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from contract.errors import InputError
 from contract.spec import FeatureSpec
 from contract.specs import kuaiformer_spec
 
@@ -62,24 +61,6 @@ def at_cuts(x_BLD: Tensor, mask_BL: Tensor, n_cuts: int) -> Tensor:
     return x_BLD.gather(1, place_BL) * there_BL
 
 
-class Dropout(nn.Module):
-    """What nn.Dropout does, the rate rounded to 1 / 65,536. Four decisions from one random number of 64 bits: on a CPU
-    nn.Dropout draws one number for each and was a fifth of SASRec's training time."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        if not 0.0 <= rate < 1.0:
-            raise InputError("dropout is a probability below 1", got=rate)
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        kept = numbers.view(torch.int16)[: x.numel()].view(x.shape) >= round(self.rate * 2**16) - 2**15
-        return x * kept.to(x.dtype).mul_(1.0 / (1.0 - self.rate))
-
-
 class SequenceTask(nn.Module):
     """A net and its table as one thing to train (`training.trainer.Task`).
 
@@ -95,15 +76,17 @@ class SequenceTask(nn.Module):
         spec: FeatureSpec,
         item_slots: dict[str, Tensor],
         negatives: int | None = None,
+        except_seen: bool = False,
     ):
         super().__init__()
-        self.net, self.tables, self.spec, self.negatives = net, tables, spec, negatives
+        self.net, self.tables, self.spec = net, tables, spec
+        self.negatives, self.except_seen = negatives, except_seen
         self._fields = list(item_slots)
         for name, slots_NM in item_slots.items():
             self.register_buffer(f"slots_{name}", slots_NM, persistent=False)
 
     def loss(self, batch: SegmentBatch) -> tuple[Tensor, dict[str, float]]:
-        from training.candidates import shared_negatives
+        from training.candidates import Seen, shared_negatives
         from training.losses import candidate_softmax
 
         tokens_BLD = self.tables.rows(self.spec, "history_rows", batch.history)
@@ -116,6 +99,10 @@ class SequenceTask(nn.Module):
         if self.negatives is not None:
             rows_C, target_T, log_q_C = shared_negatives(target_T, min(self.negatives, n_items), n_items)
             slots = {name: slots_NM[rows_C] for name, slots_NM in slots.items()}
+        seen = None
+        if self.except_seen:
+            held_BL, slot_N = batch.history["history_video_id"][..., 0], self.slots_item_video_id[:, 0]
+            seen = Seen.of(held_BL, slot_N, batch.cell[told_T], batch.n_cuts, rows_C)
         items_CD = self.tables.rows(self.spec, "item_rows", slots)
         if users_TKD.shape[1] > 1:
             users_TKD = chosen_interest(users_TKD, items_CD[target_T])
@@ -125,6 +112,7 @@ class SequenceTask(nn.Module):
             target_T,
             log_q_C=log_q_C,
             correction="none" if log_q_C is None else "logq",
+            owned=seen,
             weight_T=batch.weight[told_T],
             precision="bfloat16" if torch.is_autocast_enabled(users_TKD.device.type) else "float32",
         )

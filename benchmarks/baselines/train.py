@@ -75,7 +75,7 @@ def make_task(split: RetrievalSplit, recipe: Recipe) -> tuple[SequenceTask, Segm
         batch=how.batch,
         half_life_days=how.half_life_days,
     )
-    return SequenceTask(net, tables, spec, data.item_slots, how.negatives), data
+    return SequenceTask(net, tables, spec, data.item_slots, how.negatives, how.except_seen), data
 
 
 def train_baseline(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.baselines.comirec import route, squash, windows
-from benchmarks.baselines.sequences import Dropout, at_cuts, chosen_interest, left_aligned, positions
+from benchmarks.baselines.sequences import at_cuts, chosen_interest, left_aligned, positions
 from benchmarks.baselines.train import make_net
 from contract.errors import InputError
 from tests.benchmarks.baseline_toys import BY_HAND, shuffled_weights
@@ -138,24 +138,6 @@ def test_dropout_is_for_training_alone():
         assert not torch.equal(net(tokens_BLD, mask_BL, 5), net(tokens_BLD, mask_BL, 5)), name
         net.eval()
         assert torch.equal(net(tokens_BLD, mask_BL, 5), net(tokens_BLD, mask_BL, 5)), name
-
-
-def test_dropout_keeps_the_mean_and_drops_its_share():
-    torch.manual_seed(0)
-    x = torch.full((501, 203), 2.0, requires_grad=True)
-    out = Dropout(0.3)(x)
-    dropped = (out == 0).float()
-    assert float(dropped.mean()) == pytest.approx(0.3, abs=0.005)
-    torch.testing.assert_close(out[out > 0].detach(), torch.full((int((out > 0).sum()),), 2.0 / 0.7))
-    for lag in (1, 2, 3):  # four decisions share a random number
-        both = (dropped.flatten()[lag:] * dropped.flatten()[:-lag]).mean()
-        assert float(both) == pytest.approx(0.09, abs=0.005), lag
-    out.sum().backward()
-    torch.testing.assert_close(x.grad, out.detach() / 2.0)
-    assert Dropout(0.0)(x) is x
-    assert Dropout(0.3).eval()(x) is x
-    with pytest.raises(InputError, match="below 1"):
-        Dropout(1.0)
 
 
 def test_settings_are_checked():
