@@ -90,7 +90,7 @@ def run_ablation(
 
     only     arms to run now; the table holds all that are done
     history  positives before a query that models may read (default: the data's protocol)
-    Raises InputError for unknown arms, too few queries, and when nothing is done.
+    Raises InputError for unknown arms, too few queries, and arms in `out` that were trained otherwise.
     """
     from training.autosave import Autosave
     from training.kuaiformer_train import train_kuaiformer
@@ -115,10 +115,11 @@ def run_ablation(
     for arm in plan.arms:
         for seed in seeds:
             folder = out / f"{arm}-{seed}"
+            recipe = plan.recipe(arm, [*extra, f"train.seed={seed}"])
             if not folder.exists() and (not only or arm in only):
-                recipe = plan.recipe(arm, [*extra, f"train.seed={seed}"])
                 train_kuaiformer(split, folder, recipe, resume=Autosave.beside(folder).exists, quiet=quiet)
             if folder.exists():
+                _check_same(folder, recipe, split)
                 done.setdefault(arm, {})[seed] = folder
     found = {arm: _judge(arm, by_seed, split, queries) for arm, by_seed in done.items()}
     costs = measured_costs({arm: next(iter(by_seed.values())) for arm, by_seed in done.items()})
@@ -144,6 +145,17 @@ def _long_enough(split: RetrievalSplit, least: int) -> Queries:
     if not len(queries):
         raise InputError("no query has so long a history", got=0, allowed=f"1 or more with {least} positives before")
     return queries
+
+
+def _check_same(folder: Path, recipe: Recipe, split: RetrievalSplit) -> None:
+    """Raises InputError for an arm that is there of another plan, other data or other epochs."""
+    from training.checkpoint import load_checkpoint
+    from training.recipe import Recipe
+
+    held = load_checkpoint(folder, kind="kuaiformer").config["training"]
+    theirs = Recipe.from_dict(held["recipe"], folder), held["data"], held["positives"]
+    if theirs != (recipe, split.name, len(split.train_places())):
+        raise InputError("this arm was trained otherwise", where=folder, fix="choose another --out")
 
 
 def _judge(arm: str, by_seed: Mapping[int, Path], split: RetrievalSplit, queries: Queries) -> list[RetrievalResult]:

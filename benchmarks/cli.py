@@ -93,7 +93,7 @@ def _add_ablation_arguments(add: Callable[..., Any]) -> None:
     add("--epochs", type=int, help="instead of the plan's")
     add("--history", type=int, help="positives before a query that a model may read (default: the protocol's)")
     add("--holdout-days", type=int, default=1, help="logs: queries of the last days (default: %(default)s)")
-    add("--utc-offset-hours", type=float, default=0.0, help="where the users' days begin (default: %(default)s)")
+    add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
     add("--json", type=Path, help="write the result here as well")
 
 
@@ -143,10 +143,17 @@ def _run_ablation(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.ablation import run_ablation
 
     seeds = _seeds(args.seeds)
-    names = ("epochs", "history", "holdout_days", "utc_offset_hours")
     only = [arm for arm in args.only.split(",") if arm]
     return run_ablation(
-        args.plan, args.data, args.out, seeds=seeds, only=only, **{name: getattr(args, name) for name in names}
+        args.plan,
+        args.data,
+        args.out,
+        seeds=seeds,
+        only=only,
+        epochs=args.epochs,
+        history=args.history,
+        holdout_days=args.holdout_days,
+        utc_offset_hours=_offset(args),
     )
 
 

@@ -49,12 +49,20 @@ class Plan:
         """Write the plan into OUT. Raises InputError when the arms there are of another."""
         path, mine = out / "plan.json", {**vars(self), "recipe": self.recipe.to_dict()}
         text = json.dumps(mine, indent=1, sort_keys=True)
-        if path.exists() and path.read_text() != text:
+        if path.exists() and self._of(path) != self:
             raise InputError(
                 "the arms here are of other data or another recipe", where=path, fix="choose another --out"
             )
         out.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+    @staticmethod
+    def _of(path: Path) -> Plan:
+        """What stands in OUT; keys that came to recipes later have their defaults."""
+        from training.recipe import Recipe
+
+        held = json.loads(path.read_text())
+        return Plan(**{**held, "recipe": Recipe.from_dict(held["recipe"], path)})
 
 
 def bench_incremental(

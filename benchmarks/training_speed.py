@@ -89,7 +89,15 @@ def _trainers(split: RetrievalSplit, recipe: Recipe, steps: int) -> tuple[dict[s
     found = {}
     for name in PRECISIONS:
         # No end in sight: a trainer validates and shows its best weights where it ends.
-        train = replace(recipe.train, precision=name, device="cpu", epochs=1_000_000, max_steps=None, max_seconds=None)
+        train = replace(
+            recipe.train,
+            precision=name,
+            device="cpu",
+            epochs=1_000_000,
+            max_steps=None,
+            max_seconds=None,
+            patience=None,
+        )
         task, data = make_task(split, replace(recipe, train=train))
         batches = list(itertools.islice(data.batches(0, 0), min(steps, data.steps_per_epoch)))
         found[name] = Trainer(task, partial(_same, batches), len(batches), train)

@@ -232,7 +232,7 @@ def _train_since(args: argparse.Namespace) -> Checkpoint:
         old=None if args.data is None else _open(args.data),
         settings=[*_train_settings(args), *args.set],
         holdout_days=args.holdout_days or 0,
-        utc_offset_hours=_utc_offset(args),
+        utc_offset_hours=_utc_offset(args, base.config["training"].get("utc_offset_hours")),
         quiet=False,
         say=_to_stderr,
         **options,
@@ -318,9 +318,12 @@ def _open(name: str) -> LogData:
     return data
 
 
-def _utc_offset(args: argparse.Namespace) -> float:
+def _utc_offset(args: argparse.Namespace, of_base: float | None = None) -> float:
+    """What was asked for, else that of the checkpoint that is trained further, else that of the data."""
     if args.utc_offset_hours is not None:
         return float(args.utc_offset_hours)
+    if of_base is not None:
+        return float(of_base)
     return KUAIRAND_UTC_OFFSET if (args.data or "").startswith("kuairand:") else 0.0
 
 

@@ -7,8 +7,8 @@ copies of the default row; known rows go on with what the optimiser remembers of
 a row seen often moves little. Old positives are replayed among the new ones.
 
 Whole: a new net, so a new version, which is exported aside and swapped whole. Items only: encoder and item net stand
-still, rows alone move; the version, a hash of the net, stays, `rows_revision` goes up by one, and `kir convert items`
-brings the changed rows and vectors to a running server.
+still, rows alone move; the version, a hash of the net, stays, `rows_revision` grows with the data, and `kir convert
+items` brings the changed rows and vectors to a running server.
 
 What each part is worth was measured: docs/experiments.md. docs/incremental.md is the guide.
 """
@@ -45,6 +45,7 @@ REPLAY = 0.5  # old positives for each new one
 STEPS_PER_PASS = 20  # at least, as far as LEAST_BATCH allows: few events still make steps enough to learn from
 LEAST_BATCH = 64
 FIRST_REVISION = 1
+MINUTE_MS = 60_000
 
 
 def train_incremental(
@@ -65,7 +66,7 @@ def train_incremental(
     """Train `base` further on what `new` has since its training ended, save to `out_dir`.
 
     old         the log before: histories of the new positives, and what is replayed; None = as far as `new` has it
-    items_only  the net stands still: same version, next rows_revision
+    items_only  the net stands still: same version, a later rows_revision
     replay      old positives for each new one
     settings    changes to the recipe, as `--set` takes them; its rates are then those of this training
     holdout_days  last days kept for the metrics, which are then those of `base` too ("before_…")
@@ -189,6 +190,13 @@ def _grown(origins: Mapping[str, NDArray[np.int64]]) -> str:
     return f"new rows: {found or 'none'}"
 
 
+def _later_revision(revision: int, days: NewDays) -> int:
+    """The minute that the data end in: of two row sets from one base, the one that saw more has the later revision."""
+    split = days.split
+    until_ms = split.cut_ms if split.cut_ms is not None else int(split.index.time_ms.max()) + 1
+    return max(revision + 1, until_ms // MINUTE_MS)
+
+
 def _about(
     base: Checkpoint,
     days: NewDays,
@@ -202,7 +210,7 @@ def _about(
     revision = int(base.config["training"].get("rows_revision", FIRST_REVISION))
     found = {"data": recipe.data, "train": recipe.train}
     return {
-        "rows_revision": revision + 1 if items_only else FIRST_REVISION,
+        "rows_revision": _later_revision(revision, days) if items_only else FIRST_REVISION,
         "incremental": {
             "from": base.version,
             "from_revision": revision,

@@ -33,6 +33,7 @@ class NewDays:
     new_P     bool [P]  trained on: shown from `since_ms` on and before the cut
     old_P     bool [P]  shown before `since_ms`: histories, and what is replayed
     left_out  events given as new that are older; those in `old` count
+    between   events of `old` that the checkpoint has not seen and that are older than the new ones: trained on as well
     source    where the histories come from, in words
     """
 
@@ -41,6 +42,7 @@ class NewDays:
     new_P: NDArray[np.bool_]
     old_P: NDArray[np.bool_]
     left_out: int
+    between: int
     source: str
 
     def only(self, keep_P: NDArray[np.bool_]) -> RetrievalSplit:
@@ -54,7 +56,9 @@ class NewDays:
         user_P = np.repeat(np.arange(len(index.user_id)), np.diff(index.offsets))
         text = f"{self.new_P.sum()} positives of {len(np.unique(user_P[self.new_P]))} users since {since} UTC; "
         text += f"histories: {self.old_P.sum()} earlier positives, {self.source}"
-        return text + (f"; {self.left_out} events given as new are older and left out" if self.left_out else "")
+        text += f"; {self.left_out} events given as new are older and left out" if self.left_out else ""
+        text += f"; {self.between} events of the old log came since as well and count as new" if self.between else ""
+        return text
 
 
 def join_days(
@@ -68,7 +72,8 @@ def join_days(
 ) -> NewDays:
     """Put new events behind old ones. The last `holdout_days` days are held out as `val`; 0 = all are trained on.
 
-    old: histories and replay, as far as it is older than `since_ms`; None = what `new` itself has of that.
+    old: histories and replay; what it has between `since_ms` and the first of the new events (days that were held out
+    when the checkpoint was trained) counts as new. None = what `new` itself has.
     Raises InputError when `new` has no positive since then, or none is left before the days held out.
     """
     recent = new.events["time_ms"] >= since_ms
@@ -79,8 +84,10 @@ def join_days(
             allowed=f"from {since_ms} ms",
             fix="give the events that came since",
         )
-    before = new if old is None else old
-    events = Events.concat([_chosen(before, before.events["time_ms"] < since_ms).events, _chosen(new, recent).events])
+    before, first_ms = new if old is None else old, int(new.events["time_ms"][recent].min())
+    until_ms = since_ms if old is None else first_ms
+    events = Events.concat([_chosen(before, before.events["time_ms"] < until_ms).events, _chosen(new, recent).events])
+    between = int(((before.events["time_ms"] >= since_ms) & (before.events["time_ms"] < until_ms)).sum())
     items = joined_catalogue(new.items, *([] if old is None else [old.items]), tables_of(events)[0])
     cut_ms = cut_before_last_days(events, holdout_days, utc_offset_hours) if holdout_days else None
     if cut_ms is not None and cut_ms <= since_ms:
@@ -97,7 +104,7 @@ def join_days(
         )
     source = "from --data" if old is not None else "from --events alone: pass --data with the old log for all of them"
     left_out = 0 if old is None else int((~recent).sum())
-    return NewDays(split, since_ms, new_P, split.index.time_ms < since_ms, left_out, source)
+    return NewDays(split, since_ms, new_P, split.index.time_ms < since_ms, left_out, between, source)
 
 
 def joined_catalogue(*parts: Catalogue) -> Catalogue:

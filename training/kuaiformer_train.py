@@ -7,7 +7,6 @@ kir train kuaiformer --data ml-1m:PATH --out runs/ml-1m --recipe ml-1m          
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +115,7 @@ def train_kuaiformer(
 
     steps    stop after so many steps in all and save a checkpoint of that state
     resume   go on from the state that an earlier call (killed, interrupted or stopped by `steps`) left beside `out_dir`
+    Without `val` (all days trained on) every epoch of the recipe is trained and the last one kept.
     Raises InputError for data without positives and a metric that `val` does not have, CheckpointError for an existing
     `out_dir` without `overwrite` and for a state of other data or another recipe, Interrupted after a signal (the state
     is saved then).
@@ -126,33 +126,27 @@ def train_kuaiformer(
         raise CheckpointError(
             "checkpoint directory exists", where=out_dir, fix="choose another --out or pass --overwrite"
         )
-    select = recipe.data.select_by
-    if select:
-        split.chosen("val")
-        if select not in figure_names(split.n_items):
-            raise InputError("no such metric", where="data.select_by", got=select, allowed=figure_names(split.n_items))
+    select = recipe.data.select_by if "val" in split.queries else ""
+    if select and select not in figure_names(split.n_items):
+        raise InputError("no such metric", where="data.select_by", got=select, allowed=figure_names(split.n_items))
+    config = recipe.train if "val" in split.queries else replace(recipe.train, patience=None)
     task, data = make_task(split, recipe)
     scorer = KuaiFormerScorer(task.net, task.tables)
 
     def validate() -> dict[str, float]:
         return _figures(evaluate(split, "val", scorer, quick=True))
 
-    saver = Autosave.beside(out_dir)
+    saver = Autosave.beside(out_dir, _told(split, recipe), Recipe().to_dict())
     if not resume:
         saver.clear()
-    told = _told(split, recipe)
-
-    def save(state: TrainingState) -> Path:
-        return saver.save(replace(state, meta={**state.meta, "told": told}))
-
     trainer = Trainer(
         task,
         data.batches,
         data.steps_per_epoch,
-        recipe.train,
+        config,
         validate=validate if select else None,
         metric=select,
-        save=save,
+        save=saver.save,
         save_every_s=SAVE_EVERY_S,
         log_path=log_beside(out_dir, keep=resume),
         quiet=quiet,
@@ -160,9 +154,7 @@ def train_kuaiformer(
         parallel=parallel,
     )
     if resume:
-        state = saver.load()
-        _check_told(state.meta.get("told", told), told, saver.directory)
-        trainer.load_state(state)
+        trainer.load_state(saver.load())
     result = trainer.run(until_step=steps)
     if parallel is not None and not parallel.leads:
         return None
@@ -185,23 +177,10 @@ def train_kuaiformer(
 
 
 def _told(split: RetrievalSplit, recipe: Recipe) -> dict[str, Any]:
-    """What a state must have been trained by to be gone on from, as JSON gives it. Device and time budget are free."""
+    """What a state must have been trained by to be gone on from. Device and time budget are free."""
     by = replace(recipe, train=replace(recipe.train, device=TrainConfig().device, max_seconds=None)).to_dict()
     by["data"] |= {"name": split.name, "positives": len(split.train_places()), "items": split.n_items}
-    found: dict[str, Any] = json.loads(json.dumps(by))
-    return found
-
-
-def _check_told(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: Path) -> None:
-    other = {part: (theirs.get(part), mine) for part, mine in ours.items() if theirs.get(part) != mine}
-    if other:
-        raise CheckpointError(
-            f"training state of another run ({', '.join(other)})",
-            where=where,
-            got=[was for was, _ in other.values()],
-            allowed=[now for _, now in other.values()],
-            fix="resume with the same data and recipe, or train without --resume",
-        )
+    return by
 
 
 def save_trained(

@@ -128,6 +128,8 @@ class SegmentData:
         self.stride = stride if stride is not None else min((*windows, latest))
         if not 1 <= self.stride <= latest:
             raise InputError("cuts of a segment stand behind raw items", got=self.stride, allowed=f"1 … {latest}")
+        if cap is not None and cap < 1:
+            raise InputError("cap counts segments of a user", got=cap, allowed="1 or more, or none")
         if batch < 2:
             raise InputError("a batch needs two targets or more", got=batch)
         self.split, self.windows, self.latest, self.batch, self.cap = split, windows, latest, batch, cap
@@ -220,9 +222,11 @@ class SegmentData:
         """All segments that have a target, cut at a random phase."""
         user = self._users
         start, end = self.split.index.offsets[user], self.split.train_end[user]
-        # The first segment: the empty cut and up to latest - 1 items, fewer by the phase.
-        phase = random.integers(0, min(self.stride, self.latest - 1) or 1, len(user))
-        first_high = np.minimum(start + max(self.latest - 1, 0) - phase, end - 1)
+        # The first segment: the empty cut and up to latest - 1 items, fewer by the phase. With a cap no more cuts
+        # than the others, so that as many segments of any plan have about as many targets.
+        first_cuts = self.latest if self.cap is None else self.stride
+        phase = random.integers(0, min(self.stride, first_cuts - 1) or 1, len(user))
+        first_high = np.minimum(start + max(first_cuts - 1, 0) - phase, end - 1)
         more = np.maximum(0, -(-(end - 1 - first_high) // self.stride))
         of, k = _spread(1 + more)
         high = np.minimum(first_high[of] + k * self.stride, end[of] - 1)
@@ -252,6 +256,7 @@ def target_weights(split: RetrievalSplit, half_life_days: float | None) -> NDArr
     and for a half life that is not above 0.
     """
     time_ms, trained = split.index.time_ms, split.train_places()
+    trained = trained[split.row_P[trained] >= 0]
     if half_life_days is None:
         return np.ones(len(time_ms), np.float32)
     if not half_life_days > 0:

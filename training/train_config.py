@@ -19,7 +19,7 @@ class TrainConfig:
                          machine trains less and still ends cold (runs with a budget are not reproducible)
     learning_rate        peak, dense AdamW; `table_rate` peak, the tables' optimiser
     table_optimizer      adagrad, rowwise_adagrad or adam (training/table_optimizers.py)
-    warmup               share of all steps in which the rates rise from 0
+    warmup               share of all steps in which the rates rise from 0; 1 or more = so many steps
     clip                 largest gradient norm of the dense net
     validate_every       epochs from one validation to the next; the last epoch is always validated
     patience             epochs without a better validation before stopping; needs `validate`
@@ -51,6 +51,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{name} must be above 0", got=value)
+        if self.warmup < 0 or (self.patience is not None and self.patience < 1):
+            got = {"warmup": self.warmup, "patience": self.patience}
+            raise InputError("out of range", got=got, allowed="warmup from 0, patience from 1")
         if self.seed < 0:
             raise InputError("seeds start at 0", got=self.seed)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

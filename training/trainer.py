@@ -150,9 +150,12 @@ class Trainer:
         done = self.step / self.total_steps
         if self.config.max_seconds is not None:
             done = max(done, self.seconds / self.config.max_seconds)
-        if done < self.config.warmup:
-            return (self.step + 1) / max(self.step + 1, self.config.warmup * self.total_steps)
-        phase = min((done - self.config.warmup) / max(1 - self.config.warmup, 1e-9), 1.0)
+        warmup = self.config.warmup
+        if warmup >= 1:
+            warmup = min(warmup / self.total_steps, 1.0)
+        if done < warmup:
+            return (self.step + 1) / max(self.step + 1, warmup * self.total_steps)
+        phase = min((done - warmup) / max(1 - warmup, 1e-9), 1.0)
         low = self.config.final_rate
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * phase))
 
@@ -316,6 +319,8 @@ class Trainer:
             self._save_now()
 
     def _save_now(self) -> None:
+        if self.parallel is None:  # a signal while validating; other ranks hear of one with the gradients
+            self._told_to_stop = self._told_to_stop or self._signal.asked
         writes = self._leads or self._sharded
         saved = self.save(self.state()) if self.save is not None and writes else None
         self._saved_s = self.seconds

@@ -6,7 +6,7 @@ kir bench baseline sasrec --data ml-1m:PATH --out runs/sasrec                   
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.baselines.comirec import ComiRecDR, ComiRecSA
 from benchmarks.baselines.gru4rec import GRU4Rec
-from benchmarks.baselines.recipe import Recipe
+from benchmarks.baselines.recipe import DataConfig, Recipe
 from benchmarks.baselines.sasrec import SASRec
 from benchmarks.baselines.sequences import SequenceScorer, SequenceTask, baseline_spec
 from contract.errors import CheckpointError, InputError
@@ -97,7 +97,7 @@ def train_baseline(
     """
     from training.autosave import Autosave
     from training.retrieval_eval import evaluate
-    from training.trainer import Trainer, keep_log, log_beside
+    from training.trainer import TrainConfig, Trainer, keep_log, log_beside
 
     out_dir = Path(out_dir)
     if out_dir.exists() and not overwrite:
@@ -115,7 +115,9 @@ def train_baseline(
         assert sample is not None, "called only where there is a val"
         return evaluate(split, sample, scorer, quick=True).values
 
-    saver = Autosave.beside(out_dir)
+    told = {"name": recipe.name, "data": {**asdict(recipe.data), "of": split.name, "items": split.n_items}}
+    told |= {"model": dict(recipe.model), "train": asdict(replace(config, max_seconds=None))}
+    saver = Autosave.beside(out_dir, told, {"data": asdict(DataConfig()), "train": asdict(TrainConfig())})
     if not resume:
         saver.clear()
     trainer = Trainer(

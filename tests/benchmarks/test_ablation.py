@@ -46,6 +46,18 @@ def test_a_plan_is_run_in_pieces(tmp_path):
     assert json.loads((tmp_path / "out" / "ablation.json").read_text())["arms"].keys() == result["arms"].keys()
 
 
+def test_arms_of_another_plan_or_other_epochs_are_not_taken(tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN))
+    run_ablation(str(tmp_path / "plan.json"), DATA, tmp_path / "out", only=["raw"], quiet=True)
+    for changes, epochs in (
+        ({}, 2),
+        ({"arms": {**PLAN["arms"], "raw": ["model.windows=[]", "model.latest=32"]}}, None),
+    ):
+        (tmp_path / "plan.json").write_text(json.dumps({**PLAN, **changes}))
+        with pytest.raises(InputError, match="trained otherwise"):
+            run_ablation(str(tmp_path / "plan.json"), DATA, tmp_path / "out", only=["raw"], epochs=epochs, quiet=True)
+
+
 def test_long_histories_alone_are_judged(tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps({**PLAN, "min_history": 20}))
     result, _ = run_ablation(str(tmp_path / "plan.json"), DATA, tmp_path / "out", only=["base"], quiet=True)

@@ -103,6 +103,16 @@ def test_resumed_is_as_if_never_stopped(name, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "other", [{"train": {"learning_rate": 1e-5}}, {"data": {"except_seen": True}}, {"model": {"dropout": 0.5}}]
+)
+def test_another_recipe_does_not_go_on(other, tmp_path):
+    split, recipe = ring(), small("sasrec", epochs=3)
+    train_baseline(split, tmp_path / "m", recipe, steps=7)
+    with pytest.raises(CheckpointError, match="another run"):
+        train_baseline(split, tmp_path / "m", recipe.with_values(other, "test"), resume=True, overwrite=True)
+
+
 def test_the_best_epoch_is_kept(tmp_path):
     """At a rate that destroys what was learned the last epoch is not the best one."""
     split = replace(ring(), mask_history=False)

@@ -139,6 +139,23 @@ def state_of(step: int, best_epoch: int) -> TrainingState:
     return TrainingState(tensors, {"step": step, "best_epoch": best_epoch})
 
 
+def test_a_save_of_a_run_told_otherwise_is_refused(tmp_path):
+    """Parts are compared by value; a key that a save does not have yet counts as its blank."""
+    trainer = trainer_of(Toy())
+    trainer.run(until_step=1)
+    told = {"data": {"name": "toy", "batch": 4}, "train": {"rate": 0.1}}
+    Autosave(tmp_path / "s", told).save(trainer.state())
+    newer = {"data": {"name": "toy", "batch": 4, "half_life": None}, "train": {"rate": 0.1}}
+    blank = {"data": {"half_life": None}}
+    assert Autosave(tmp_path / "s", newer, blank).load().meta["step"] == 1
+    assert Autosave(tmp_path / "s").load().meta["step"] == 1
+    for other in (newer, {**told, "train": {"rate": 0.2}}, {"data": told["data"]}, {**told, "model": {"width": 3}}):
+        with pytest.raises(CheckpointError, match="another run"):
+            Autosave(tmp_path / "s", other).load()
+    with pytest.raises(CheckpointError, match=r"another run \(data\)"):
+        Autosave(tmp_path / "s", {**newer, "data": {**newer["data"], "half_life": 0.5}}, blank).load()
+
+
 def test_metrics_of_numpy_and_nan_do_not_end_a_training(tmp_path):
     saver, log = Autosave(tmp_path / "saves"), tmp_path / "log.jsonl"
     trainer = trainer_of(Toy(), saver, None, epochs=2, log_path=log)

@@ -146,17 +146,31 @@ class TestVersions:
         self, base: Checkpoint, items: Checkpoint, tmp_path: Path
     ) -> None:
         assert items.version == base.version
-        assert items.config["training"]["rows_revision"] == 2
+        first = items.config["training"]["rows_revision"]
+        assert first == items.config["training"]["trained_until_ms"] // 60_000
         again = train_incremental(items, log(TEST_DAY), tmp_path / "m", old=NEW, items_only=True)
         assert again.version == base.version
-        assert again.config["training"]["rows_revision"] == 3
-        assert again.config["training"]["incremental"]["from_revision"] == 2
+        assert again.config["training"]["rows_revision"] > first
+        assert again.config["training"]["incremental"]["from_revision"] == first
+
+    def test_of_two_updates_from_one_base_the_later_one_is_the_later_revision(
+        self, base: Checkpoint, items: Checkpoint, tmp_path: Path
+    ) -> None:
+        noon = NEW._replace(events=NEW.events.take(np.flatnonzero(NEW.events["time_ms"] % DAY_MS < DAY_MS // 2)))
+        early = train_incremental(base, noon, tmp_path / "m", old=OLD, items_only=True, settings=["train.epochs=1"])
+        assert early.config["training"]["incremental"]["from_revision"] == 1
+        assert 1 < early.config["training"]["rows_revision"] < items.config["training"]["rows_revision"]
+
+    def test_a_revision_grows_where_the_data_end_in_the_same_minute(self) -> None:
+        days = SimpleNamespace(split=SimpleNamespace(cut_ms=120_000))
+        assert [incremental._later_revision(revision, days) for revision in (0, 1, 2, 7)] == [2, 2, 3, 8]
 
     def test_a_net_that_stood_still_may_move_the_day_after(self, items: Checkpoint, tmp_path: Path) -> None:
         after = train_incremental(items, log(TEST_DAY), tmp_path / "m", old=NEW, settings=["train.epochs=1"])
         assert after.version != items.version
         told = after.config["training"]
-        assert (told["rows_revision"], told["incremental"]["from_revision"]) == (1, 2)
+        from_revision = items.config["training"]["rows_revision"]
+        assert (told["rows_revision"], told["incremental"]["from_revision"]) == (1, from_revision)
 
     def test_the_next_one_goes_on_where_this_one_ended(self, whole: Checkpoint) -> None:
         index = split_of(NEW, "toy", holdout_days=0).index

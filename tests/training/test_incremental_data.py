@@ -65,6 +65,29 @@ class TestJoin:
         assert days.left_out == len(log(OLD_DAYS[-1]).events)
         assert f"{days.left_out} events given as new are older and left out" in days.told()
 
+    def test_days_that_were_held_out_before_count_as_new(self) -> None:
+        """The checkpoint was trained up to a day before the old log's end."""
+        log_before, since_ms = log(*OLD_DAYS), SINCE_MS - DAY_MS
+        days = join_days(log(NEW_DAY), log_before, since_ms, "toy")
+        held = int((log_before.events["time_ms"] >= since_ms).sum())
+        assert days.between == held > 0
+        assert f"{held} events of the old log came since" in days.told()
+        times = days.split.index.time_ms
+        assert set(np.unique(times[days.new_P] // DAY_MS)) == {since_ms // DAY_MS, SINCE_MS // DAY_MS}
+        assert len(days.split.index) == len(join_days(log(NEW_DAY), log_before, SINCE_MS, "toy").split.index)
+
+    def test_a_half_life_weighs_new_targets_and_replayed_ones_apart(self) -> None:
+        """1 on average over what is trained on, or the new rows would move by more than their rate."""
+        from tests.training.incremental_makers import RECIPE
+
+        days = join_days(log(NEW_DAY), log(*OLD_DAYS), SINCE_MS, "toy")
+        config = RECIPE.config()
+        tables = SparseTables.from_spec_and_keys(config.spec(), {})
+        for keep in (days.new_P, days.old_P):
+            data = SegmentData(days.only(keep), config.spec(), tables, latest=16, batch=32, half_life_days=0.5)
+            weights = np.concatenate([batch.weight.numpy() for batch in data.batches(0, 0)])
+            assert weights.mean() == pytest.approx(1.0, rel=1e-3)
+
     def test_without_old_the_new_file_itself_is_the_history(self) -> None:
         days = join_days(log(OLD_DAYS[-1], NEW_DAY), None, SINCE_MS, "toy")
         assert places(days, days.old_P) == positives(log(OLD_DAYS[-1]))

@@ -49,7 +49,6 @@ def test_the_last_cut_is_the_model_that_serves(plan):
         for n_cuts in {1, 2, config.latest} & set(range(1, config.latest + 1)):
             last = encoder.cuts(rows, mask, n_cuts)[:, -1]
             torch.testing.assert_close(last, encoder(rows, mask), rtol=0, atol=1e-6)
-    assert torch.equal(encoder.cuts(rows, mask, 1)[:, -1], encoder(rows, mask))
 
 
 def test_without_windows_every_cut_is_the_very_encoder_that_serves():

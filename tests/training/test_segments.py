@@ -167,6 +167,23 @@ def test_cap_takes_so_many_segments_of_a_user():
     assert len(set.union(*places)) > 6 + 2 * 3 * 4, "drawn anew each epoch"
 
 
+def test_capped_segments_have_as_many_targets_whatever_the_plan():
+    """What compares plans must not give the longer one more to learn from."""
+    split = split_of_sizes([300] * 40)
+    totals = []
+    for windows, latest in (((), 256), ((), 64), (PAPER, 48)):
+        data = data_of(split, windows=windows, latest=latest, stride=16, batch=128, cap=4)
+        totals.append(sum(len(batch.item) for batch in data.batches(0, 0)))
+    assert max(totals) <= 1.1 * min(totals)
+    assert max(totals) <= 40 * 4 * 16
+
+
+@pytest.mark.parametrize("cap", [0, -1])
+def test_a_cap_of_nothing(cap):
+    with pytest.raises(InputError, match="cap counts"):
+        data_of(split_of_sizes([5, 9]), cap=cap)
+
+
 @pytest.mark.parametrize("batch", [2, 8, 64])
 def test_cap_keeps_the_promise_whatever_it_draws(batch):
     """Segments of very different weight: a draw may have a tenth of another's targets."""

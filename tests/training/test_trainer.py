@@ -184,6 +184,23 @@ def test_warm_up_rises_and_cosine_falls():
     assert factors[-1] == pytest.approx(0.05, abs=0.01)
 
 
+def test_a_warm_up_may_be_told_in_steps():
+    share, steps = (trainer_of(ToyTask(), epochs=20, warmup=warmup) for warmup in (0.1, 10))
+    assert share.total_steps == 100
+    for share.step in range(100):
+        steps.step = share.step
+        assert steps.rate_factor() == pytest.approx(share.rate_factor())
+    longer = trainer_of(ToyTask(), epochs=20, warmup=1000)
+    longer.step = 99
+    assert longer.rate_factor() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("wrong", [{"warmup": -0.1}, {"patience": 0}])
+def test_settings_out_of_range(wrong):
+    with pytest.raises(InputError, match="out of range"):
+        TrainConfig(**wrong)
+
+
 def test_a_time_budget_ends_the_run_and_cools_it():
     trainer = trainer_of(ToyTask(), epochs=100_000, max_seconds=0.3)
     result = trainer.run()
