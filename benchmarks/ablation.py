@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.stats import machine
 from contract.errors import InputError
+from contract.stats import Interval
 
 if TYPE_CHECKING:
     from training.kuaiformer import KuaiFormer
@@ -238,6 +239,8 @@ def _facts(
 
 def ablation_table(result: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> str:
     """For a terminal: a block per group, the reference first, paired differences with intervals, cost as a ratio."""
+    from training.retrieval_result import difference_text
+
     lines = [result["protocol"], f"{result['plan']} on {result['data']}, seeds {result['seeds']}"]
     for title, arms in groups.items():
         here = [arm for arm in arms if arm in result["arms"]]
@@ -251,12 +254,12 @@ def ablation_table(result: Mapping[str, Any], groups: Mapping[str, Sequence[str]
             parts = []
             for name in SHOWN:
                 text = f"{facts['metrics'][name]:.4f}"
-                change = "" if apart is None else _difference(apart[name])
+                change = (
+                    ""
+                    if apart is None
+                    else difference_text(Interval(*(apart[name][k] for k in ("mean", "low", "high"))))
+                )
                 parts.append(f"{text:>10}{change:>26}")
             whole, kept = (facts["encoder_ms_per_user"][k] / base["encoder_ms_per_user"]["whole"] for k in COSTS)
             lines.append(f"  {arm:<18}{''.join(parts)}{whole:>9.2f}×{kept:>7.2f}×")
     return "\n".join(lines)
-
-
-def _difference(one: Mapping[str, float]) -> str:
-    return f"{one['mean']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"

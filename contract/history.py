@@ -83,6 +83,11 @@ class PositiveIndex:
     def __len__(self) -> int:
         return len(self.event)
 
+    @property
+    def user_P(self) -> NDArray[np.int64]:
+        """Whose each positive is, as a number in `user_id`: [P]."""
+        return np.repeat(np.arange(len(self.user_id)), np.diff(self.offsets))
+
     @staticmethod
     def from_events(events: Events) -> PositiveIndex:
         """Build from a log in any order; rows of one user at one time keep the log's order. Null times come first."""

@@ -52,8 +52,7 @@ class NewDays:
     def told(self) -> str:
         """What is trained on and what is not, for a person."""
         since = datetime.fromtimestamp(self.since_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-        index = self.split.index
-        user_P = np.repeat(np.arange(len(index.user_id)), np.diff(index.offsets))
+        user_P = self.split.index.user_P
         text = f"{self.new_P.sum()} positives of {len(np.unique(user_P[self.new_P]))} users since {since} UTC; "
         text += f"histories: {self.old_P.sum()} earlier positives, {self.source}"
         text += f"; {self.left_out} events given as new are older and left out" if self.left_out else ""

@@ -90,11 +90,14 @@ class KuaiFormerTask(nn.Module):
 
     def loss(self, batch: SegmentBatch, whole: SegmentBatch | None = None) -> tuple[Tensor, dict[str, Any]]:
         """whole: under torchrun, the batch that `batch` is this rank's part of; candidates are the whole's."""
-        users_BPKD = self.net.encoder.cuts(
-            self.tables.rows(self.net.spec, "history_rows", batch.history), batch.mask, batch.n_cuts
-        )
-        users_TKD = users_BPKD.flatten(0, 1)[batch.cell]
         rows_C, log_q_C = self._candidates((whole or batch).item)
+        slots = {name: getattr(self, f"slots_{name}") for name in self._fields}
+        if rows_C is not None:
+            slots = {name: found[rows_C] for name, found in slots.items()}
+        # In one go: tables that update their rows in the backward pass do so once for each look-up.
+        rows = self.tables.blocks(self.net.spec, {"history_rows": batch.history, "item_rows": slots})
+        users_BPKD = self.net.encoder.cuts(rows["history_rows"], batch.mask, batch.n_cuts)
+        users_TKD = users_BPKD.flatten(0, 1)[batch.cell]
         target_T = batch.item if rows_C is None else torch.searchsorted(rows_C, batch.item)
         owned: Owned | Seen | None = None
         if self.config.except_seen:
@@ -104,7 +107,7 @@ class KuaiFormerTask(nn.Module):
             owned = OwnedItems(self.owned_offsets, self.owned_items).of(batch.owner, rows_C, self.n_items)
         loss = candidate_softmax(
             users_TKD.float(),
-            self._vectors(rows_C).float(),
+            self.net.item_vector(rows["item_rows"]).float(),
             target_T,
             scale=self.scale,
             log_q_C=log_q_C,
@@ -116,12 +119,6 @@ class KuaiFormerTask(nn.Module):
             precision="bfloat16" if torch.is_autocast_enabled(users_TKD.device.type) else "float32",
         )
         return loss, {"targets": len(batch.item)}
-
-    def _vectors(self, rows_C: Tensor | None) -> Tensor:
-        slots = {name: getattr(self, f"slots_{name}") for name in self._fields}
-        if rows_C is not None:
-            slots = {name: found[rows_C] for name, found in slots.items()}
-        return self.net.item_vector(self.tables.rows(self.net.spec, "item_rows", slots))
 
     def _candidates(self, item_T: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Catalogue rows ascending (None = all of them) and log Q, None where there is nothing to correct."""

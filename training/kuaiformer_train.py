@@ -92,7 +92,7 @@ def task_of(
     owned = None
     if recipe.loss.except_owned:
         places = split.train_places()
-        user_P = np.repeat(np.arange(len(split.index.user_id)), np.diff(split.index.offsets))
+        user_P = split.index.user_P
         places = places[split.row_P[places] >= 0]
         owner, item = torch.from_numpy(user_P[places]), torch.from_numpy(split.row_P[places])
         owned = OwnedItems.from_pairs(owner, item, owners=len(split.index.user_id))

@@ -143,8 +143,11 @@ def read_result(path: str | Path) -> RetrievalResult:
 
 def _facts(path: Path, file: Any) -> dict[str, Any]:
     raw = (file.metadata.metadata or {}).get(METADATA)
-    facts = json.loads(raw) if raw else {}
-    if facts.pop("format", None) != FORMAT:
+    try:
+        facts = json.loads(raw) if raw else {}
+    except ValueError:
+        facts = {}
+    if not isinstance(facts, dict) or facts.pop("format", None) != FORMAT or "top" not in facts:
         raise InputError(
             "not a file of ranked results", where=path, allowed=FORMAT, fix="write one with kir evaluate --dump FILE"
         )

@@ -69,7 +69,7 @@ class KuaiFormerScorer:
 
     @torch.no_grad()
     def scores(self, split: RetrievalSplit, user: Ids, end: Ids) -> Floats:
-        with _evaluating(self.net, self.tables):
+        with evaluating(self.net, self.tables):
             if self._split is not split:
                 self._split, self._items_ND = split, None
                 self._history = HistorySlots(split.index, self.net.spec, self.tables)
@@ -90,7 +90,7 @@ class KuaiFormerScorer:
 
 
 @contextmanager
-def _evaluating(*modules: torch.nn.Module) -> Iterator[None]:
+def evaluating(*modules: torch.nn.Module) -> Iterator[None]:
     """Eval mode inside, what it was before afterwards."""
     before = [module.training for module in modules]
     for module in modules:

@@ -92,8 +92,7 @@ class RetrievalSplit:
 
     def train_places(self) -> Ids:
         """All places that may be trained on, ascending: int64 [n]."""
-        user_P = np.repeat(np.arange(len(self.index.user_id)), np.diff(self.index.offsets))
-        return np.flatnonzero(np.arange(len(self.index)) < self.train_end[user_P])
+        return np.flatnonzero(np.arange(len(self.index)) < self.train_end[self.index.user_P])
 
     def counts(self) -> NDArray[np.int64]:
         """How often each item of the catalogue is a training positive: int64 [N]."""
@@ -129,8 +128,7 @@ def split_of(
 
 def _of_log(events: Events, items: Catalogue, name: str, cut_ms: int | None, history: int) -> RetrievalSplit:
     index = PositiveIndex.from_events(events)
-    n = len(index.user_id)
-    user_P = np.repeat(np.arange(n), np.diff(index.offsets))
+    n, user_P = len(index.user_id), index.user_P
     _, known_end_P = index.bounds(index.user_id[user_P], index.time_ms)
     # Where the log has no times its order is all there is: a positive sees those that stand before it.
     known_end_P = np.where(index.time_ms < 0, np.arange(len(index)), known_end_P)

@@ -32,7 +32,7 @@ class DataConfig:
     half_life_days  of a target's weight (training/segments.py); None = all weigh 1
     negatives    items drawn anew for each step, to stand beside its targets in the softmax; None = the whole catalogue
     except_seen  what stands in the history is no negative
-    val_queries  of `val`, drawn once, to choose the epoch by; None = all
+    val_queries  of `val`, drawn once, to choose the epoch by; None = all, 0 = none: the last epoch is kept
     """
 
     batch: int = 4096

@@ -148,22 +148,18 @@ class SequenceScorer:
     def scores(self, split: RetrievalSplit, user: Ids, end: Ids) -> NDArray[np.float32]:
         """float32 [B, N], higher is better. Runs where the weights lie, in eval mode, and leaves the mode as it was."""
         from training.devices import to_device
-        from training.retrieval_eval import best_scores
+        from training.retrieval_eval import best_scores, evaluating
 
         if self._split is not split:
             self._prepare(split)
         device = next(self.tables.parameters()).device
-        modes = [(part, part.training) for part in (self.net, self.tables)]
-        for part, _ in modes:
-            part.eval()
-        if self._items_ND is None:
-            self._items_ND = self.tables.rows(self.spec, "item_rows", to_device(self._item_slots, device))
         start = np.maximum(split.start(user), end - min(self.length, split.history))
-        slots, mask_BL = to_device(self._history.window(start, end, int((end - start).max(initial=1))), device)
-        users_BKD = self.net(self.tables.rows(self.spec, "history_rows", slots), mask_BL, 1)[:, 0]
-        scores_BN: NDArray[np.float32] = best_scores(users_BKD, self._items_ND).float().cpu().numpy()
-        for part, mode in modes:
-            part.train(mode)
+        with evaluating(self.net, self.tables):
+            if self._items_ND is None:
+                self._items_ND = self.tables.rows(self.spec, "item_rows", to_device(self._item_slots, device))
+            slots, mask_BL = to_device(self._history.window(start, end, int((end - start).max(initial=1))), device)
+            users_BKD = self.net(self.tables.rows(self.spec, "history_rows", slots), mask_BL, 1)[:, 0]
+            scores_BN: NDArray[np.float32] = best_scores(users_BKD, self._items_ND).float().cpu().numpy()
         scores_BN[end <= start] = self._popularity_N
         return scores_BN
 

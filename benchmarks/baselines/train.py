@@ -107,7 +107,8 @@ def train_baseline(
     task, data = make_task(split, recipe)
     scorer = SequenceScorer(recipe.name, task.net, task.tables, task.spec, recipe.model["length"])
     config = recipe.train_config()
-    sample = some_queries(split, recipe.data.val_queries) if "val" in split.queries else None
+    chooses = "val" in split.queries and recipe.data.val_queries != 0
+    sample = some_queries(split, recipe.data.val_queries) if chooses else None
     if sample is None:
         config = replace(config, patience=None)  # nothing to stop early by
 
@@ -136,7 +137,7 @@ def train_baseline(
     if resume:
         trainer.load_state(saver.load())
     result = trainer.run(until_step=steps)
-    measured = evaluate(split, "val", scorer) if sample is not None else None
+    measured = evaluate(split, "val", scorer) if "val" in split.queries else None
     metrics: dict[str, Any] = {"final_loss": result.losses[-1] if result.losses else None}
     if measured is not None:
         metrics |= {**measured.values, "protocol": measured.protocol}

@@ -123,6 +123,16 @@ def test_the_best_epoch_is_kept(tmp_path):
     assert saved.metrics["ndcg@10"] == pytest.approx(max(by_epoch))
 
 
+def test_the_last_epoch_is_kept_where_no_query_may_choose(tmp_path):
+    """`val` is measured then, and has had no say."""
+    recipe = small("sasrec", epochs=3)
+    recipe = replace(recipe, data=replace(recipe.data, val_queries=0), train={**recipe.train, "patience": 1})
+    saved = train_baseline(ring(), tmp_path / "m", recipe)
+    assert saved.config["training"]["result"]["best"] is None
+    assert saved.config["training"]["result"]["epochs"] == 3
+    assert 0 <= saved.metrics["recall@10"] <= 1
+
+
 def test_without_val_the_last_epoch_is_kept(tmp_path):
     split = replace(groups(), queries={})
     saved = train_baseline(split, tmp_path / "a", small("gru4rec", epochs=2, patience=1))
