@@ -156,8 +156,10 @@ class TestVersions:
     def test_of_two_updates_from_one_base_the_later_one_is_the_later_revision(
         self, base: Checkpoint, items: Checkpoint, tmp_path: Path
     ) -> None:
-        noon = NEW._replace(events=NEW.events.take(np.flatnonzero(NEW.events["time_ms"] % DAY_MS < DAY_MS // 2)))
-        early = train_incremental(base, noon, tmp_path / "m", old=OLD, items_only=True, settings=["train.epochs=1"])
+        early_log = NEW._replace(events=NEW.events.take(np.flatnonzero(NEW.events["time_ms"] % DAY_MS < DAY_MS // 8)))
+        early = train_incremental(
+            base, early_log, tmp_path / "m", old=OLD, items_only=True, settings=["train.epochs=1"]
+        )
         assert early.config["training"]["incremental"]["from_revision"] == 1
         assert 1 < early.config["training"]["rows_revision"] < items.config["training"]["rows_revision"]
 
