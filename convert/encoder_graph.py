@@ -1,7 +1,8 @@
 """KuaiFormer's encoder as an ONNX graph written out by hand, in the form in which onnxruntime is quickest.
 
-Tracing `training.kuaiformer.Encoder` gives a correct graph that spends a third of its time outside matrix products
-(docs/serving.md has the figures). This one computes the same, and is compared with torch before it is kept:
+Tracing `training.kuaiformer.Encoder` gives a correct graph that spends much of its time outside matrix products. This
+one computes the same, and is compared with torch before it is kept; `kir bench encoder` measures how far it is from
+the least time that its products take.
 
 - tokens and queries are one sequence of T = windows + latest + K, so that each weight is read once a layer;
 - the last layer is worked out for the queries alone, nobody reads its items;

@@ -1,8 +1,8 @@
 """The encoder with int8 weights, and the gate that says whether it may serve.
 
 Weights are signed int8 with one scale a column, activations are quantised at each product by their own range (dynamic);
-norms, attention and the residual stream stay float32. On the machine of docs/serving.md that takes half of float32's
-time; unsigned weights, and 8-bit `MatMulNBits`, gain nothing there.
+norms, attention and the residual stream stay float32. What that gains depends on the processor: `kir bench encoder`
+times it beside float32, and `--encoder auto` ships it only where it was quicker on the machine that converts.
 
 Activations share one range a product, over all rows of a call: an answer depends, within the quantisation's error, on
 who else is in the batch. The server encodes one user a call, and so does the gate.
@@ -63,9 +63,9 @@ class Int8Verdict:
 
     @property
     def recall_loss(self) -> float:
-        """Relative to float; 0 where float finds nothing either."""
+        """Relative to float; 0 where float finds nothing: there is nothing to lose."""
         lost = self.recall_10_float32 - self.recall_10_int8
-        return lost / self.recall_10_float32 if self.recall_10_float32 else float(lost < 0)
+        return lost / self.recall_10_float32 if self.recall_10_float32 else 0.0
 
     @property
     def passed(self) -> bool:

@@ -33,6 +33,7 @@ from convert.onnx_export import OnnxGraph, TorchGraph, export_onnx
 from convert.phone import Rows
 from training.checkpoint import Checkpoint
 from training.kuaiformer import KuaiFormer, KuaiFormerConfig
+from training.kuaiformer_train import load_kuaiformer
 from training.ranker import RankerProbabilities
 from training.ranker_train import load_ranker
 from training.tables import SparseTables
@@ -43,6 +44,7 @@ TRACED = 2
 ENCODERS = ("float32", "int8", "auto")
 CHUNK = 8192
 Floats = NDArray[np.float32]
+load_net = load_kuaiformer  # the name that benchmarks/encoder_speed.py knows
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def export_retrieval(
     """
     directory.mkdir(parents=True, exist_ok=True)
     choices = choices or RetrievalChoices()
-    net, spec = load_net(checkpoint), checkpoint.spec
+    net, spec = load_kuaiformer(checkpoint), checkpoint.spec
     encoder = export_encoder(net, directory / "encoder.onnx")
     item = _graph("item", net.item, {}, {"item_rows": spec.width("item_rows")}, "item_vector", 0)
     vectors = item_matrix(checkpoint, items, _export(item, directory / "item.onnx"))
@@ -125,13 +127,6 @@ def _index(
     interests = np.concatenate([encoder.run(asked.feeds(query))["interests"][0] for query in range(len(asked))])
     chosen = choose_index(vectors, interests, recall=choices.recall, seed=choices.seed)
     return chosen, {"asked": asked.source, "recall_wanted": choices.recall, "k": 100}
-
-
-def load_net(checkpoint: Checkpoint) -> KuaiFormer:
-    """The dense net of a KuaiFormer checkpoint, in eval mode."""
-    net = KuaiFormer(KuaiFormerConfig.from_dict(checkpoint.model_config), checkpoint.spec)
-    checkpoint.load_into(net)
-    return net.eval()
 
 
 def export_encoder(net: KuaiFormer, path: Path) -> OnnxGraph:

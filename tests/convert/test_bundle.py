@@ -26,9 +26,9 @@ from contract.server_order import checked_fusion
 from convert import server_models
 from convert.bundle import INDEX_NAME, Bundle, add_rows, read_bundle, write_bundle
 from convert.onnx_export import OnnxGraph
-from convert.server_models import load_net
 from tests.convert import makers
 from training.checkpoint import load_checkpoint
+from training.kuaiformer_train import load_kuaiformer
 from training.ranker import RankerProbabilities
 from training.ranker_train import load_ranker
 
@@ -102,7 +102,7 @@ class TestWhatStandsThere:
 class TestParity:
     @pytest.mark.parametrize("b", [1, 5])
     def test_the_encoder(self, bundle: Bundle, parts: dict[str, Any], b: int) -> None:
-        net = load_net(load_checkpoint(parts["retrieval"]))
+        net = load_kuaiformer(load_checkpoint(parts["retrieval"]))
         rng = np.random.default_rng(b)
         rows = rng.normal(size=(b, KUAIFORMER_HISTORY, net.spec.width("history_rows"))).astype(np.float32)
         mask = (np.arange(KUAIFORMER_HISTORY)[None] >= rng.integers(0, 257, (b, 1))).astype(np.float32)
@@ -138,8 +138,8 @@ class TestParity:
         dense = {
             name: tensor * 1.01 if name == "item.video.weight" else tensor for name, tensor in checkpoint.dense.items()
         }
-        scaled = load_net(replace(checkpoint, dense=dense))
-        right = load_net(checkpoint)
+        scaled = load_kuaiformer(replace(checkpoint, dense=dense))
+        right = load_kuaiformer(checkpoint)
         graph = server_models._graph(
             "item", right.item, {}, {"item_rows": checkpoint.spec.width("item_rows")}, "item_vector", 0
         )
@@ -164,7 +164,7 @@ class TestItems:
             rows = checkpoint.tables.rows(
                 checkpoint.spec, "item_rows", {name: torch.from_numpy(slot) for name, slot in slots.items()}
             )
-            want = load_net(checkpoint).item(rows).numpy()
+            want = load_kuaiformer(checkpoint).item(rows).numpy()
         root = bundle.directory / "retrieval"
         np.testing.assert_allclose(np.load(root / "item_vectors.npy"), want, atol=1e-5)
         np.testing.assert_array_equal(np.load(root / "item_ids.npy"), items.video_id)

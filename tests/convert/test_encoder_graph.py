@@ -14,10 +14,11 @@ import torch
 from contract.errors import VerificationFailed
 from convert import server_models
 from convert.encoder_graph import MASK, encoder_graph
-from convert.server_models import export_encoder, load_net
+from convert.server_models import export_encoder
 from tests.convert import makers
 from training.checkpoint import load_checkpoint
 from training.kuaiformer import KuaiFormer, KuaiFormerConfig
+from training.kuaiformer_train import load_kuaiformer
 
 PLANS: list[dict[str, Any]] = [
     {},
@@ -133,8 +134,10 @@ class TestForm:
 
 class TestExport:
     def test_a_graph_that_differs_from_torch_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        net = load_net(load_checkpoint(makers.make_kuaiformer(tmp_path / "net", windows=(4,), latest=4).path))
-        other = load_net(load_checkpoint(makers.make_kuaiformer(tmp_path / "other", 1, windows=(4,), latest=4).path))
+        net = load_kuaiformer(load_checkpoint(makers.make_kuaiformer(tmp_path / "net", windows=(4,), latest=4).path))
+        other = load_kuaiformer(
+            load_checkpoint(makers.make_kuaiformer(tmp_path / "other", 1, windows=(4,), latest=4).path)
+        )
         wrong = encoder_graph(other.encoder, row_width(other.encoder))
         assert export_encoder(net, tmp_path / "encoder.onnx").inputs == ("history_rows", "history_mask")
         monkeypatch.setattr(server_models, "encoder_graph", lambda encoder, width: wrong)

@@ -18,9 +18,10 @@ from convert import server_models
 from convert.encoder_int8 import Int8Gate, Int8Verdict, best_rows, judge, quantise
 from convert.encoder_queries import EncoderQueries, drawn_queries, real_queries
 from convert.onnx_export import OnnxGraph
-from convert.server_models import RetrievalChoices, export_encoder, export_retrieval, load_net
+from convert.server_models import RetrievalChoices, export_encoder, export_retrieval
 from tests.convert import makers
 from training.checkpoint import Checkpoint, load_checkpoint
+from training.kuaiformer_train import load_kuaiformer
 
 PLAN: dict[str, Any] = {"windows": (4, 4), "latest": 4}
 
@@ -53,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def both(checkpoint: Checkpoint, folder: Path) -> tuple[OnnxGraph, OnnxGraph]:
     folder.mkdir(parents=True, exist_ok=True)
-    float32 = export_encoder(load_net(checkpoint), folder / "encoder.onnx")
+    float32 = export_encoder(load_kuaiformer(checkpoint), folder / "encoder.onnx")
     return float32, OnnxGraph(quantise(folder / "encoder.onnx", folder / "int8.onnx"))
 
 
@@ -164,6 +165,8 @@ class TestVerdict:
     def test_a_model_that_finds_nothing_is_judged_by_its_lists(self) -> None:
         assert self.verdict(recall_10_float32=0.0, recall_10_int8=0.0).passed
         assert not self.verdict(recall_10_float32=0.0, recall_10_int8=0.0, overlap_50=0.5).passed
+        better = self.verdict(recall_10_float32=0.0, recall_10_int8=0.01)
+        assert (better.recall_loss, better.passed) == (0.0, True)
 
     def test_it_says_what_it_measured(self) -> None:
         verdict = self.verdict(overlap_50=0.5)
