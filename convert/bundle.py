@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,18 @@ from training.checkpoint import Checkpoint, load_checkpoint
 
 FORMAT = "kir-bundle/1"
 INDEX_NAME = "bundle.json"
+CATALOGUE, TABLES = "catalogue.parquet", "retrieval/tables.safetensors"
+ITEM_UPDATES = "retrieval/items/"
+# What `kir convert items` writes anew, the export's own files among it: of these, bundle.json lists the newest alone.
+_CHANGING = re.compile(r"catalogue(-[0-9a-f]+)?\.parquet|retrieval/tables(-[0-9a-f]+)?\.safetensors|retrieval/items/.+")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle directory holds. retrieval_revision: of the rows beside the encoder of retrieval_version."""
+    """What a bundle directory holds. retrieval_revision: of the rows beside the encoder of retrieval_version.
+
+    catalogue, tables, items: files of the newest item update; items: all updates since the export, oldest first
+    """
 
     directory: Path
     retrieval_version: str
@@ -42,6 +50,9 @@ class Bundle:
     dense_versions: tuple[str, ...]
     files: int
     n_bytes: int
+    catalogue: str = CATALOGUE
+    tables: str = TABLES
+    items: tuple[str, ...] = ()
 
     def table(self) -> str:
         lines = [
@@ -52,8 +63,14 @@ class Bundle:
         ]
         return "\n".join(lines)
 
+    @property
+    def changing(self) -> frozenset[str]:
+        """The files that the next item update may supersede."""
+        return frozenset((self.catalogue, self.tables, *self.items))
+
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "directory": str(self.directory), "dense_versions": list(self.dense_versions)}
+        lists = {"dense_versions": list(self.dense_versions), "items": list(self.items)}
+        return {**vars(self), "directory": str(self.directory), **lists}
 
 
 def write_bundle(
@@ -76,7 +93,7 @@ def write_bundle(
     int8 encoder that was asked for fails its gate, InputError when OUT exists.
     """
     with written_aside(Path(out), overwrite) as aside:
-        items = read_catalogue(copy_in(catalogue, aside / "catalogue.parquet"))
+        items = read_catalogue(copy_in(catalogue, aside / CATALOGUE))
         read_users(copy_in(users, aside / "users.parquet"))
         if histories is not None:
             read_events(copy_in(histories, aside / "histories.parquet"))
@@ -123,7 +140,11 @@ def add_rows(bundle: str | Path, kir_checkpoint: str | Path) -> Bundle:
         flush(place.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    write_bundle_index(root, held.retrieval_version, held.ranker_version, held.retrieval_revision)
+    now = read_bundle(root)  # items may have changed meanwhile
+    write_bundle_index(
+        root, now.retrieval_version, now.ranker_version, now.retrieval_revision,
+        catalogue=now.catalogue, tables=now.tables, items=now.items,
+    )  # fmt: skip
     return read_bundle(root)
 
 
@@ -143,7 +164,9 @@ def read_bundle(root: str | Path) -> Bundle:
     n_bytes = sum(int(entry["bytes"]) for entry in files.values())
     revision = int(data.get("retrieval_revision", FIRST_ROWS_REVISION))
     versions = str(data["retrieval_version"]), revision, str(data["ranker_version"])
-    return Bundle(Path(root), *versions, tuple(dense), len(files), n_bytes)
+    places = str(data.get("catalogue", CATALOGUE)), str(data.get("retrieval_tables", TABLES))
+    items = tuple(sorted(name for name in files if name.startswith(ITEM_UPDATES)))
+    return Bundle(Path(root), *versions, tuple(dense), len(files), n_bytes, *places, items)
 
 
 def rows_revision(checkpoint: Checkpoint) -> int:
@@ -179,18 +202,38 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def write_bundle_index(root: Path, retrieval_version: str, ranker_version: str, retrieval_revision: int) -> None:
-    """bundle.json over every file there is, hidden ones and itself aside."""
-    files = {}
+def write_bundle_index(
+    root: Path,
+    retrieval_version: str,
+    ranker_version: str,
+    retrieval_revision: int,
+    *,
+    catalogue: str = CATALOGUE,
+    tables: str = TABLES,
+    items: Collection[str] = (),
+) -> None:
+    """bundle.json over every file there is, but hidden ones, itself, and what item updates superseded or left half."""
+    files, current = {}, {catalogue, tables, *items}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if path.is_file() and name != INDEX_NAME and not any(part.startswith(".") for part in name.split("/")):
+        hidden = name == INDEX_NAME or any(part.startswith(".") for part in name.split("/"))
+        if path.is_file() and not hidden and (name in current or not _CHANGING.fullmatch(name)):
             files[name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     data = {
         "format": FORMAT,
         "retrieval_version": retrieval_version,
         "retrieval_revision": retrieval_revision,
         "ranker_version": ranker_version,
+        "catalogue": catalogue,
+        "retrieval_tables": tables,
         "files": files,
     }
     write_durably(root / INDEX_NAME, (json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
+
+
+def remove_superseded(root: Path, keep: Collection[str]) -> None:
+    """Remove files of item updates that are not in `keep`."""
+    for path in sorted([*root.glob("catalogue*"), *root.glob("retrieval/tables*"), *root.glob(f"{ITEM_UPDATES}[!.]*")]):
+        name = path.relative_to(root).as_posix()
+        if _CHANGING.fullmatch(name) and name not in keep:
+            path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from contract.errors import InputError
+from training.checkpoint import swap_directory
 
 
 def sha256_of(path: str | Path) -> str:
@@ -65,9 +66,7 @@ def written_aside(out: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield aside
         flush_tree(aside)
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(aside, out)
-        flush(out.parent)
+        swap_directory(aside, out)  # the old one goes last: an interruption must not cost both
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

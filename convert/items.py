@@ -6,11 +6,15 @@
 Vectors come from the bundle's own item graph: an item that training never saw has no row of its own and is placed by
 its content (author, tags, duration). What was written is one more file in retrieval/items/, the catalogue and, from a
 checkpoint, its rows; a running server applies them at its next look.
+
+No file that bundle.json lists is touched: catalogue and rows get names of their own, and the new bundle.json, written
+last, makes them count. An interruption leaves the old bundle whole. What a bundle.json superseded stays until the next
+update, for a server that has read the old one and opens its files now.
 """
 
 from __future__ import annotations
 
-import shutil
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +26,23 @@ from safetensors.numpy import load_file, save
 from contract.catalogue import Catalogue, read_catalogue
 from contract.errors import InputError, VersionMismatch
 from contract.spec import FeatureSpec
-from convert.bundle import Bundle, read_bundle, read_json, rows_revision, write_bundle_index
+from convert.bundle import (
+    CATALOGUE,
+    ITEM_UPDATES,
+    TABLES,
+    Bundle,
+    read_bundle,
+    read_json,
+    remove_superseded,
+    rows_revision,
+    write_bundle_index,
+)
 from convert.files import copy_in, flush, sha256_of, write_durably
 from convert.onnx_export import OnnxGraph
 from convert.server_models import vectors_of
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.tables import SparseTables
 
-UPDATES = "retrieval/items"
-TABLES = "retrieval/tables.safetensors"
 SAME = 1e-6  # vectors nearer than this are the same: the last bits depend on who else is in the batch
 
 
@@ -62,7 +74,7 @@ def update_items(
     """Bring a bundle's items to another catalogue, to the rows of a checkpoint with the same dense net, or both.
 
     Raises InputError, EventError, CheckpointError, ConversionError; VersionMismatch for a checkpoint of another net
-    or of rows before the bundle's.
+    or of rows before the bundle's or other ones of the same revision.
     """
     root = Path(bundle)
     held = read_bundle(root)
@@ -70,36 +82,43 @@ def update_items(
         raise InputError("nothing to bring", fix="name --catalogue, --retrieval or both")
     if catalogue is not None and not Path(catalogue).is_file():
         raise InputError("file does not exist", where=catalogue)
-    before = read_catalogue(root / "catalogue.parquet")
+    before = read_catalogue(root / held.catalogue)
     after = before if catalogue is None else read_catalogue(Path(catalogue))
     if not len(after):
         raise InputError("the catalogue is empty: nothing would be left to find", where=catalogue)
     checkpoint = None if retrieval is None else _of_this_net(held, retrieval)
-    tables = SparseTables.from_export(load_file(root / TABLES), root / TABLES)
+    tables = SparseTables.from_export(load_file(root / held.tables), root / held.tables)
     vectors = _vectors(root, checkpoint.tables if checkpoint else tables, after)
     place = before.index_of(after.video_id)
     changed = place >= 0
     changed[changed] = _apart(vectors[changed], _vectors(root, tables, before)[place[changed]])
     rows = np.flatnonzero((place < 0) | changed)
     removed = before.video_id[after.index_of(before.video_id) < 0]
+    now = read_bundle(root)  # vectors of a large catalogue took their time
+    if (now.retrieval_version, now.changing) != (held.retrieval_version, held.changing):
+        raise InputError("the bundle's items were changed meanwhile", where=root, fix="run this again")
     name = ""
     if len(rows) or len(removed):
-        name = f"{UPDATES}/{_next_number(root):06d}.safetensors"
+        name = f"{ITEM_UPDATES}{_next_number(held):06d}.safetensors"
         arrays = {
             "ids": after.video_id[rows].view(np.int64),
             "vectors": vectors[rows],
             "removed": removed.view(np.int64),
         }
-        (root / UPDATES).mkdir(exist_ok=True)
+        (root / ITEM_UPDATES).mkdir(exist_ok=True)
         write_durably(root / name, save(arrays))
-    new_rows = checkpoint is not None and sha256_of(checkpoint.tables_path) != sha256_of(root / TABLES)
-    if checkpoint is not None and new_rows:
-        _replaced(checkpoint.tables_path, root / TABLES)
-    if catalogue is not None and sha256_of(catalogue) != sha256_of(root / "catalogue.parquet"):
-        _replaced(Path(catalogue), root / "catalogue.parquet")
-    revision = held.retrieval_revision if checkpoint is None else rows_revision(checkpoint)
-    write_bundle_index(root, held.retrieval_version, held.ranker_version, revision)
-    return ItemUpdate(root, int((place < 0).sum()), int(changed.sum()), len(removed), name, new_rows)
+    revision, rows_at, items_at = held.retrieval_revision, held.tables, held.catalogue
+    if checkpoint is not None:
+        revision, rows_at = rows_revision(checkpoint), _placed(checkpoint.tables_path, root, TABLES, held.tables)
+    if catalogue is not None:
+        items_at = _placed(Path(catalogue), root, CATALOGUE, held.catalogue)
+    updates = (*held.items, name) if name else held.items
+    write_bundle_index(
+        root, held.retrieval_version, now.ranker_version, revision, catalogue=items_at, tables=rows_at, items=updates
+    )
+    remove_superseded(root, held.changing | {items_at, rows_at, *updates})
+    added, new_rows = int((place < 0).sum()), rows_at != held.tables
+    return ItemUpdate(root, added, int(changed.sum()), len(removed), name, new_rows)
 
 
 def _of_this_net(held: Bundle, path: str | Path) -> Checkpoint:
@@ -109,10 +128,16 @@ def _of_this_net(held: Bundle, path: str | Path) -> Checkpoint:
             "this checkpoint has another encoder", where=path, got=checkpoint.version, allowed=held.retrieval_version,
             fix="write the bundle again: a changed encoder is swapped whole",
         )  # fmt: skip
-    if rows_revision(checkpoint) < held.retrieval_revision:
+    revision = rows_revision(checkpoint)
+    if revision < held.retrieval_revision:
         raise VersionMismatch(
-            "the bundle has newer rows of this net", where=path, got=f"revision {rows_revision(checkpoint)}",
+            "the bundle has newer rows of this net", where=path, got=f"revision {revision}",
             allowed=f"from {held.retrieval_revision}", fix="write the bundle again to go back",
+        )  # fmt: skip
+    if revision == held.retrieval_revision and not _same(checkpoint.tables_path, held.directory / held.tables):
+        raise VersionMismatch(
+            "the bundle has other rows of this revision", where=path, got=f"revision {revision}",
+            allowed=f"these rows, or from {revision + 1}", fix="train on what came since, or write the bundle again",
         )  # fmt: skip
     return checkpoint
 
@@ -122,10 +147,24 @@ def _apart(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.bool_]:
     return far
 
 
-def _replaced(source: Path, target: Path) -> None:
-    aside = copy_in(source, target.with_name(f".{target.name}.part"))
-    flush(aside)
-    shutil.move(aside, target)
+def _same(one: Path, other: Path) -> bool:
+    return sha256_of(one) == sha256_of(other)
+
+
+def _placed(source: Path, root: Path, name: str, held: str) -> str:
+    """Copy a file into the bundle, named after `name` and its content. `held` itself when it is the same file."""
+    if _same(source, root / held):
+        return held
+    place = root / name
+    aside = copy_in(source, place.with_name(f".{place.name}.{os.getpid()}.part"))
+    try:
+        flush(aside)
+        target = place.with_name(f"{place.stem}-{sha256_of(aside)[:12]}{place.suffix}")
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+    flush(target.parent)
+    return target.relative_to(root).as_posix()
 
 
 def _vectors(root: Path, tables: SparseTables, items: Catalogue) -> NDArray[np.float32]:
@@ -133,6 +172,6 @@ def _vectors(root: Path, tables: SparseTables, items: Catalogue) -> NDArray[np.f
     return vectors_of(spec, tables, items, OnnxGraph(root / "retrieval/item.onnx"), np.arange(len(items)))
 
 
-def _next_number(root: Path) -> int:
-    found = [int(path.stem) for path in (root / UPDATES).glob("*.safetensors")]
-    return max(found, default=0) + 1
+def _next_number(held: Bundle) -> int:
+    """After those that are listed: what else lies there was left by an interruption."""
+    return max((int(Path(name).stem) for name in held.items), default=0) + 1

@@ -29,19 +29,24 @@ from server_stub.store import EmbeddingStore, Tables, read_tables
 FORMAT = "kir-bundle/1"
 INDEX_NAME = "bundle.json"
 ITEM_UPDATES = "retrieval/items/"
-RETRIEVAL_ROWS = "retrieval/tables.safetensors"
+CATALOGUE, RETRIEVAL_ROWS = "catalogue.parquet", "retrieval/tables.safetensors"  # unless bundle.json names others
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
 class BundleIndex:
-    """bundle.json. files: path below the root -> (SHA-256, bytes); retrieval_revision: of retrieval's rows."""
+    """bundle.json. files: path below the root -> (SHA-256, bytes); retrieval_revision: of retrieval's rows.
+
+    catalogue, tables: the newest catalogue and retrieval's rows; item updates bring them under new names
+    """
 
     root: Path
     retrieval_version: str
     ranker_version: str
     files: Mapping[str, tuple[str, int]]
     retrieval_revision: int = 1
+    catalogue: str = CATALOGUE
+    tables: str = RETRIEVAL_ROWS
 
     @property
     def dense_versions(self) -> list[str]:
@@ -67,9 +72,14 @@ class BundleIndex:
         return self.under(ITEM_UPDATES)
 
     @property
+    def item_updates(self) -> tuple[tuple[str, str], ...]:
+        """`item_files` with their SHA-256: of a bundle written anew, the first update has the old one's name."""
+        return tuple((name, self.files[name][0]) for name in self.item_files)
+
+    @property
     def core_files(self) -> list[str]:
         """`model_files` without items, their rows and the catalogue: while these stand, items change in place."""
-        changing = ("catalogue.parquet", RETRIEVAL_ROWS)
+        changing = (self.catalogue, self.tables)
         return [p for p in self.model_files if not p.startswith(ITEM_UPDATES) and p not in changing]
 
 
@@ -89,7 +99,9 @@ def read_index(root: str | Path) -> BundleIndex:
     try:
         files = {str(name): (str(entry["sha256"]), int(entry["bytes"])) for name, entry in data["files"].items()}
         revision = int(data.get("retrieval_revision", 1))
-        index = BundleIndex(root, str(data["retrieval_version"]), str(data["ranker_version"]), files, revision)
+        newest = str(data.get("catalogue", CATALOGUE)), str(data.get("retrieval_tables", RETRIEVAL_ROWS))
+        versions = str(data["retrieval_version"]), str(data["ranker_version"])
+        index = BundleIndex(root, *versions, files, revision, *newest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError("bundle.json is incomplete", where=path, got=str(error)) from None
     for name in files:
@@ -124,7 +136,8 @@ def verify(index: BundleIndex, paths: Iterable[str]) -> None:
 class Models:
     """What recommends: swapped whole when the bundle's retrieval, ranker or catalogue changes.
 
-    digest: of all files it was built from; core: of those that an item update leaves alone; item_files: updates applied
+    digest: of all files it was built from; core: of those that an item update leaves alone; item_updates: those
+    applied, name and SHA-256
     """
 
     retrieval: Retrieval
@@ -133,7 +146,7 @@ class Models:
     users: UserTable
     digest: str
     core: str = ""
-    item_files: tuple[str, ...] = ()
+    item_updates: tuple[tuple[str, str], ...] = ()
     retrieval_revision: int = 1
 
 
@@ -142,12 +155,13 @@ def load_retrieval(index: BundleIndex, *, threads: int = 1) -> tuple[Retrieval, 
 
     Raises InputError, IntegrityError, VersionMismatch.
     """
-    needed = ["catalogue.parquet", *(f"retrieval/{name}" for name in (*NEEDED, "spec.json"))]
+    needed = [index.catalogue, index.tables, *(f"retrieval/{name}" for name in (*NEEDED, "spec.json"))]
     _check_listed(index, needed)
     verify(index, [*needed, *index.item_files])
     root = index.root / "retrieval"
-    catalogue = read_catalogue(index.root / "catalogue.parquet")
-    retrieval = Retrieval.load(root, read_spec(root / "spec.json"), index.retrieval_version, threads=threads)
+    catalogue = read_catalogue(index.root / index.catalogue)
+    spec, tables = read_spec(root / "spec.json"), index.root / index.tables
+    retrieval = Retrieval.load(root, spec, index.retrieval_version, tables=tables, threads=threads)
     _apply_items(index, retrieval, index.item_files, catalogue)
     return retrieval, catalogue
 
@@ -174,7 +188,7 @@ def load_models(index: BundleIndex, *, threads: int = 1) -> Models:
     ranker = Ranker.load(root / "ranker", ranker_spec, index.ranker_version, config, threads=threads)
     users = read_users(root / "users.parquet")
     digests = index.digest(index.model_files), index.digest(index.core_files)
-    return Models(retrieval, ranker, catalogue, users, *digests, tuple(index.item_files), index.retrieval_revision)
+    return Models(retrieval, ranker, catalogue, users, *digests, index.item_updates, index.retrieval_revision)
 
 
 def updated_models(models: Models, index: BundleIndex) -> Models | None:
@@ -183,20 +197,21 @@ def updated_models(models: Models, index: BundleIndex) -> Models | None:
     The encoder and the item index stay as they are in memory, and updates applied before are not read again. Raises
     InputError, IntegrityError, VersionMismatch.
     """
-    names = tuple(index.item_files)
-    if models.core != index.digest(index.core_files) or names[: len(models.item_files)] != models.item_files:
+    updates, applied = index.item_updates, len(models.item_updates)
+    if models.core != index.digest(index.core_files) or updates[:applied] != models.item_updates:
         return None
-    new = names[len(models.item_files) :]
-    verify(index, [*new, "catalogue.parquet", RETRIEVAL_ROWS])
-    catalogue = read_catalogue(index.root / "catalogue.parquet")
-    retrieval = models.retrieval.copy(index.root / RETRIEVAL_ROWS)
+    new = index.item_files[applied:]
+    _check_listed(index, [index.catalogue, index.tables])
+    verify(index, [*new, index.catalogue, index.tables])
+    catalogue = read_catalogue(index.root / index.catalogue)
+    retrieval = models.retrieval.copy(index.root / index.tables)
     _apply_items(index, retrieval, new, catalogue)
     return replace(
         models,
         retrieval=retrieval,
         catalogue=catalogue,
         digest=index.digest(index.model_files),
-        item_files=names,
+        item_updates=updates,
         retrieval_revision=index.retrieval_revision,
     )
 

@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 # Users of one call of the encoder. More gain nothing: activations leave the second-level cache, and 32 at once cost
 # each of them a tenth more than 4 at width 256.
 AT_ONCE = 4
-NEEDED = ("encoder.onnx", "tables.safetensors", "items.faiss", "item_ids.npy")
+NEEDED = ("encoder.onnx", "items.faiss", "item_ids.npy")  # and rows: tables.safetensors, unless others are named
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,14 @@ class Retrieval:
         self._encoder, self._spec, self._tables = encoder, spec, tables
 
     @staticmethod
-    def load(directory: Path, spec: FeatureSpec, version: str, *, threads: int = 1) -> Retrieval:
-        """Read encoder.onnx, tables.safetensors, items.faiss, item_ids.npy. Raises InputError, VersionMismatch."""
+    def load(
+        directory: Path, spec: FeatureSpec, version: str, *, tables: Path | None = None, threads: int = 1
+    ) -> Retrieval:
+        """Read encoder.onnx, items.faiss, item_ids.npy and rows. Raises InputError, VersionMismatch."""
         import faiss
 
-        absent = [name for name in NEEDED if not (directory / name).is_file()]
+        tables = tables or directory / "tables.safetensors"
+        absent = [path.name for path in (*(directory / name for name in NEEDED), tables) if not path.is_file()]
         if absent:
             raise InputError("retrieval lacks files", where=directory, got=absent, fix="convert again")
         try:
@@ -83,8 +86,7 @@ class Retrieval:
                 "item_ids.npy must be 64-bit ids [I]", where=directory, got=(item_ids.dtype, item_ids.shape)
             )
         encoder = OnnxModel(directory / "encoder.onnx", threads=threads)
-        tables = read_tables(directory / "tables.safetensors", spec)
-        return Retrieval(encoder, spec, tables, index, item_ids.view(np.uint64), version)
+        return Retrieval(encoder, spec, read_tables(tables, spec), index, item_ids.view(np.uint64), version)
 
     def copy(self, tables: Path | None = None) -> Retrieval:
         """The same encoder and items; what is updated in one is not in the other. tables: rows to read anew."""

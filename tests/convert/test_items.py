@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +16,18 @@ import torch
 from contract.catalogue import Catalogue, read_catalogue, write_catalogue
 from contract.errors import CheckpointError, ConversionError, InputError, VersionMismatch
 from contract.history import UserHistory
-from convert.bundle import read_bundle, write_bundle
+from convert import items as module
+from convert.bundle import add_rows, read_bundle, write_bundle
 from convert.cli import add_convert_arguments, run_convert
+from convert.files import written_aside
 from convert.items import update_items
 from convert.retrieval import write_retrieval
-from convert.server_models import load_net
-from server_stub.bundle import load_retrieval, read_index, read_item_update
+from server_stub.bundle import load_models, load_retrieval, read_index, read_item_update
 from server_stub.recommender import Recommender
 from server_stub.retrieve import Retriever
 from tests.convert import makers
 from training.checkpoint import load_checkpoint, save_checkpoint
+from training.kuaiformer_train import load_kuaiformer
 
 PLAN: dict[str, Any] = {"windows": (4, 4), "latest": 4}
 
@@ -55,13 +58,17 @@ def bundle(whole: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def retrained(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same net; the rows of two videos have moved."""
-    base = load_checkpoint(parts["retrieval"])
+    return moved(parts["retrieval"], tmp_path_factory.mktemp("next") / "checkpoint", [4, 9])
+
+
+def moved(checkpoint: Path, path: Path, videos: list[int], revision: int = 2) -> Path:
+    """A checkpoint whose rows of some videos stand elsewhere."""
+    base = load_checkpoint(checkpoint)
     with torch.no_grad():
-        base.tables.weights["video"][base.tables.slots("video", makers.VIDEOS[[4, 9]])] += 3.0
-    path = tmp_path_factory.mktemp("next") / "checkpoint"
+        base.tables.weights["video"][base.tables.slots("video", makers.VIDEOS[videos])] += 3.0
     saved = save_checkpoint(
-        path, kind="kuaiformer", model=load_net(base), tables=base.tables, spec=base.spec,
-        model_config=base.model_config, training={"rows_revision": 2}, metrics={}, card_text="# next\n",
+        path, kind="kuaiformer", model=load_kuaiformer(base), tables=base.tables, spec=base.spec,
+        model_config=base.model_config, training={"rows_revision": revision}, metrics={}, card_text="# next\n",
     )  # fmt: skip
     assert saved.version == base.version
     return path
@@ -136,7 +143,7 @@ class TestUpdate:
         now, _ = load_retrieval(read_index(bundle))
         assert now.version == held.version
         checkpoint = load_checkpoint(retrained)
-        items = read_catalogue(bundle / "catalogue.parquet")
+        items = read_catalogue(bundle / read_index(bundle).catalogue)
         rows = np.flatnonzero(np.isin(items.video_id, ids))
         columns = {name: getattr(items, name)[rows] for name in ("video_id", "author_id", "tags", "duration_ms")}
         slots = checkpoint.tables.eval().field_slots(checkpoint.spec, "item_rows", columns)
@@ -144,7 +151,7 @@ class TestUpdate:
             block = checkpoint.tables.rows(
                 checkpoint.spec, "item_rows", {name: torch.from_numpy(slot) for name, slot in slots.items()}
             )
-            want = load_net(checkpoint).item(block).numpy()
+            want = load_kuaiformer(checkpoint).item(block).numpy()
         np.testing.assert_allclose(vectors[np.argsort(ids)], want[np.argsort(items.video_id[rows])], atol=1e-5)
         # Histories are read with the new rows too.
         history = UserHistory(12)
@@ -164,6 +171,19 @@ class TestUpdate:
             update_items(bundle, retrieval=parts["retrieval"])
         assert (bundle / "bundle.json").read_bytes() == listed
         assert update_items(bundle, retrieval=retrained).file == ""
+
+    def test_other_rows_of_the_same_revision(
+        self, bundle: Path, parts: dict[str, Any], retrained: Path, tmp_path: Path
+    ) -> None:
+        """Two trainings from one base: nobody could tell which one is served."""
+        update_items(bundle, retrieval=retrained)
+        listed = (bundle / "bundle.json").read_bytes()
+        other = moved(parts["retrieval"], tmp_path / "other", [5])
+        with pytest.raises(VersionMismatch, match="other rows of this revision"):
+            update_items(bundle, retrieval=other)
+        assert (bundle / "bundle.json").read_bytes() == listed
+        later = moved(parts["retrieval"], tmp_path / "later", [5], revision=3)
+        assert update_items(bundle, retrieval=later).changed == 3
 
     def test_a_checkpoint_of_another_net(self, bundle: Path, tmp_path: Path) -> None:
         other = makers.make_kuaiformer(tmp_path / "other", seed=1, **PLAN).path
@@ -191,6 +211,79 @@ class TestUpdate:
             update_items(tmp_path, catalogue=tmp_path / "none.parquet")
         assert (bundle / "bundle.json").read_bytes() == before
         load_retrieval(read_index(bundle))
+
+
+class TestInterrupted:
+    """bundle.json is written last, and what it lists stays."""
+
+    @pytest.mark.parametrize("step", range(4))  # renames of: the vectors, the rows, the catalogue, bundle.json
+    def test_a_kill_leaves_the_old_bundle_and_the_next_update_is_whole(
+        self, bundle: Path, retrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    ) -> None:
+        listed, made = (bundle / "bundle.json").read_bytes(), []
+        catalogue = changed_catalogue(tmp_path / "catalogue.parquet")
+        for name in ("replace", "rename"):
+            real = getattr(os, name)
+
+            def killed(*given: Any, real: Any = real) -> None:
+                if len(made) == step:
+                    raise KeyboardInterrupt
+                made.append(real(*given))
+
+            monkeypatch.setattr(os, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            update_items(bundle, catalogue=catalogue, retrieval=retrained)
+        monkeypatch.undo()
+        assert len(made) == step
+        assert (bundle / "bundle.json").read_bytes() == listed
+        assert len(load_models(read_index(bundle)).retrieval.item_ids) == 50
+        # Another catalogue than the one that was interrupted: nothing of that one may be left in the index.
+        update_items(bundle, catalogue=changed_catalogue(tmp_path / "some.new.parquet", slice(2, 55)))
+        models = load_models(read_index(bundle))
+        assert models.catalogue.video_id.tolist() == makers.VIDEOS[2:55].tolist()
+        assert sorted(models.retrieval.item_ids.tolist()) == sorted(makers.VIDEOS[2:55].tolist())
+        assert models.retrieval_revision == 1
+
+    def test_who_has_read_the_old_index_still_opens_its_files(
+        self, bundle: Path, retrained: Path, tmp_path: Path
+    ) -> None:
+        for n, rows in ((52, retrained), (54, None), (53, None)):
+            before = read_index(bundle)
+            update_items(bundle, catalogue=changed_catalogue(tmp_path / f"{n}.parquet", slice(0, n)), retrieval=rows)
+            assert len(load_models(before).catalogue) != n
+            assert len(load_models(read_index(bundle)).catalogue) == n
+
+    def test_what_was_superseded_goes_at_the_next_update(self, bundle: Path, retrained: Path, tmp_path: Path) -> None:
+        for n, rows in ((52, retrained), (54, None), (53, None)):
+            update_items(bundle, catalogue=changed_catalogue(tmp_path / f"{n}.parquet", slice(0, n)), retrieval=rows)
+        index = read_index(bundle)
+        assert len(list(bundle.glob("catalogue*"))) == 2  # of 54 videos and of 53
+        assert [path.name for path in bundle.glob("retrieval/tables*")] == [Path(index.tables).name]
+        assert len(index.item_files) == 3
+        assert not [path for path in bundle.rglob(".*") if path.is_file()]
+
+    def test_rows_added_between_leave_the_items(self, bundle: Path, tmp_path: Path) -> None:
+        update_items(bundle, catalogue=changed_catalogue(tmp_path / "52.new.parquet", slice(0, 52)))
+        before = read_index(bundle)
+        add_rows(bundle, makers.make_kir(tmp_path / "next", seed=1).path)
+        after = read_index(bundle)
+        assert before.digest(before.model_files) == after.digest(after.model_files)
+        assert len(after.dense_versions) == 2
+
+    def test_a_bundle_that_changed_meanwhile(
+        self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other, vectors = changed_catalogue(tmp_path / "other.new.parquet", slice(0, 52)), module._vectors
+
+        def slow(*given: Any) -> Any:
+            monkeypatch.undo()
+            update_items(bundle, catalogue=other)
+            return vectors(*given)
+
+        monkeypatch.setattr(module, "_vectors", slow)
+        with pytest.raises(InputError, match="changed meanwhile"):
+            update_items(bundle, catalogue=changed_catalogue(tmp_path / "mine.new.parquet", slice(0, 55)))
+        assert len(load_models(read_index(bundle)).catalogue) == 52
 
 
 class TestRetrievalAlone:
@@ -228,6 +321,37 @@ class TestRetrievalAlone:
             write_retrieval(tmp_path / "out", **given)
         write_retrieval(tmp_path / "out", overwrite=True, **given)
         assert not (tmp_path / "out" / "stray").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    @pytest.mark.parametrize("at", ["the old one aside", "the new one in", "the old one gone"])
+    def test_an_interrupted_overwriting_loses_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    ) -> None:
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / "old").write_text("x")
+        made: list[Any] = []
+
+        def killed(*given: Any) -> None:
+            if len(made) == ["the old one aside", "the new one in"].index(at):
+                raise KeyboardInterrupt
+            made.append(replaced(*given))
+
+        def undeletable(path: Any, ignore_errors: bool = False) -> None:
+            if (Path(path) / "old").exists():
+                raise KeyboardInterrupt
+            removed(path, ignore_errors=ignore_errors)
+
+        replaced, removed = os.replace, shutil.rmtree
+        if at == "the old one gone":
+            monkeypatch.setattr(shutil, "rmtree", undeletable)
+        else:
+            monkeypatch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt), written_aside(out, overwrite=True) as aside:
+            (aside / "new").write_text("y")
+        monkeypatch.undo()
+        assert [path.name for path in tmp_path.rglob("old")] == ["old"]
+        assert (out / "new").exists() == (at == "the old one gone")
 
 
 class TestAnyPlan:

@@ -53,6 +53,19 @@ class TestGood:
         write_index(bundle)
         assert load_histories(read_index(bundle)) is None
 
+    def test_the_newest_catalogue_and_rows_are_those_it_names(self, bundle: Path) -> None:
+        """As `kir convert items` leaves it, the files of the export gone."""
+        core = read_index(bundle).digest(read_index(bundle).core_files)
+        newest = {"catalogue": "catalogue-1a2b.parquet", "retrieval_tables": "retrieval/tables-1a2b.safetensors"}
+        (bundle / "catalogue.parquet").rename(bundle / newest["catalogue"])
+        (bundle / "retrieval/tables.safetensors").rename(bundle / newest["retrieval_tables"])
+        write_index(bundle, **newest)
+        assert len(load_models(read_index(bundle)).catalogue) == N_ITEMS
+        assert read_index(bundle).digest(read_index(bundle).core_files) == core
+        edit_index(bundle, catalogue="../catalogue.parquet")
+        with pytest.raises(InputError, match="lacks files"):
+            load_models(read_index(bundle))
+
     def test_the_digest_of_models_is_not_touched_by_rows(self, bundle: Path) -> None:
         before = read_index(bundle)
         write_rows(bundle, "kir-c")

@@ -200,9 +200,19 @@ class TestLive:
         assert 1000 in before.retrieval.item_ids  # a call under way finishes with what it began with
         write_item_update(bundle, 2, ids[:1], np.zeros((1, WIDTH), np.float32))
         self.live(server).poll()
-        assert server.server.pages.recommender.models.item_files == (
-            "retrieval/items/000001.safetensors", "retrieval/items/000002.safetensors",
-        )  # fmt: skip
+        applied = server.server.pages.recommender.models.item_updates
+        assert [name for name, _ in applied] == [f"retrieval/items/00000{n}.safetensors" for n in (1, 2)]
+
+    def test_an_update_of_the_same_name_in_a_bundle_written_again(self, server: InProcessServer, bundle: Path) -> None:
+        """Exported anew and updated before the server looked: what it applied is not what is listed."""
+        ids = np.array([1002], np.uint64)
+        write_item_update(bundle, 1, ids, np.full((1, WIDTH), 50.0, np.float32))
+        self.live(server).poll()
+        write_item_update(bundle, 1, ids, np.full((1, WIDTH), -50.0, np.float32))
+        self.live(server).poll()
+        retrieval = server.server.pages.recommender.models.retrieval
+        found = retrieval.search(np.ones((1, WIDTH), np.float32), 200, np.zeros(0, np.uint64))
+        assert found.video_id[-1] == 1002
 
     def test_health_says_which_rows_retrieval_has(self, server: InProcessServer, bundle: Path) -> None:
         assert server.server.health()["retrieval"] == {"version": "kuaiformer-tiny", "rows_revision": 1}
