@@ -167,6 +167,7 @@ def _add_retrieval_arguments(add: Callable[..., Any]) -> None:
     add("--from-ms", type=int, help="logs: queries from here on (default: where the latest training ended)")
     add("--holdout-days", type=int, help="logs: queries of the last days instead")
     add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
+    add("--top", type=int, default=0, help="items of every ranked list that results keep (default: ranks alone)")
     add("--out", type=Path, default=Path("runs/retrieval"), help="report and results (default: %(default)s)")
     add("--json", type=Path, help="write the result here as well")
 
@@ -278,9 +279,9 @@ def _run_retrieval(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.retrieval import bench_retrieval
     from training.evaluation import Cut
 
-    names = ("baseline", "data", "split", "from_ms", "holdout_days", "utc_offset_hours", "out")
+    names = ("baseline", "data", "split", "from_ms", "holdout_days", "utc_offset_hours", "top", "out")
     given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
-    flags = [str(word) for flag, value in given.items() if value not in (None, "") for word in (flag, value)]
+    flags = [str(word) for flag, value in given.items() if value not in (None, "", 0) for word in (flag, value)]
     return bench_retrieval(
         args.models,
         [name for name in args.baseline.split(",") if name],
@@ -289,4 +290,5 @@ def _run_retrieval(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         data=args.data,
         split=args.split,
         cut=Cut(args.from_ms, args.holdout_days, _offset(args)),
+        top=args.top,
     )

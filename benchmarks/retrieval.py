@@ -88,10 +88,12 @@ def bench_retrieval(
     data: str | None = None,
     split: str = "val",
     cut: Cut | None = None,
+    top: int = 0,
     log: Any = print,
 ) -> tuple[dict[str, Any], str]:
     """Evaluate what is not evaluated yet, compare, write OUT/report.html, OUT/report.json. Returns result and table.
 
+    top  items of every query's ranked list that a fresh result keeps, with scores; 0 = ranks alone
     Raises InputError for models of different queries, names that stand twice, and checkpoints without `data`.
     """
     from benchmarks.report import write_report
@@ -108,8 +110,8 @@ def bench_retrieval(
     if len(set(names)) < len(names):
         raise InputError("two models have one name", got=names, fix="write NAME=PATH")
     opened = _open(named, baselines, data, cut)
-    arms = [_arm(one, opened, split, out, log) for one in named]
-    arms += [_baseline(name, opened, split, out, log) for name in baselines]
+    arms = [_arm(one, opened, split, out, top, log) for one in named]
+    arms += [_baseline(name, opened, split, out, top, log) for name in baselines]
     found = [compare(arm.results, arms[0].results) for arm in arms[1:]]
     result = _result(arms, found, command)
     write_report(out, result, render)
@@ -132,7 +134,7 @@ def _open(named: Sequence[Named], baselines: Sequence[str], data: str | None, cu
     return open_split(data, cut or Cut(), until_ms)
 
 
-def _arm(named: Named, split: RetrievalSplit | None, which: str, out: Path, log: Any) -> Arm:
+def _arm(named: Named, split: RetrievalSplit | None, which: str, out: Path, top: int, log: Any) -> Arm:
     from training.retrieval_result import RetrievalResult
 
     results = []
@@ -143,18 +145,20 @@ def _arm(named: Named, split: RetrievalSplit | None, which: str, out: Path, log:
         assert split is not None, "checkpoints come with data"
         seed = f"-{len(results)}" if len(named.paths) > 1 else ""
         saved = out / "results" / f"{named.name}{seed}.parquet"
-        results.append(_evaluated(split, which, _scorer(path, named.name), saved, log, {"checkpoint": str(path)}))
+        about = {"checkpoint": str(path)}
+        results.append(_evaluated(split, which, _scorer(path, named.name), saved, top, log, about))
     return Arm(named.name, tuple(results))
 
 
 def _evaluated(
-    split: RetrievalSplit, which: str, scorer: Any, saved: Path, log: Any, about: Mapping[str, Any]
+    split: RetrievalSplit, which: str, scorer: Any, saved: Path, top: int, log: Any, about: Mapping[str, Any]
 ) -> RetrievalResult:
     from training.retrieval_eval import evaluate
 
     log(f"{scorer.name}: ranking {split.n_items} items for {len(split.chosen(which))} queries")
-    result = evaluate(split, which, scorer, about=about)
-    log(f"   {result.speed['seconds']:.1f} s, saved to {result.save(saved)}")
+    saved.parent.mkdir(parents=True, exist_ok=True)
+    result = evaluate(split, which, scorer, about=about, dump=saved if top else None, top=top)
+    log(f"   {result.speed['seconds']:.1f} s, saved to {saved if top else result.save(saved)}")
     return result
 
 
@@ -167,9 +171,10 @@ def _scorer(path: Path, name: str) -> Any:
     return scorer_of(load_checkpoint(path, kind="kuaiformer"), name)
 
 
-def _baseline(name: str, split: RetrievalSplit | None, which: str, out: Path, log: Any) -> Arm:
+def _baseline(name: str, split: RetrievalSplit | None, which: str, out: Path, top: int, log: Any) -> Arm:
     assert split is not None, "baselines come with data"
-    return Arm(name, (_evaluated(split, which, BASELINES[name](split), out / "results" / f"{name}.parquet", log, {}),))
+    saved = out / "results" / f"{name}.parquet"
+    return Arm(name, (_evaluated(split, which, BASELINES[name](split), saved, top, log, {}),))
 
 
 def _result(arms: Sequence[Arm], found: Sequence[Comparison], command: str) -> dict[str, Any]:
@@ -184,7 +189,7 @@ def _result(arms: Sequence[Arm], found: Sequence[Comparison], command: str) -> d
         "reference": arms[0].name,
         "arms": {arm.name: arm.to_dict() for arm in arms},
         "differences": {arm.name: one.to_dict()["metrics"] for arm, one in zip(arms[1:], found, strict=True)},
-        "published": published(first["data"], first["split"]),
+        "published": _with_ratios(published(first["data"], first["split"]), arms),
     }
 
 
@@ -192,6 +197,18 @@ def published(data: str, split: str) -> dict[str, Any] | None:
     """What others printed for these data and this split, with its source; None where nothing is known."""
     found = json.loads(PUBLISHED.read_text()).get(data)
     return found if found is not None and found["split"] == split else None
+
+
+def _with_ratios(others: dict[str, Any] | None, arms: Sequence[Arm]) -> dict[str, Any] | None:
+    """Where ratios were printed: the first arm's over the others' beside them."""
+    if others is None or not others.get("ratios"):
+        return others
+    names = list(dict.fromkeys(name for row in others["rows"].values() for name in row))
+    first, rows = arms[0].shown.values, dict(others["rows"])
+    for arm in arms[1:]:
+        theirs = arm.shown.values
+        rows[f"here: {arms[0].name} / {arm.name}"] = {n: first[n] / theirs[n] for n in names if theirs.get(n)}
+    return {**others, "rows": rows}
 
 
 def _table(arms: Sequence[Arm], found: Sequence[Comparison], others: Mapping[str, Any] | None) -> str:
@@ -202,9 +219,12 @@ def _table(arms: Sequence[Arm], found: Sequence[Comparison], others: Mapping[str
     parts += [one.table() for one in found]
     if others is not None:
         names = list(dict.fromkeys(name for row in others["rows"].values() for name in row))
-        lines = [f"{others['source']}: printed there, not measured here", "  ".join([" " * 10, *names])]
+        width = max(10, *map(len, others["rows"]))
+        lines = [f"{others['source']}: printed there, not measured here", "  ".join([" " * width, *names])]
         for model, row in others["rows"].items():
             cells = [f"{row[name]:.4f}" if name in row else "–" for name in names]
-            lines.append("  ".join([f"{model:<10}", *(f"{c:>{len(n)}}" for c, n in zip(cells, names, strict=True))]))
+            lines.append(
+                "  ".join([f"{model:<{width}}", *(f"{c:>{len(n)}}" for c, n in zip(cells, names, strict=True))])
+            )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

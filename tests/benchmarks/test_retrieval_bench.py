@@ -6,6 +6,7 @@ import json
 import re
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import kir
@@ -14,6 +15,7 @@ from benchmarks.retrieval_report import render
 from contract.errors import InputError
 from tests.training.retrieval_makers import Fixed, masked_split
 from training.checkpoint import load_checkpoint
+from training.evaluation import Cut
 from training.retrieval_eval import Popularity, evaluate
 from training.retrieval_metrics import figures
 from training.retrieval_result import RetrievalResult
@@ -107,15 +109,47 @@ def test_published_rows_stand_apart(results, tmp_path):
 
 def test_published_rows_are_of_the_test_split_alone():
     assert published("ml-1m", "val") is None
-    assert published("kuairand", "val") is None
     assert published("amazon-beauty", "test")["rows"]["LRURec"] == {"ndcg@10": 0.03088, "recall@10": 0.05284}
+
+
+def test_printed_ratios_stand_beside_ours(results, tmp_path, monkeypatch):
+    """KuaiRand's protocol has no printed figures; KuaiFormer's own ratios are printed for another catalogue."""
+    others = published("kuairand", "val")
+    assert others["rows"]["KuaiFormer / SASRec"]["recall@50"] == pytest.approx(4.21 / 1.17, abs=1e-3)
+    assert others["rows"]["KuaiFormer / ComiRec"]["recall@1000"] == pytest.approx(19.88 / 10.06, abs=1e-3)
+    monkeypatch.setattr("benchmarks.retrieval.published", lambda data, split: others)
+    result, table = bench([results / "s0.parquet", results / "floor.parquet"], tmp_path / "out")
+    mine, floor = (result["arms"][name]["metrics"]["recall@100"]["mean"] for name in ("s0", "floor"))
+    row = result["published"]["rows"]["here: s0 / floor"]
+    assert row["recall@100"] == pytest.approx(mine / floor)
+    assert "here: s0 / floor" in table
+    assert "here: s0 / floor" in render(result)
+
+
+def test_lists_are_kept_where_asked(tmp_path):
+    """Of any model, a baseline too: whoever has the file works the metrics out anew."""
+    options = {"data": SIM, "cut": Cut(holdout_days=1), "log": lambda line: None}
+    for top in (0, 15):
+        result, _ = bench_retrieval([], ["popularity"], tmp_path / str(top), "kir bench", top=top, **options)
+        saved = tmp_path / str(top) / "results" / "popularity.parquet"
+        assert ("items" in pq.read_schema(saved).names) == (top > 0)
+        again = RetrievalResult.load(saved)
+        assert {name: one.mean for name, one in again.metrics.items()} == {
+            name: one["mean"] for name, one in result["arms"]["popularity"]["metrics"].items()
+        }
 
 
 @pytest.mark.realdata
 def test_published_rows_are_those_of_the_data_sheet(data_dir):
     sheet = (data_dir / "README.md").read_text()
     found = json.loads(PUBLISHED.read_text())
-    numbers = {value for data in found.values() for row in data["rows"].values() for value in row.values()}
+    numbers = {
+        value
+        for name, data in found.items()
+        if not data.get("ratios")
+        for row in data["rows"].values()
+        for value in row.values()
+    }
     assert len(numbers) == 36
     for value in numbers:
         assert f"{value:.5f}"[1:].rstrip("0") in sheet or f"{value:.5f}"[1:] in sheet, value
