@@ -117,12 +117,12 @@ def measure_encoder(
 
 
 def _net(checkpoint: Path | None, size: dict[str, Any] | None) -> KuaiFormer:
-    from convert.server_models import load_net
     from training.checkpoint import load_checkpoint
     from training.kuaiformer import KuaiFormer, KuaiFormerConfig
+    from training.kuaiformer_train import load_kuaiformer
 
     if checkpoint is not None:
-        return load_net(load_checkpoint(checkpoint, kind="kuaiformer"))
+        return load_kuaiformer(load_checkpoint(checkpoint, kind="kuaiformer"))
     config = KuaiFormerConfig(**{"preset": "bench", **DEFAULT, **(size or {})})
     return KuaiFormer(config, config.spec()).eval()
 

@@ -44,7 +44,6 @@ TRACED = 2
 ENCODERS = ("float32", "int8", "auto")
 CHUNK = 8192
 Floats = NDArray[np.float32]
-load_net = load_kuaiformer  # the name that benchmarks/encoder_speed.py knows
 
 
 @dataclass(frozen=True)

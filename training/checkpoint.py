@@ -291,6 +291,11 @@ def swap_directory(aside: Path, directory: Path) -> None:
     old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
     if directory.exists():
         os.replace(directory, old)
-    os.replace(aside, directory)
+    try:
+        os.replace(aside, directory)
+    except BaseException:  # Ctrl-C between the two, say
+        if old.exists() and not directory.exists():
+            os.replace(old, directory)
+        raise
     _fsync(directory.parent)
     shutil.rmtree(old, ignore_errors=True)

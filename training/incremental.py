@@ -10,7 +10,7 @@ Whole: a new net, so a new version, which is exported aside and swapped whole. I
 still, rows alone move; the version, a hash of the net, stays, `rows_revision` grows with the data, and `kir convert
 items` brings the changed rows and vectors to a running server.
 
-What each part is worth was measured: docs/experiments.md. docs/incremental.md is the guide.
+What each part is worth: `kir bench incremental --ablate`. docs/incremental.md is the guide.
 """
 
 from __future__ import annotations

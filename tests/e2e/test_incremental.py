@@ -91,7 +91,8 @@ def test_new_days_reach_a_server_that_runs(tmp_path: Path) -> None:
         assert set(second.candidates.video_id[is_new_video(second.candidates.video_id)].tolist()) <= own
         assert second.retrieval_version == first.retrieval_version
         health = json.loads(urllib3.request("GET", f"{server.http_url}/healthz").data)
-        assert health["retrieval"] == {"version": first.retrieval_version, "rows_revision": 2}
+        revision = load_checkpoint(tmp_path / "items").config["training"]["rows_revision"]
+        assert health["retrieval"] == {"version": first.retrieval_version, "rows_revision": revision}
 
         run("train", "kuaiformer", "--resume", tmp_path / "base", *since, "--out", tmp_path / "whole")
         run(*write, "--overwrite", "--retrieval", tmp_path / "whole", "--catalogue", tmp_path / "new/catalogue.parquet")
