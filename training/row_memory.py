@@ -1,8 +1,9 @@
 """What the tables' optimiser remembers of every row: saved with a checkpoint, taken up by incremental training.
 
 Adagrad moves a row by rate · g / √(Σ g²): a row seen often moves little, a new one far. Forgotten, every known row
-would move like a new one, and what old days taught with it (an arm of `kir bench incremental --ablate`). One number a row is kept,
-the mean of its sums, as row-wise Adagrad has it: 1/W of the memory. Adam's is not kept: it fades within 50 steps.
+would move like a new one, and what old days taught with it (an arm of `kir bench incremental --ablate`). One number a
+row is kept, the mean of its sums, as row-wise Adagrad has it: 1/W of the memory. Adam's is not kept: it fades within 50
+steps.
 
 Shapes: R rows of a table, W its width.
 """
