@@ -99,11 +99,10 @@ def prepare_data(paths: LoopPaths, events: Any, items: Any, users: Any, config: 
     """Fill pXTR by rankers that saw earlier days only, and write the three files. Returns the events."""
     from contract.catalogue import write_catalogue, write_users
     from contract.parquet import write_events
-    from training.ranker_train import rolling_pxtr
+    from training.ranker_train import RankerPlan, rolling_pxtr
 
-    events = rolling_pxtr(
-        events, seed=config.seed, max_seconds=config.ranker_seconds, utc_offset_hours=config.utc_offset_hours
-    )
+    plan = RankerPlan(seed=config.seed, max_seconds=config.ranker_seconds)
+    events = rolling_pxtr(events, plan=plan, utc_offset_hours=config.utc_offset_hours)
     write_events(paths.events, events)
     write_catalogue(paths.catalogue, items)
     write_users(paths.users, users)
@@ -113,7 +112,7 @@ def prepare_data(paths: LoopPaths, events: Any, items: Any, users: Any, config: 
 def train_server_models(paths: LoopPaths, events: Any, items: Any, users: Any, config: LoopConfig) -> dict[str, Any]:
     """KuaiFormer and the ranker for serving, each measured on the last day first. Returns their metrics."""
     from training.kuaiformer_train import train_kuaiformer
-    from training.ranker_train import train_ranker
+    from training.ranker_train import RankerPlan, train_ranker
     from training.readers import LogData
     from training.recipe import Recipe
     from training.retrieval_split import split_of
@@ -122,8 +121,7 @@ def train_server_models(paths: LoopPaths, events: Any, items: Any, users: Any, c
         events,
         users,
         paths.checkpoint("ranker"),
-        seed=config.seed,
-        max_seconds=config.ranker_seconds,
+        plan=RankerPlan(seed=config.seed, max_seconds=config.ranker_seconds),
         utc_offset_hours=config.utc_offset_hours,
         holdout_days=1,
         overwrite=True,

@@ -1,12 +1,13 @@
-"""A user's history of positive watches: what KuaiFormer (last 256) and the ranker (last 20) read, trained and served.
+"""A user's history: positive watches, which KuaiFormer reads (last 256), or every impression with what came of it,
+which the ranker reads (last 50). Trained and served.
 
 A positive is an impression with long_view == 1 or like == 1. Histories are oldest first and right-aligned: padding
-comes first. `gap_ms` is the time since the positive before it, frozen when it was appended; null when there is none.
+comes first. `gap_ms` is the time since the entry before it, frozen when it was appended; null when there is none.
 
-`PositiveIndex` builds many histories at once from a log; `UserHistory` holds one user's on the server, in real time.
+`HistoryIndex` builds many histories at once from a log; `UserHistory` holds one user's on the server, in real time.
 The same events give the same columns on both sides (tests/training/test_history.py).
 
-Shapes: n histories, L history, P positives, U users.
+Shapes: n histories, L history, P entries (positives or impressions), U users.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 
 from contract.errors import EventError, InputError
 from contract.events import Events
-from contract.vocabulary import MISSING_KEY, NULL_INT, TAGS_MAX
+from contract.vocabulary import MISSING_KEY, NULL_INT, SIGNALS, TAGS_MAX
 
-KUAIFORMER_HISTORY, RANKER_HISTORY = 256, 20
+KUAIFORMER_HISTORY, RANKER_HISTORY = 256, 50
 
 # name -> (dtype, trailing shape, null): the raw columns that history features read.
 HISTORY_COLUMNS: dict[str, tuple[Any, tuple[int, ...], Any]] = {
@@ -31,9 +32,11 @@ HISTORY_COLUMNS: dict[str, tuple[Any, tuple[int, ...], Any]] = {
     "tags": (np.uint64, (TAGS_MAX,), MISSING_KEY),
     "duration_ms": (np.int32, (), NULL_INT),
     "play_time_ms": (np.int32, (), NULL_INT),
+    "signals": (np.int8, (len(SIGNALS),), NULL_INT),
     "gap_ms": (np.int64, (), NULL_INT),
 }
-_FROM_EVENTS = tuple(name for name in HISTORY_COLUMNS if name != "gap_ms")
+FROM_EVENTS = tuple(name for name in HISTORY_COLUMNS if name != "gap_ms")
+FEEDBACK = ("play_time_ms", "signals")  # what an amendment may change
 
 Columns = dict[str, NDArray[Any]]
 
@@ -57,20 +60,24 @@ def available_at(events: Events) -> NDArray[np.int64]:
     return np.where(time_ms < 0, np.int64(NULL_INT), np.where(known_ms >= 0, known_ms, end_ms))
 
 
+def _column(events: Events, name: str) -> NDArray[Any]:
+    return events.signals if name == "signals" else events[name]
+
+
 def _empty(*shape: int) -> Columns:
     return {name: np.full((*shape, *tail), null, dtype=dtype) for name, (dtype, tail, null) in HISTORY_COLUMNS.items()}
 
 
 @dataclass(frozen=True)
-class PositiveIndex:
-    """All positives of a log, users side by side, oldest first.
+class HistoryIndex:
+    """All positives, or all impressions, of a log: users side by side, oldest first.
 
     columns  HISTORY_COLUMNS, each [P]
     event    int64 [P], the row of the log it came from
     time_ms  int64 [P]
     known_ms int64 [P], running maximum within the user of when feedback was available
     user_id  uint64 [U], ascending
-    offsets  int64 [U + 1]: user u owns positives [offsets[u], offsets[u + 1])
+    offsets  int64 [U + 1]: user u owns entries [offsets[u], offsets[u + 1])
     """
 
     columns: Mapping[str, NDArray[Any]]
@@ -89,9 +96,13 @@ class PositiveIndex:
         return np.repeat(np.arange(len(self.user_id)), np.diff(self.offsets))
 
     @staticmethod
-    def from_events(events: Events) -> PositiveIndex:
-        """Build from a log in any order; rows of one user at one time keep the log's order. Null times come first."""
-        rows = np.flatnonzero(is_positive(events["long_view"], events["like"]))
+    def from_events(events: Events, *, every: bool = False) -> HistoryIndex:
+        """Build from a log in any order; rows of one user at one time keep the log's order. Null times come first.
+
+        every: all impressions, not only the positives.
+        """
+        kept = np.ones(len(events), bool) if every else is_positive(events["long_view"], events["like"])
+        rows = np.flatnonzero(kept)
         rows = rows[np.lexsort((events["time_ms"][rows], events["user_id"][rows]))]
         user_P, time_P = events["user_id"][rows], events["time_ms"][rows]
         user_id, starts = np.unique(user_P, return_index=True)
@@ -99,10 +110,10 @@ class PositiveIndex:
         first_P = np.zeros(len(rows), bool)
         first_P[starts] = True
         before_P = np.where(first_P, np.int64(NULL_INT), np.roll(time_P, 1))
-        columns: Columns = {name: events[name][rows] for name in _FROM_EVENTS}
+        columns: Columns = {name: _column(events, name)[rows] for name in FROM_EVENTS}
         columns["gap_ms"] = gap_between(time_P, before_P)
         known_P = _running_maximum(available_at(events)[rows], np.cumsum(first_P))
-        return PositiveIndex(columns, rows, time_P, known_P, user_id, offsets)
+        return HistoryIndex(columns, rows, time_P, known_P, user_id, offsets)
 
     def bounds(
         self, user_ids: NDArray[np.uint64], time_ms: NDArray[np.int64]
@@ -155,13 +166,13 @@ class PositiveIndex:
         (start,), (end,) = self.bounds(np.array([user_id], np.uint64), np.array([NULL_INT]))
         history = UserHistory(capacity)
         for place in range(max(start, end - capacity), end):
-            item = {name: self.columns[name][place] for name in _FROM_EVENTS}
+            item = {name: self.columns[name][place] for name in FROM_EVENTS}
             history.append(item, int(self.time_ms[place]), gap_ms=int(self.columns["gap_ms"][place]))
         return history
 
 
 class UserHistory:
-    """The last `capacity` positives of one user, oldest first. Not thread-safe."""
+    """The last `capacity` entries of one user, oldest first. Not thread-safe."""
 
     def __init__(self, capacity: int):
         if capacity < 1:
@@ -179,33 +190,44 @@ class UserHistory:
         """Append an impression if it is a positive; True then. `item`: event columns, left-out ones are null."""
         if not bool(is_positive(item.get("long_view", NULL_INT), item.get("like", NULL_INT))):
             return False
-        self.append({name: item[name] for name in _FROM_EVENTS if name in item}, int(item.get("time_ms", NULL_INT)))
+        self.append({name: item[name] for name in FROM_EVENTS if name in item}, int(item.get("time_ms", NULL_INT)))
         return True
 
     def append(self, item: Mapping[str, Any], time_ms: int, *, gap_ms: int | None = None) -> None:
-        """Add one positive. gap_ms is worked out from the times unless given. Raises EventError for unknown columns."""
-        unknown = sorted(set(item) - set(_FROM_EVENTS))
+        """Add one entry. gap_ms is worked out from the times unless given. Raises EventError for unknown columns."""
+        unknown = sorted(set(item) - set(FROM_EVENTS))
         if unknown:
-            raise EventError("not a column of a history", got=unknown, allowed=_FROM_EVENTS)
+            raise EventError("not a column of a history", got=unknown, allowed=FROM_EVENTS)
         if self._end == 2 * self.capacity:
             for column in self._columns.values():
                 column[: self.capacity] = column[self.capacity :]
             self._end = self.capacity
-        for name in _FROM_EVENTS:
+        for name in FROM_EVENTS:
             self._columns[name][self._end] = item.get(name, HISTORY_COLUMNS[name][2])
         self._columns["gap_ms"][self._end] = gap_between(time_ms, self._last_ms) if gap_ms is None else gap_ms
         self._last_ms = time_ms
         self._end += 1
 
+    def amend(self, video_id: int, feedback: Mapping[str, Any]) -> bool:
+        """Replace FEEDBACK of the latest entry with this id; False when none is held. Raises EventError for others."""
+        unknown = sorted(set(feedback) - set(FEEDBACK))
+        if unknown:
+            raise EventError("not feedback of a history", got=unknown, allowed=FEEDBACK)
+        first = self._end - len(self)
+        found = np.flatnonzero(self._columns["video_id"][first : self._end] == np.uint64(video_id))
+        for name, value in feedback.items() if len(found) else ():
+            self._columns[name][first + found[-1]] = value
+        return bool(len(found))
+
     def take_latest(self, other: UserHistory, n: int) -> None:
-        """Append the last n positives that `other` holds, gaps as they stand there."""
+        """Append the last n entries that `other` holds, gaps as they stand there."""
         end = other._end
         for place in range(max(0, end - min(n, len(other))), end):
-            item = {name: other._columns[name][place] for name in _FROM_EVENTS}
+            item = {name: other._columns[name][place] for name in FROM_EVENTS}
             self.append(item, other._last_ms, gap_ms=int(other._columns["gap_ms"][place]))
 
     def columns(self, length: int | None = None) -> Columns:
-        """The last `length` (capacity) positives, right-aligned with nulls in front: each [length, …], a copy."""
+        """The last `length` (capacity) entries, right-aligned with nulls in front: each [length, …], a copy."""
         length = self.capacity if length is None else length
         if length > self.capacity:
             raise InputError("longer than the history's capacity", got=length, allowed=self.capacity)
@@ -216,7 +238,7 @@ class UserHistory:
         return found
 
     def mask(self, length: int | None = None) -> NDArray[np.float32]:
-        """1 where `columns` holds a positive, 0 in the padding: float32 [length]."""
+        """1 where `columns` holds an entry, 0 in the padding: float32 [length]."""
         length = self.capacity if length is None else length
         return (np.arange(length) >= length - min(len(self), length)).astype(np.float32)
 

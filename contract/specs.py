@@ -50,7 +50,7 @@ def kir_spec(video: int = 16, author: int = 8, tag: int = 8, user: int = 16) -> 
 
 
 def ranker_spec(width: int = 16) -> FeatureSpec:
-    """The server ranker: user, candidate, and the user's mean over recent positives."""
+    """The server ranker: user, candidate, and the user's last impressions with what came of them."""
     return FeatureSpec(
         "ranker",
         (
@@ -58,6 +58,7 @@ def ranker_spec(width: int = 16) -> FeatureSpec:
             _dense("user_activity", "user_activity", "user_dense", "user", "page"),
             _dense("user_register", "user_register", "user_dense", "user", "page"),
             _dense("hour", "hour", "user_dense", "user", "page"),
+            _dense("tab", "tab", "user_dense", "user", "page"),
             _served("video_id", "video_id", "candidate_rows", "video", "page", "video", width),
             _served("author_id", "author_id", "candidate_rows", "video", "page", "author", width),
             _served("tags", "tags", "candidate_rows", "video", "page", "tag", width),
@@ -66,6 +67,9 @@ def ranker_spec(width: int = 16) -> FeatureSpec:
             _served("history_video_id", "video_id", "history_rows", "feedback", "page", "video", width),
             _served("history_author_id", "author_id", "history_rows", "feedback", "page", "author", width),
             _served("history_tags", "tags", "history_rows", "feedback", "page", "tag", width),
+            _dense("history_duration", "duration", "history_dense", "feedback", "page"),
+            _dense("history_signals", "signals", "history_dense", "feedback", "page"),
+            _dense("history_play", "play_ratio", "history_dense", "feedback", "page"),
         ),
     )
 

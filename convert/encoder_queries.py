@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from contract.catalogue import Catalogue
 from contract.errors import InputError
-from contract.history import HISTORY_COLUMNS, PositiveIndex
+from contract.history import HISTORY_COLUMNS, HistoryIndex
 from contract.vocabulary import NULL_INT
 from convert.phone import Rows
 from training.checkpoint import Checkpoint
@@ -133,7 +133,7 @@ def _split(checkpoint: Checkpoint, data: str) -> tuple[RetrievalSplit, Queries, 
 
 
 def _last_of_each(split: RetrievalSplit) -> Queries:
-    index: PositiveIndex = split.index
+    index: HistoryIndex = split.index
     user = np.flatnonzero(np.diff(index.offsets) >= 2)
     end = index.offsets[user + 1] - 1
     known = split.row_P[end] >= 0

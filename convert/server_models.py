@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from contract.catalogue import Catalogue
 from contract.errors import ConversionError, InputError, VerificationFailed
+from contract.matches import K_MATCHES
 from contract.server_order import DEFAULT_FUSION, WATCH_TIME
 from contract.spec import FeatureSpec
 from convert.encoder_graph import encoder_graph
@@ -163,7 +164,8 @@ def export_ranker(checkpoint: Checkpoint, directory: Path) -> None:
     net, spec = load_ranker(checkpoint).eval(), checkpoint.spec
     history = net.config.history
     graph = _ranker_graph(RankerProbabilities(net).eval(), spec, history)
-    _export(graph, directory / "ranker.onnx", fixed=("user_rows", "user_dense", "history_rows", "history_mask"))
+    fixed = ("user_rows", "user_dense", "history_rows", "history_dense", "history_mask")
+    _export(graph, directory / "ranker.onnx", fixed=fixed)
     trained = net.config.trained_heads
     fusion = {name: weight for name, weight in DEFAULT_FUSION.items() if name in trained or name == WATCH_TIME}
     config = {"history": history, "heads": list(trained), "fusion": fusion, "model": dict(checkpoint.model_config)}
@@ -221,11 +223,13 @@ def _ranker_graph(module: torch.nn.Module, spec: Any, history: int) -> TorchGrap
         "user_rows": torch.randn((1, widths["user_rows"]), generator=random),
         "user_dense": torch.randn((1, widths["user_dense"]), generator=random),
         "history_rows": torch.randn((1, history, spec.width("history_rows")), generator=random),
+        "history_dense": torch.randn((1, history, spec.width("history_dense")), generator=random),
         "history_mask": _masks(1, history),
         "candidate_rows": torch.randn((TRACED, widths["candidate_rows"]), generator=random),
         "candidate_dense": torch.randn((TRACED, widths["candidate_dense"]), generator=random),
+        "match": torch.randint(2, (TRACED, history, K_MATCHES), generator=random).float(),
     }
-    dynamic = {name: {0: "n"} for name in ("candidate_rows", "candidate_dense", "pxtr")}
+    dynamic = {name: {0: "n"} for name in ("candidate_rows", "candidate_dense", "match", "pxtr")}
     return TorchGraph("ranker", "", module, inputs, ("pxtr",), dynamic)
 
 
@@ -253,6 +257,8 @@ def _compare(graph: TorchGraph, runner: OnnxGraph, path: Path, fixed: tuple[str,
             feeds[name] = rng.normal(0.0, 0.5, shape).astype(np.float32)
             if name == "history_mask":
                 feeds[name] = _masks(shape[0], shape[1], seed=size).numpy()
+            elif name == "match":
+                feeds[name] = (feeds[name] > 0).astype(np.float32)  # flags
         want, got = graph.run(feeds), runner.run(feeds)
         apart = distance([want[name] for name in graph.outputs], [got[name] for name in graph.outputs]).max_abs
         if not apart <= PARITY_MAX_ABS:

@@ -16,13 +16,13 @@ import numpy as np
 from contract.vocabulary import PXTR_HEADS
 from training.days import days_of
 from training.ranker_eval import auc
-from training.ranker_train import rolling_pxtr, train_ranker
+from training.ranker_train import RankerPlan, rolling_pxtr, train_ranker
 from training.simulator import SimConfig, World, simulate_logs
 
 
 def main(n_users: int = 150, n_items: int = 800, days: int = 4, epochs: int = 2) -> list[float]:
     world = World(SimConfig(n_users=n_users, n_items=n_items, days=days))
-    events = rolling_pxtr(simulate_logs(world), folds=days - 1, epochs=epochs)
+    events = rolling_pxtr(simulate_logs(world), folds=days - 1, plan=RankerPlan(epochs=epochs))
 
     day = days_of(events)
     predicted = events["pxtr"][:, PXTR_HEADS.index("long_view")]
@@ -36,7 +36,7 @@ def main(n_users: int = 150, n_items: int = 800, days: int = 4, epochs: int = 2)
             print(f"day {one - day.min()}: no prediction")
 
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = train_ranker(events, world.users, Path(folder) / "ranker", epochs=epochs)
+        checkpoint = train_ranker(events, world.users, Path(folder) / "ranker", plan=RankerPlan(epochs=epochs))
     print(f"for serving: {checkpoint.version}, trained on all days")
     return aucs
 

@@ -29,7 +29,7 @@ from contract.history import HISTORY_COLUMNS, UserHistory, is_positive
 from contract.vocabulary import MISSING_KEY, NULL_INT, TAGS_MAX
 from server_stub.histories import item_columns
 
-READ = (*HISTORY_COLUMNS, "time_ms", "user_id", "long_view", "like")
+READ = (*(name for name in HISTORY_COLUMNS if name != "signals"), "time_ms", "user_id", "long_view", "like")
 IDS = ("video_id", "author_id", "user_id", "tags")
 FROM_CATALOGUE = ("author_id", "tags", "duration_ms")
 ID_MAX = int(MISSING_KEY) - 1

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from contract.errors import InputError, VersionMismatch
 from contract.features import dense_block
 from contract.history import KUAIFORMER_HISTORY, UserHistory
+from contract.matches import K_MATCHES, match_flags
 from contract.server_order import DEFAULT_FUSION, checked_fusion, server_value
 from contract.spec import FeatureSpec
 from contract.vocabulary import PXTR_HEADS, X_PXTR
@@ -24,7 +25,7 @@ from server_stub.store import Tables, block_rows, read_tables
 Floats = NDArray[np.float32]
 Columns = Mapping[str, NDArray[Any]]
 
-_BLOCKS = ("user_rows", "user_dense", "history_rows", "candidate_rows", "candidate_dense")
+_BLOCKS = ("user_rows", "user_dense", "history_rows", "history_dense", "candidate_rows", "candidate_dense")
 
 
 class Ranker:
@@ -39,7 +40,9 @@ class Ranker:
         fusion: Mapping[str, float] | None = None,
         heads: Sequence[str] = PXTR_HEADS,
     ):
-        model.check({**{block: spec.width(block) for block in _BLOCKS}, "history_mask": ANY}, "pxtr")
+        model.check(
+            {**{block: spec.width(block) for block in _BLOCKS}, "history_mask": ANY, "match": K_MATCHES}, "pxtr"
+        )
         if model.outputs["pxtr"][-1] not in (None, X_PXTR):
             raise VersionMismatch(
                 "the ranker has other heads", where=model.path, got=model.outputs["pxtr"], allowed=X_PXTR
@@ -68,22 +71,24 @@ class Ranker:
     def pxtr(self, user: Columns, history: UserHistory, candidates: Columns) -> Floats:
         """float32 [n, X] probabilities, NaN for untrained heads (as in training's log) and where there is no number.
 
-        user: user_id, user_activity, user_register_days, hour, each [1]; candidates: video_id, author_id, tags,
-        duration_ms, upload_age_days, each [n].
+        user: user_id, user_activity, user_register_days, hour, tab, each [1]; history: the user's impressions;
+        candidates: video_id, author_id, tags, duration_ms, upload_age_days, each [n].
         """
         n = len(candidates["video_id"])
         if n == 0:
             return np.zeros((0, X_PXTR), np.float32)
         h = self.history_length
-        mask_h = history.mask(h)
+        mask_h, entries = history.mask(h), history.columns(h)
         feeds = {
             "user_rows": block_rows(self._spec, "user_rows", self._tables, user, 1),
             "user_dense": self._dense("user_dense", user, 1),
             "candidate_rows": block_rows(self._spec, "candidate_rows", self._tables, candidates, n),
             "candidate_dense": self._dense("candidate_dense", candidates, n),
             "history_mask": mask_h[None],
+            "history_dense": self._dense("history_dense", entries, h)[None],
+            "match": match_flags(candidates, entries),
         }
-        rows_hR = block_rows(self._spec, "history_rows", self._tables, history.columns(h), h)
+        rows_hR = block_rows(self._spec, "history_rows", self._tables, entries, h)
         feeds["history_rows"] = (rows_hR * mask_h[:, None])[None]
         pxtr_nX = self._model.run(feeds, "pxtr")
         good_nX = np.isfinite(pxtr_nX) & ~self._untrained_X

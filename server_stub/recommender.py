@@ -23,7 +23,7 @@ from contract.catalogue import Catalogue
 from contract.errors import InputError
 from contract.keys import key_of_id
 from contract.vocabulary import NULL_INT
-from server_stub.histories import Histories, Interaction, item_columns
+from server_stub.histories import Histories, Interaction, UserView, item_columns
 
 if TYPE_CHECKING:
     from server_stub.bundle import Models
@@ -112,7 +112,7 @@ class Recommender:
             raise InputError("pool must be at least 1", got=pool)
         self._models = models
         self._histories = histories
-        histories.hold_at_least(models.retrieval.length)
+        histories.hold_at_least(models.retrieval.length, models.ranker.history_length)
         self._pool = pool
         self._clock = clock
         self._popular = popular_items(models, histories)
@@ -138,7 +138,7 @@ class Recommender:
 
     def swap(self, models: Models) -> None:
         """Replace retrieval, ranker and catalogue whole; a call under way finishes with what it began with."""
-        self._histories.hold_at_least(models.retrieval.length)
+        self._histories.hold_at_least(models.retrieval.length, models.ranker.history_length)
         popular = popular_items(models, self._histories)
         self._models, self._popular = models, popular
 
@@ -180,8 +180,8 @@ class Recommender:
         now = self._clock() if now_ms is None else now_ms
         user_key, watched = key_of_id(user_id), list(watched)
         banned = np.array([*(w.video_id for w in watched), *exclude], np.uint64)
-        history = self._histories.view(user_key, watched, models.catalogue)
-        ids, scores, reason = self._retrieve(models, popular, history, user_key, k, banned)
+        view = self._histories.view(user_key, watched, models.catalogue)
+        ids, scores, reason = self._retrieve(models, popular, view, user_key, k, banned)
         place = int(models.users.index_of(np.array([user_key], np.uint64))[0])
         empty = Recommendation(
             items=item_columns(models.catalogue, ids, now),
@@ -195,16 +195,16 @@ class Recommender:
             retrieval_version=models.retrieval.version,
             ranker_version=models.ranker.version,
         )
-        return _ranked(models, empty, user_key, history, k)
+        return _ranked(models, empty, user_key, view, k)
 
     def _retrieve(
-        self, models: Models, popular: Ids, history: Any, user_key: int, k: int, banned: Ids
+        self, models: Models, popular: Ids, view: UserView, user_key: int, k: int, banned: Ids
     ) -> tuple[Ids, Floats, str]:
         """(ids, retrieval scores, reason), enough for k where the catalogue has them."""
         size = max(k, self._pool)
         avoid = np.concatenate([banned, self._histories.seen(user_key)])
-        if len(history):
-            found = models.retrieval.search(models.retrieval.encode(history), size, avoid)
+        if len(view.positives):
+            found = models.retrieval.search(models.retrieval.encode(view.positives), size, avoid)
             ids, scores, reason = found.video_id, found.score, ""
         else:
             ids, scores, reason = np.zeros(0, np.uint64), np.zeros(0, np.float32), NO_HISTORY
@@ -221,14 +221,15 @@ class Recommender:
         return ids, scores, reason
 
 
-def _ranked(models: Models, pool: Recommendation, user_key: int, history: Any, k: int) -> Recommendation:
+def _ranked(models: Models, pool: Recommendation, user_key: int, view: UserView, k: int) -> Recommendation:
     user: dict[str, NDArray[Any]] = {
         "user_id": np.array([user_key], np.uint64),
         "user_activity": np.array([pool.user_activity], np.int32),
         "user_register_days": np.array([pool.user_register_days], np.int32),
         "hour": np.array([pool.hour], np.int32),
+        "tab": np.array([NULL_INT], np.int32),  # no request names one
     }
-    pxtr_nX = models.ranker.pxtr(user, history, pool.items)
+    pxtr_nX = models.ranker.pxtr(user, view.impressions, pool.items)
     order, value_n = models.ranker.order(pxtr_nX, pool.items["duration_ms"])
     top = order[:k]
     return replace(

@@ -20,6 +20,7 @@ from contract.errors import InputError
 
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
+    from training.ranker_train import RankerPlan
     from training.readers import LogData
 
 MODELS = ("kuaiformer", "ranker", "kir")
@@ -72,7 +73,9 @@ def add_annotate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folds", type=_positive, default=3, help="rankers trained, each scores the days after its own"
     )
-    parser.add_argument("--epochs", type=_positive, default=2, help="passes over the data of each")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="size of each ranker")
+    parser.add_argument("--epochs", type=_positive, help="passes over the impressions with a time (default: 2)")
+    parser.add_argument("--history-epochs", type=_positive, help="passes over those without a time (default: 3)")
     parser.add_argument("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote")
@@ -90,7 +93,7 @@ def run_annotate(args: argparse.Namespace) -> int:
     if path.exists() and not args.overwrite:
         raise InputError("file exists", where=path, fix="choose another --out or pass --overwrite")
     data = _open(args.data)
-    options = {"folds": args.folds, "epochs": args.epochs, "seed": args.seed, "quiet": False}
+    options = {"folds": args.folds, "preset": args.preset, "plan": _ranker_plan(args), "quiet": False}
     events = rolling_pxtr(data.events, utc_offset_hours=_utc_offset(args), **options)
     write_events(path, events)
     write_catalogue(args.out / "catalogue.parquet", data.items)
@@ -109,6 +112,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--epochs", type=_positive, help="passes over the data (default: kuaiformer 10, ranker 2, kir 4)"
+    )
+    parser.add_argument(
+        "--history-epochs",
+        type=_positive,
+        help="ranker: passes over impressions without a time, first (default: 3)",
     )
     parser.add_argument("--steps", type=_positive, help="stop after so many steps in all; --resume goes on from there")
     parser.add_argument("--max-seconds", type=float, help="time budget of the training loop; not reproducible")
@@ -265,15 +273,19 @@ def _train(args: argparse.Namespace, data: LogData) -> Checkpoint:
         return train_kir(data.events, args.out, args.preset or "tiny", **kir, log=_to_stderr)
     if args.resume == "" or (args.resume and not Path(args.resume).is_dir()):
         raise InputError("no such checkpoint directory", where=f"--resume {args.resume}".rstrip())
-    options: dict[str, Any] = {name: getattr(args, name) for name in ("steps", "max_seconds", "overwrite")}
-    options |= {"holdout_days": _holdout(args)}
-    options |= {"preset": args.preset or "tiny", "seed": args.seed or 0, "resume": args.resume}
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("steps", "overwrite", "resume")}
+    options |= {"preset": args.preset or "tiny", "holdout_days": _holdout(args)}
     options |= {"data_name": args.data, "quiet": False, "utc_offset_hours": _utc_offset(args)}
-    if args.epochs is not None:
-        options["epochs"] = args.epochs
     from training.ranker_train import train_ranker
 
-    return train_ranker(data.events, data.users, args.out, **options)
+    return train_ranker(data.events, data.users, args.out, plan=_ranker_plan(args), **options)
+
+
+def _ranker_plan(args: argparse.Namespace) -> RankerPlan:
+    from training.ranker_train import RankerPlan
+
+    given = {name: getattr(args, name, None) for name in ("epochs", "history_epochs", "max_seconds", "seed")}
+    return RankerPlan(**{name: value for name, value in given.items() if value is not None})
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:

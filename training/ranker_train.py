@@ -5,7 +5,7 @@ kir train ranker --data events:EVENTS --out runs/ranker --preset tiny     (some 
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from contract.catalogue import UserTable
 from contract.errors import CheckpointError, InputError
 from contract.events import COLUMN, Events, null_column
-from contract.history import PositiveIndex
-from contract.vocabulary import PXTR_HEADS
-from training.checkpoint import Checkpoint, load_checkpoint, model_card, save_checkpoint
+from contract.history import HistoryIndex
+from contract.vocabulary import PXTR_HEADS, X_PXTR
+from training.checkpoint import Checkpoint, TrainingState, load_checkpoint, model_card, save_checkpoint
 from training.days import before, cut_before_last_days, days_of
-from training.ranker import SERVED, Ranker, RankerConfig, masked_bce, preset_config
+from training.ranker import SERVED, Ranker, RankerConfig, preset_config
 from training.ranker_data import RankerBatch, RankerData
 from training.ranker_eval import ranker_metrics, ranker_protocol
+from training.ranker_loss import ranker_loss
 from training.tables import SparseTables, table_keys
 from training.trainer import TrainConfig, Trainer, keep_log, log_beside
 
@@ -36,19 +37,13 @@ class RankerTask(nn.Module):
         self.net, self.tables = net, tables
 
     def logits(self, batch: RankerBatch) -> Tensor:
+        """[B, M, X + 1], the watched share last."""
         rows = {block: self.tables.rows(self.net.spec, block, batch.slots[block]) for block in SERVED}
-        logits: Tensor = self.net(
-            rows["user_rows"],
-            batch.dense["user_dense"],
-            rows["history_rows"],
-            batch.mask,
-            rows["candidate_rows"],
-            batch.dense["candidate_dense"],
-        )
+        logits: Tensor = self.net({**rows, **batch.dense}, batch.visible, batch.match)
         return logits
 
     def loss(self, batch: RankerBatch) -> tuple[Tensor, dict[str, float]]:
-        return masked_bce(self.logits(batch), batch.labels), {}
+        return ranker_loss(self.logits(batch), batch)
 
 
 def labelled_heads(events: Events) -> tuple[str, ...]:
@@ -62,10 +57,58 @@ def _start_at_base_rates(net: Ranker, events: Events) -> None:
             seen = events[head] >= 0
             rate = ((events[head] == 1).sum() + 0.5) / (seen.sum() + 1.0)
             net.out.bias[x] = float(np.log(rate / (1 - rate)))
-        net.out.weight.mul_(0.1)
+        for layer in (net.out, net.direct, net.direct_user):
+            layer.weight.mul_(0.1)
 
 
-def make_task(events: Events, index: PositiveIndex, config: RankerConfig, seed: int, dropout: float) -> RankerTask:
+@dataclass(frozen=True)
+class RankerPlan:
+    """How the ranker is trained: impressions without a time first, as they tell taste and nothing of the moment, then
+    the others, with calmer tables.
+
+    epochs, history_epochs   passes over impressions with a time, and over those without
+    batch                    about so many targets a step
+    key_dropout              share of look-ups that read the default row, so that it serves unknown keys
+    max_seconds              for both stages together, shared out by the impressions they pass over
+    """
+
+    epochs: int = 2
+    history_epochs: int = 3
+    batch: int = 1024
+    learning_rate: float = 2e-3
+    table_rate: float = 0.05
+    table_rate_after_history: float = 0.015
+    ema_decay: float = 0.99
+    key_dropout: float = 0.05
+    max_seconds: float | None = None
+    seed: int = 0
+
+    def stages(self, events: Events) -> list[tuple[NDArray[np.int64], TrainConfig]]:
+        """Which impressions each stage passes over, and how. Stages without any are left out."""
+        timed = events["time_ms"] >= 0
+        rows = [np.flatnonzero(~timed), np.flatnonzero(timed)]
+        epochs = [self.history_epochs, self.epochs]
+        rates = [self.table_rate, self.table_rate_after_history if len(rows[0]) else self.table_rate]
+        work = np.array([len(r) * e for r, e in zip(rows, epochs, strict=True)], float)
+        shares = work / max(work.sum(), 1.0)
+        return [
+            (
+                rows[i],
+                TrainConfig(
+                    epochs=epochs[i],
+                    max_seconds=None if self.max_seconds is None else self.max_seconds * shares[i],
+                    learning_rate=self.learning_rate,
+                    table_rate=rates[i],
+                    ema_decay=self.ema_decay,
+                    seed=self.seed,
+                ),
+            )
+            for i in (0, 1)
+            if len(rows[i])
+        ]
+
+
+def make_task(events: Events, index: HistoryIndex, config: RankerConfig, seed: int, dropout: float) -> RankerTask:
     """Fresh net and tables with a row for every key of the events."""
     spec = config.spec()
     found = table_keys(
@@ -78,28 +121,48 @@ def make_task(events: Events, index: PositiveIndex, config: RankerConfig, seed: 
     return RankerTask(net, tables)
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """A trained task, the state that `resume` goes on from, and what each stage did."""
+
+    task: RankerTask
+    state: TrainingState
+    stages: list[dict[str, Any]]
+
+
 def _fit(
-    events: Events, config: RankerConfig, schedule: TrainConfig, *, batch: int, dropout: float, utc_offset_hours: float,
-    label: str, quiet: bool, until_step: int | None = None, resume: Checkpoint | None = None,
-    log_path: Path | None = None,
-) -> tuple[RankerTask, Trainer, dict[str, Any]]:  # fmt: skip
-    index = PositiveIndex.from_events(events)
-    task = make_task(events, index, config, schedule.seed, dropout)
-    data = RankerData(
-        events,
-        index,
-        config.spec(),
-        task.tables,
-        history=config.history,
-        batch=batch,
-        utc_offset_hours=utc_offset_hours,
-    )
-    trainer = Trainer(task, data.batches, data.steps_per_epoch, schedule, log_path=log_path, quiet=quiet, label=label)
-    if resume is not None:
-        trainer.load_state(resume.state())
-    result = trainer.run(until_step=until_step)
+    events: Events, config: RankerConfig, plan: RankerPlan, *, utc_offset_hours: float, label: str, quiet: bool,
+    until_step: int | None = None, resume: Checkpoint | None = None, log_path: Path | None = None,
+) -> _Fitted:  # fmt: skip
+    """Both stages, or those that `resume` has left; until_step counts the steps of all."""
+    index = HistoryIndex.from_events(events, every=True)
+    task = make_task(events, index, config, plan.seed, plan.key_dropout)
+    before = None if resume is None else resume.state()
+    first = 0 if before is None else int(before.meta.get("stage", 0))
+    stages, done, told = plan.stages(events), 0, []
+    for number, (rows, schedule) in enumerate(stages):
+        data = RankerData(
+            events, index, config.spec(), task.tables, rows=rows, history=config.history, batch=plan.batch,
+            utc_offset_hours=utc_offset_hours,
+        )  # fmt: skip
+        trainer = Trainer(
+            task, data.batches, data.steps_per_epoch, schedule, log_path=log_path, quiet=quiet,
+            label=label if len(stages) == 1 else f"{label} {number + 1}/{len(stages)}",
+        )  # fmt: skip
+        left = None if until_step is None else until_step - done
+        done += int(trainer.total_steps)
+        if number < first:
+            continue
+        if before is not None and number == first:
+            trainer.load_state(before)
+        result = trainer.run(until_step=None if left is None or left >= trainer.total_steps else left)
+        told.append(result.to_dict())
+        state = trainer.state()
+        state = TrainingState(state.tensors, {**state.meta, "stage": number})
+        if left is not None and left < trainer.total_steps:
+            break
     task.eval()
-    return task, trainer, result.to_dict()
+    return _Fitted(task, state, told)
 
 
 @torch.no_grad()
@@ -114,15 +177,19 @@ def predict(
 ) -> NDArray[np.float32]:
     """Probabilities float32 [n, X] of impressions `rows`; NaN for heads that had no label in training.
 
-    Histories come from `events`, frozen at each impression's day's start, or at `cut_ms` where that is earlier.
+    Histories come from `events`, as of each impression's page or day (`ranker_data.known_until_ms`), or as of `cut_ms`
+    where that is earlier.
     """
     task = RankerTask(net, tables).eval()
     data = RankerData(
-        events, PositiveIndex.from_events(events), net.spec, tables, rows=rows, history=net.config.history, batch=4096,
-        utc_offset_hours=utc_offset_hours, cut_ms=cut_ms,
+        events, HistoryIndex.from_events(events, every=True), net.spec, tables, rows=rows, history=net.config.history,
+        batch=4096, utc_offset_hours=utc_offset_hours, cut_ms=cut_ms,
     )  # fmt: skip
-    parts = [torch.sigmoid(task.logits(batch)).numpy() for batch in data.in_order()]
-    pxtr_nX = np.concatenate(parts) if parts else null_column(COLUMN["pxtr"], 0)
+    found = null_column(COLUMN["pxtr"], len(events))
+    for batch in data.in_order():
+        real = batch.event >= 0
+        found[batch.event[real]] = torch.sigmoid(task.logits(batch)).numpy()[real][:, :X_PXTR]
+    pxtr_nX = found if rows is None else found[rows]
     untrained = [x for x, head in enumerate(PXTR_HEADS) if head not in net.config.trained_heads]
     pxtr_nX[:, untrained] = np.nan
     return pxtr_nX
@@ -155,20 +222,17 @@ def rolling_pxtr(
     *,
     folds: int = 3,
     preset: str = "tiny",
-    seed: int = 0,
-    epochs: int = 2,
-    max_seconds: float | None = None,
-    batch: int = 1024,
-    key_dropout: float = 0.05,
+    plan: RankerPlan | None = None,
     utc_offset_hours: float = 0.0,
     quiet: bool = True,
 ) -> Events:
     """The events with `pxtr` from rankers that saw earlier days only (rolling origin).
 
-    Each group of days is scored by a ranker trained from scratch on all days before the group, with histories frozen at
-    the start of each scored day. The first day (and impressions without a time) keep null predictions, and so does a
-    head without an earlier label. max_seconds: for all folds together.
+    Each group of days is scored by a ranker trained from scratch on all days before the group; its histories go on
+    within the group (`ranker_data.known_until_ms`), as a server's do. The first day (and impressions without a time)
+    keep null predictions, and so does a head without an earlier label. plan.max_seconds: for all folds together.
     """
+    plan = plan or RankerPlan()
     days = days_of(events, utc_offset_hours)
     groups = fold_days(events, folds, utc_offset_hours)
     pxtr = null_column(COLUMN["pxtr"], len(events))
@@ -176,14 +240,14 @@ def rolling_pxtr(
     weights = np.array([np.count_nonzero(days < group[0]) for group in groups[1:]], float)
     for fold, group in enumerate(groups[1:]):
         earlier = events.take(np.flatnonzero(days < group[0]))
-        seconds = None if max_seconds is None else max_seconds * weights[fold] / weights.sum()
-        schedule = TrainConfig(epochs=epochs, seed=seed, max_seconds=seconds)
-        task, _, _ = _fit(
-            earlier, preset_config(preset), schedule, batch=batch, dropout=key_dropout,
-            utc_offset_hours=utc_offset_hours, label=f"ranker fold {fold + 1}/{len(groups) - 1}", quiet=quiet,
+        seconds = None if plan.max_seconds is None else plan.max_seconds * weights[fold] / weights.sum()
+        fitted = _fit(
+            earlier, preset_config(preset), replace(plan, max_seconds=seconds), utc_offset_hours=utc_offset_hours,
+            label=f"ranker fold {fold + 1}/{len(groups) - 1}", quiet=quiet,
         )  # fmt: skip
         scored = np.flatnonzero(np.isin(days, group))
-        pxtr[scored] = predict(task.net, task.tables, events, scored, utc_offset_hours=utc_offset_hours)
+        net, tables = fitted.task.net, fitted.task.tables
+        pxtr[scored] = predict(net, tables, events, scored, utc_offset_hours=utc_offset_hours)
         version[scored] = f"rolling-{int(group[0])}"
     return events.with_columns(pxtr=pxtr, ranker_version=version)
 
@@ -194,15 +258,10 @@ def train_ranker(
     out_dir: str | Path,
     *,
     preset: str = "tiny",
-    seed: int = 0,
-    epochs: int = 2,
-    max_seconds: float | None = None,
+    plan: RankerPlan | None = None,
     steps: int | None = None,
     holdout_days: int = 0,
     utc_offset_hours: float = 0.0,
-    batch: int = 1024,
-    key_dropout: float = 0.05,
-    train_config: TrainConfig | None = None,
     resume: str | Path | None = None,
     data_name: str = "",
     overwrite: bool = False,
@@ -214,7 +273,7 @@ def train_ranker(
     steps   stop after so many steps in all; the checkpoint's state then lets `resume` go on
     Raises InputError for data without labels, CheckpointError for an existing `out_dir` without `overwrite`.
     """
-    out_dir = Path(out_dir)
+    out_dir, plan = Path(out_dir), plan or RankerPlan()
     if out_dir.exists() and not overwrite:
         raise CheckpointError(
             "checkpoint directory exists", where=out_dir, fix="choose another --out or pass --overwrite"
@@ -223,34 +282,34 @@ def train_ranker(
     seen = events if cut_ms is None else before(events, cut_ms)
     if not labelled_heads(seen):
         raise InputError("no label of any head to train on", got=f"{len(seen)} events", allowed=PXTR_HEADS)
-    schedule = train_config or TrainConfig(epochs=epochs, seed=seed, max_seconds=max_seconds)
-    task, trainer, result = _fit(
-        seen, preset_config(preset), schedule, batch=batch, dropout=key_dropout, utc_offset_hours=utc_offset_hours,
-        label="ranker", quiet=quiet, until_step=steps,
-        resume=None if resume is None else load_checkpoint(resume, kind="ranker"), log_path=log_beside(out_dir),
+    fitted = _fit(
+        seen, preset_config(preset), plan, utc_offset_hours=utc_offset_hours, label="ranker", quiet=quiet,
+        until_step=steps, resume=None if resume is None else load_checkpoint(resume, kind="ranker"),
+        log_path=log_beside(out_dir),
     )  # fmt: skip
-    state = trainer.state()
-    metrics: dict[str, Any] = {"final_loss": result["losses"][-1] if result["losses"] else None}
+    net, tables = fitted.task.net, fitted.task.tables
+    losses = fitted.stages[-1]["losses"]
+    metrics: dict[str, Any] = {"final_loss": losses[-1] if losses else None}
     if cut_ms is not None:
-        metrics |= _measure(task.net, task.tables, events, cut_ms, utc_offset_hours)
+        metrics |= _measure(net, tables, events, cut_ms, utc_offset_hours)
     training: dict[str, Any] = {
-        "data": data_name, "seed": seed, "events": len(seen), "batch": batch, "schedule": asdict(schedule),
+        "data": data_name, "seed": plan.seed, "events": len(seen), "plan": asdict(plan),
         "trained_until_ms": int(seen["time_ms"].max(initial=-1)) + 1 if cut_ms is None else cut_ms,
-        "utc_offset_hours": utc_offset_hours, "history_as_of": "day", "result": result,
+        "utc_offset_hours": utc_offset_hours, "history_as_of": "page, or day", "stages": fitted.stages,
     }  # fmt: skip
-    about: dict[str, Any] = {"preset": preset, "heads": ", ".join(task.net.config.trained_heads)}
+    about: dict[str, Any] = {"preset": preset, "heads": ", ".join(net.config.trained_heads)}
     about |= {name: training[name] for name in ("data", "seed", "events")}
     saved = save_checkpoint(
         out_dir,
         kind="ranker",
-        model=task.net,
-        tables=task.tables,
-        spec=task.net.spec,
-        model_config=task.net.config.to_dict(),
+        model=net,
+        tables=tables,
+        spec=net.spec,
+        model_config=net.config.to_dict(),
         training=training,
         metrics=metrics,
         card_text=model_card("Server ranker", about, metrics),
-        state=state,
+        state=fitted.state,
         overwrite=overwrite,
     )
     keep_log(out_dir)

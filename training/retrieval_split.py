@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from contract.catalogue import Catalogue
 from contract.errors import InputError
 from contract.events import Events
-from contract.history import HISTORY_COLUMNS, PositiveIndex, is_positive
+from contract.history import HISTORY_COLUMNS, HistoryIndex, is_positive
 from contract.vocabulary import MISSING_KEY, NULL_INT
 from training.days import cut_before_last_days
 from training.readers import LeaveOneOut, LogData
@@ -62,7 +62,7 @@ class RetrievalSplit:
     """
 
     name: str
-    index: PositiveIndex
+    index: HistoryIndex
     items: Catalogue
     row_P: Ids
     train_end: Ids
@@ -127,7 +127,7 @@ def split_of(
 
 
 def _of_log(events: Events, items: Catalogue, name: str, cut_ms: int | None, history: int) -> RetrievalSplit:
-    index = PositiveIndex.from_events(events)
+    index = HistoryIndex.from_events(events)
     n, user_P = len(index.user_id), index.user_P
     _, known_end_P = index.bounds(index.user_id[user_P], index.time_ms)
     # Where the log has no times its order is all there is: a positive sees those that stand before it.
@@ -142,7 +142,7 @@ def _of_log(events: Events, items: Catalogue, name: str, cut_ms: int | None, his
     return RetrievalSplit(name, index, items, row_P, train_end, known_end_P, queries, False, history, cut_ms)
 
 
-def _queries_after(events: Events, items: Catalogue, index: PositiveIndex, cut_ms: int, known_end: Ids) -> Queries:
+def _queries_after(events: Events, items: Catalogue, index: HistoryIndex, cut_ms: int, known_end: Ids) -> Queries:
     later = is_positive(events["long_view"], events["like"]) & (events["time_ms"] >= cut_ms)
     item = items.index_of(events["video_id"][later])
     if not (item >= 0).any():
@@ -179,7 +179,7 @@ def _of_sequences(data: LeaveOneOut, name: str, history: int) -> RetrievalSplit:
     columns["video_id"], columns["tags"] = items.video_id[row_P], items.tags[row_P]
     no_time = np.full(len(row_P), NULL_INT, np.int64)
     places = np.arange(len(row_P))
-    index = PositiveIndex(columns, places, no_time, no_time, data.user_ids.astype(np.uint64), offsets)
+    index = HistoryIndex(columns, places, no_time, no_time, data.user_ids.astype(np.uint64), offsets)
     queries = {}
     for split, users, end in (
         ("val", has_val, train_end[has_val]),

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from contract.catalogue import Catalogue
 from contract.errors import InputError
-from contract.history import PositiveIndex
+from contract.history import HistoryIndex
 from contract.spec import FeatureSpec
 from training.retrieval_split import RetrievalSplit
 from training.tables import SparseTables
@@ -64,7 +64,7 @@ class SegmentBatch:
 class HistorySlots:
     """Slots of every positive's history fields, and of a padding row behind them. Gathers windows of any users."""
 
-    def __init__(self, index: PositiveIndex, spec: FeatureSpec, tables: SparseTables):
+    def __init__(self, index: HistoryIndex, spec: FeatureSpec, tables: SparseTables):
         self.index = index
         found = tables.field_slots(spec, "history_rows", index.columns)
         self._fields = {

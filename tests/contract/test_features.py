@@ -30,6 +30,7 @@ INTS = {
     "user_activity": 7,
     "user_register_days": 5_000,
     "hour": 23,
+    "tab": 20,
     "network": len(NETWORKS) - 1,
     "decoder": len(DECODERS) - 1,
     "swipe_index": 300,
@@ -96,7 +97,17 @@ def test_null_leaves_all_columns_zero(name) -> None:
 
 @given(columns_of.filter(lambda c: len(c["hour"]) > 0))
 def test_one_hots_have_one_one_where_known(columns) -> None:
-    for name in ("duration", "gap", "upload_age", "user_activity", "user_register", "hour", "network", "decoder"):
+    for name in (
+        "duration",
+        "gap",
+        "upload_age",
+        "user_activity",
+        "user_register",
+        "hour",
+        "tab",
+        "network",
+        "decoder",
+    ):
         raw = {"duration": "duration_ms", "gap": "gap_ms", "upload_age": "upload_age_days"}.get(name, name)
         raw = {"user_register": "user_register_days"}.get(raw, raw)
         out = np.zeros((len(columns["hour"]), DENSE_WIDTHS[name]), np.float32)

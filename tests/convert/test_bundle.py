@@ -22,6 +22,7 @@ from contract.errors import (
     VersionMismatch,
 )
 from contract.history import KUAIFORMER_HISTORY, RANKER_HISTORY
+from contract.matches import K_MATCHES
 from contract.server_order import checked_fusion
 from convert import server_models
 from convert.bundle import INDEX_NAME, Bundle, add_rows, read_bundle, write_bundle
@@ -119,12 +120,15 @@ class TestParity:
             "user_rows": (1, net.spec.width("user_rows")),
             "user_dense": (1, net.spec.width("user_dense")),
             "history_rows": (1, RANKER_HISTORY, net.spec.width("history_rows")),
+            "history_dense": (1, RANKER_HISTORY, net.spec.width("history_dense")),
             "history_mask": (1, RANKER_HISTORY),
             "candidate_rows": (n, net.spec.width("candidate_rows")),
             "candidate_dense": (n, net.spec.width("candidate_dense")),
+            "match": (n, RANKER_HISTORY, K_MATCHES),
         }
         feeds = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
         feeds["history_mask"] = np.zeros((1, RANKER_HISTORY), np.float32)  # a new user
+        feeds["match"] = (feeds["match"] > 0).astype(np.float32)
         got = OnnxGraph(bundle.directory / "ranker/ranker.onnx").run(feeds)["pxtr"]
         with torch.no_grad():
             want = RankerProbabilities(net)(**{k: torch.from_numpy(v) for k, v in feeds.items()}).numpy()

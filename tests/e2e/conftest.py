@@ -44,7 +44,7 @@ def _build(work: Path) -> None:
     from convert.bundle import write_bundle
     from convert.publish import publish
     from training.kuaiformer_train import train_kuaiformer
-    from training.ranker_train import train_ranker
+    from training.ranker_train import RankerPlan, train_ranker
     from training.readers import LogData
     from training.recipe import Recipe
     from training.retrieval_split import split_of
@@ -52,7 +52,7 @@ def _build(work: Path) -> None:
     paths, config = LoopPaths(work), LoopConfig(kir_epochs=1, ranker_seconds=5, kir_seconds=8, tune_seconds=3)
     world = World(WORLD)
     events = prepare_data(paths, simulate_logs(world), world.items, world.users, config)
-    train_ranker(events, world.users, paths.checkpoint("ranker"), epochs=1, max_seconds=4)
+    train_ranker(events, world.users, paths.checkpoint("ranker"), plan=RankerPlan(epochs=1, max_seconds=4))
     split = split_of(LogData(events, world.items, world.users), "sim")
     recipe = Recipe().changed(["train.epochs=1", "train.max_seconds=5"])
     train_kuaiformer(split, paths.checkpoint("kuaiformer"), recipe)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from contract.errors import InputError, IntegrityError, KirError, SpecError, VersionMismatch
+from contract.history import RANKER_HISTORY
 from contract.specs import kir_spec
 from server_stub.bundle import load_histories, load_models, load_rows, read_index, verify
 from server_stub.store import EmbeddingStore
@@ -33,7 +34,7 @@ class TestGood:
         models = load_models(read_index(shared_bundle))
         assert len(models.catalogue) == N_ITEMS
         assert models.retrieval.length == 256
-        assert models.ranker.history_length == 20
+        assert models.ranker.history_length == RANKER_HISTORY
         assert models.ranker.fusion == {"long_view": 1.0, "like": 0.5, "hate": -1.0}
 
     def test_rows(self, shared_bundle: Path) -> None:

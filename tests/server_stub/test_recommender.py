@@ -12,7 +12,7 @@ from contract.errors import InputError
 from contract.history import UserHistory
 from contract.server_order import server_value
 from contract.specs import ranker_spec
-from contract.vocabulary import MISSING_KEY, X_PXTR
+from contract.vocabulary import MISSING_KEY, SIGNALS, X_PXTR
 from server_stub.bundle import Models, load_histories, load_models, read_index
 from server_stub.histories import Histories, Interaction, item_columns
 from server_stub.ranker import Ranker
@@ -41,7 +41,7 @@ def topics(ids: np.ndarray) -> list[int]:
 
 class TestRetrieval:
     def history(self, models: Models, *ids: int) -> UserHistory:
-        view = Histories().view(9, [Interaction(i, signals=LIKE) for i in ids], models.catalogue)
+        view = Histories().view(9, [Interaction(i, signals=LIKE) for i in ids], models.catalogue).positives
         assert len(view) == len(ids)
         return view
 
@@ -103,6 +103,7 @@ class TestRanker:
             "user_activity": np.array([-1]),
             "user_register_days": np.array([-1]),
             "hour": np.array([-1]),
+            "tab": np.array([-1]),
         }
 
     def test_candidates_do_not_see_each_other(self, models: Models) -> None:
@@ -210,10 +211,10 @@ class TestHistories:
 
     def test_the_log_and_feedback_come_together(self, models: Models, shared_bundle: Path) -> None:
         histories = Histories(load_histories(read_index(shared_bundle)))
-        assert len(histories.view(2, [], models.catalogue)) == 3
+        assert len(histories.view(2, [], models.catalogue).positives) == 3
         assert histories.record(2, Interaction(1050, START_MS, 4_000, LIKE), models.catalogue)
         view = histories.view(2, [], models.catalogue)
-        last = {name: column[-1] for name, column in view.columns().items()}
+        last = {name: column[-1] for name, column in view.positives.columns().items()}
         assert (last["video_id"], last["author_id"], last["play_time_ms"]) == (1050, 505, 4_000)
         assert last["gap_ms"] == 3_600_000 - 2_000
 
@@ -230,26 +231,49 @@ class TestHistories:
         histories = Histories()
         assert not histories.record(2, Interaction(1050, 5), models.catalogue)
         assert histories.record(2, Interaction(1050, 5, signals=LIKE), models.catalogue)
-        assert len(histories.view(2, [], models.catalogue)) == 1
+        assert len(histories.view(2, [], models.catalogue).positives) == 1
 
     def test_what_was_not_liked_is_seen_and_no_history(self, models: Models) -> None:
         histories = Histories()
         histories.record(2, Interaction(1050, 5, signals={"like": 0, "long_view": 0, "hate": 1}), models.catalogue)
         assert histories.seen(2).tolist() == [1050]
-        assert len(histories.view(2, [], models.catalogue)) == 0
+        assert len(histories.view(2, [], models.catalogue).positives) == 0
 
     def test_a_watched_list_is_laid_over_for_one_call(self, models: Models) -> None:
         histories = Histories()
         histories.record(2, Interaction(1050, 5, signals=LIKE), models.catalogue)
         watched = [Interaction(1050, 5, signals=LIKE), Interaction(1051, 6, signals=LIKE), Interaction(1052, 7)]
-        assert histories.view(2, watched, models.catalogue).columns(2)["video_id"].tolist() == [1050, 1051]
-        assert len(histories.view(2, [], models.catalogue)) == 1
+        assert histories.view(2, watched, models.catalogue).positives.columns(2)["video_id"].tolist() == [1050, 1051]
+        assert len(histories.view(2, [], models.catalogue).positives) == 1
+
+    def test_the_ranker_reads_every_impression(self, models: Models) -> None:
+        """Shown and passed over counts too, amendments replace, the watched list is laid over for the call."""
+        histories = Histories(impressions=3)
+        for video in (1050, 1051):
+            histories.record(2, Interaction(video, 5, 2_000, {"like": 0}), models.catalogue)
+        histories.record(2, Interaction(1050, 5, 9_000, LIKE), models.catalogue)
+        held = histories.view(2, [], models.catalogue).impressions.columns()
+        assert held["video_id"][1:].tolist() == [1050, 1051]
+        assert held["play_time_ms"][1:].tolist() == [9_000, 2_000]
+        assert held["signals"][1:, SIGNALS.index("like")].tolist() == [1, 0]
+        laid = histories.view(2, [Interaction(1051), Interaction(1052), Interaction(1053)], models.catalogue)
+        assert laid.impressions.columns()["video_id"].tolist() == [1051, 1052, 1053]
+        assert len(laid.positives) == 1
+
+    def test_impressions_of_the_log_count_once(self, shared_bundle: Path, models: Models) -> None:
+        log = load_histories(read_index(shared_bundle))
+        histories, row = Histories(log), int(np.flatnonzero(log["time_ms"] >= 0)[0])
+        user, video, time_ms = (int(log[name][row]) for name in ("user_id", "video_id", "time_ms"))
+        n = len(histories.view(user, [], models.catalogue).impressions)
+        assert n == min((log["user_id"] == user).sum(), histories.impressions)
+        histories.record(user, Interaction(video, time_ms), models.catalogue)
+        assert len(histories.view(user, [], models.catalogue).impressions) == n
 
     def test_only_the_users_touched_last_are_kept(self, models: Models) -> None:
         histories = Histories(users_max=2)
         for user in (1, 2, 1, 3):
             histories.record(user, Interaction(1050 + user, 5, signals=LIKE), models.catalogue)
-        assert [len(histories.view(user, [], models.catalogue)) for user in (1, 2, 3)] == [1, 0, 1]
+        assert [len(histories.view(user, [], models.catalogue).positives) for user in (1, 2, 3)] == [1, 0, 1]
 
     def test_asking_for_strangers_keeps_nothing(self, models: Models) -> None:
         histories = Histories(users_max=2)
@@ -268,7 +292,7 @@ class TestHistories:
             if histories is grown:
                 histories.hold_at_least(long)
             histories.record(7, Interaction(1090, START_MS + 100, 4_000, LIKE), models.catalogue)
-        views = [histories.view(7, [], models.catalogue) for histories in (grown, held)]
+        views = [histories.view(7, [], models.catalogue).positives for histories in (grown, held)]
         # 300 in the log; of the 25 since, the short one could keep no more than its 20.
         lost = 5
         assert len(views[1]) == min(long, 326)
@@ -276,7 +300,7 @@ class TestHistories:
         ours, theirs = (view.columns(21) for view in views)
         for name, column in ours.items():
             np.testing.assert_array_equal(column, theirs[name])
-        assert len(grown.view(6, [], models.catalogue)) == 40  # read from the log at the new capacity
+        assert len(grown.view(6, [], models.catalogue).positives) == 40  # read from the log at the new capacity
 
     def test_a_shorter_encoder_forgets_nothing(self, models: Models) -> None:
         histories = Histories(capacity=30)

@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 from contract.catalogue import Catalogue, UserTable, read_catalogue, write_catalogue, write_users
 from contract.events import Events
 from contract.history import KUAIFORMER_HISTORY, RANKER_HISTORY
+from contract.matches import K_MATCHES
 from contract.parquet import write_events
 from contract.spec import FeatureSpec
 from contract.specs import kir_spec, kuaiformer_spec, ranker_spec
@@ -175,9 +176,11 @@ def write_ranker(path: Path, spec: FeatureSpec, seed: int) -> None:
         return (0.5 * rng.standard_normal(shape)).astype(np.float32)
 
     nodes = [
-        *masked_mean("history_rows", "history_mask", "history"),
+        node("Concat", ["history_rows", "history_dense"], ["entries"], axis=2),
+        *masked_mean("entries", "history_mask", "history"),
+        node("ReduceMean", ["match"], ["matched"], axes=[1], keepdims=0),
         node("Concat", ["user_rows", "user_dense", "history"], ["user"], axis=1),
-        node("Concat", ["candidate_rows", "candidate_dense"], ["candidate"], axis=1),
+        node("Concat", ["candidate_rows", "candidate_dense", "matched"], ["candidate"], axis=1),
         node("MatMul", ["user", "w_user"], ["u"]),
         node("MatMul", ["candidate", "w_candidate"], ["c"]),
         node("Add", ["u", "c"], ["logits"]),
@@ -185,10 +188,12 @@ def write_ranker(path: Path, spec: FeatureSpec, seed: int) -> None:
     ]
     inputs: dict[str, list[Any]] = {name: [1, width(name)] for name in ("user_rows", "user_dense")}
     inputs["history_rows"] = [1, RANKER_HISTORY, width("history_rows")]
+    inputs["history_dense"] = [1, RANKER_HISTORY, width("history_dense")]
     inputs["history_mask"] = [1, RANKER_HISTORY]
+    inputs["match"] = ["n", RANKER_HISTORY, K_MATCHES]
     inputs |= {name: ["n", width(name)] for name in ("candidate_rows", "candidate_dense")}
-    w_user = weights(width("user_rows") + width("user_dense") + width("history_rows"), X_PXTR)
-    w_candidate = weights(width("candidate_rows") + width("candidate_dense"), X_PXTR)
+    w_user = weights(sum(map(width, ("user_rows", "user_dense", "history_rows", "history_dense"))), X_PXTR)
+    w_candidate = weights(width("candidate_rows") + width("candidate_dense") + K_MATCHES, X_PXTR)
     save_graph(path, nodes, inputs, {"pxtr": ["n", X_PXTR]}, w_user=w_user, w_candidate=w_candidate, **AXES)
 
 

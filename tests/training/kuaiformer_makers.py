@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contract.catalogue import Catalogue
-from contract.history import HISTORY_COLUMNS, PositiveIndex
+from contract.history import HISTORY_COLUMNS, HistoryIndex
 from contract.spec import FeatureSpec
 from contract.vocabulary import MISSING_KEY, NULL_INT, TAGS_MAX
 from training.kuaiformer import Encoder, KuaiFormer, KuaiFormerConfig, preset_config
@@ -86,7 +86,7 @@ def split_of_sizes(
     )
     columns["video_id"], columns["author_id"] = items.video_id[row_P], items.author_id[row_P]
     no_time = np.full(len(places), NULL_INT, np.int64)
-    index = PositiveIndex(columns, places, no_time, no_time, np.arange(n, dtype=np.uint64), offsets)
+    index = HistoryIndex(columns, places, no_time, no_time, np.arange(n, dtype=np.uint64), offsets)
     return RetrievalSplit(
         name="made",
         index=index,

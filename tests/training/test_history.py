@@ -11,8 +11,9 @@ from contract.errors import EventError, InputError
 from contract.events import Events
 from contract.features import block_keys
 from contract.history import (
+    FROM_EVENTS,
     HISTORY_COLUMNS,
-    PositiveIndex,
+    HistoryIndex,
     UserHistory,
     available_at,
     gap_between,
@@ -45,7 +46,8 @@ def in_time_order(events: Events) -> Events:
 
 
 def row(events: Events, i: int) -> dict:
-    return {name: events[name][i] for name in ("long_view", "like", "time_ms", *HISTORY_COLUMNS) if name != "gap_ms"}
+    names = ("long_view", "like", "time_ms", *FROM_EVENTS)
+    return {name: (events.signals if name == "signals" else events[name])[i] for name in names}
 
 
 def test_positive_needs_an_observed_signal():
@@ -64,7 +66,7 @@ def test_server_and_training_build_the_same_columns(seed, capacity, n):
     for i in range(len(events)):
         histories.setdefault(int(events["user_id"][i]), UserHistory(capacity)).offer(row(events, i))
     users = np.array(sorted(histories), np.uint64)
-    built = PositiveIndex.from_events(events).latest(users, capacity)
+    built = HistoryIndex.from_events(events).latest(users, capacity)
     for i, user in enumerate(users):
         served = histories[int(user)]
         for name, column in served.columns().items():
@@ -76,10 +78,10 @@ def test_server_and_training_build_the_same_columns(seed, capacity, n):
 def test_server_goes_on_where_the_log_ended():
     events = in_time_order(log(200, users=1))
     user = int(events["user_id"][0])
-    first = PositiveIndex.from_events(events.take(np.arange(120))).user_history(user, 16)
+    first = HistoryIndex.from_events(events.take(np.arange(120))).user_history(user, 16)
     for i in range(120, 200):
         first.offer(row(events, i))
-    whole = PositiveIndex.from_events(events).latest(np.array([user], np.uint64), 16)
+    whole = HistoryIndex.from_events(events).latest(np.array([user], np.uint64), 16)
     for name, column in first.columns().items():
         np.testing.assert_array_equal(column, whole[name][0], err_msg=name)
 
@@ -87,7 +89,7 @@ def test_server_goes_on_where_the_log_ended():
 def test_both_sides_give_the_same_keys():
     events = in_time_order(log(150, users=1))
     user = int(events["user_id"][0])
-    index = PositiveIndex.from_events(events)
+    index = HistoryIndex.from_events(events)
     served = index.user_history(user, 20).columns()
     built = {name: column[0] for name, column in index.latest(np.array([user], np.uint64), 20).items()}
     for spec in (kuaiformer_spec(), ranker_spec()):
@@ -117,7 +119,7 @@ def slow_bounds(events: Events, user: int, time_ms: int) -> int:
 @given(st.integers(0, 2**32))
 def test_bounds_follow_the_availability_rule(seed):
     events = log(60, users=3, seed=seed)
-    index = PositiveIndex.from_events(events)
+    index = HistoryIndex.from_events(events)
     users, times = events["user_id"], events["time_ms"]
     start, end = index.bounds(users, times)
     for i in range(len(events)):
@@ -126,7 +128,7 @@ def test_bounds_follow_the_availability_rule(seed):
 
 def test_rows_of_one_time_never_see_each_other():
     events = log(40, users=1, time_ms=np.repeat([1000, 9000], 20), play_time_ms=np.zeros(40), long_view=np.ones(40))
-    start, end = PositiveIndex.from_events(events).bounds(events["user_id"], events["time_ms"])
+    start, end = HistoryIndex.from_events(events).bounds(events["user_id"], events["time_ms"])
     assert (end - start).tolist() == [0] * 20 + [20] * 20
 
 
@@ -141,8 +143,8 @@ def test_future_labels_change_no_history():
     )
     users = np.unique(events["user_id"])
     when = np.full(len(users), now)
-    one = PositiveIndex.from_events(events).latest(users, 30, when)
-    other = PositiveIndex.from_events(flipped).latest(users, 30, when)
+    one = HistoryIndex.from_events(events).latest(users, 30, when)
+    other = HistoryIndex.from_events(flipped).latest(users, 30, when)
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])
     assert (one["video_id"] != MISSING_KEY).any()
@@ -151,7 +153,7 @@ def test_future_labels_change_no_history():
 def test_known_at_delays_a_positive():
     columns = {"time_ms": [1000, 2000], "known_at_ms": [50_000, 2500], "long_view": [1, 1], "user_id": [10, 10]}
     events = log(2, users=1, **{name: np.array(values) for name, values in columns.items()})
-    index = PositiveIndex.from_events(events)
+    index = HistoryIndex.from_events(events)
     for now, expected in ((3000, 0), (49_999, 0), (50_000, 2)):
         start, end = index.bounds(np.array([10], np.uint64), np.array([now]))
         assert (end - start).tolist() == [expected]
@@ -159,7 +161,7 @@ def test_known_at_delays_a_positive():
 
 def test_null_times_count_as_earlier_and_have_no_gap():
     events = log(4, users=1, time_ms=np.array([-1, -1, 5000, 9000]), long_view=np.ones(4), play_time_ms=np.full(4, -1))
-    index = PositiveIndex.from_events(events)
+    index = HistoryIndex.from_events(events)
     assert index.columns["gap_ms"].tolist() == [-1, -1, -1, 4000]
     start, end = index.bounds(np.array([10], np.uint64), np.array([9000]))
     assert (end - start).tolist() == [3]
@@ -168,13 +170,13 @@ def test_null_times_count_as_earlier_and_have_no_gap():
 def test_rows_without_time_see_what_stands_before_them():
     events = log(6, users=1, time_ms=np.array([-1, -1, -1, -1, 50, 60]), long_view=np.array([1, 0, 1, 1, 1, 1]))
     events = events.with_columns(like=np.zeros(6))
-    index = PositiveIndex.from_events(events)
+    index = HistoryIndex.from_events(events)
     start, end = index.bounds_in_log_order(events["user_id"], np.arange(6))
     assert (end - start).tolist() == [0, 1, 1, 2, 3, 3]
 
 
 def test_windows_are_right_aligned_and_padded():
-    index = PositiveIndex.from_events(log(3, users=1, long_view=np.ones(3), time_ms=np.arange(3)))
+    index = HistoryIndex.from_events(log(3, users=1, long_view=np.ones(3), time_ms=np.arange(3)))
     places = index.windows(np.array([0, 0, 1]), np.array([3, 1, 1]), 4)
     assert places.tolist() == [[-1, 0, 1, 2], [-1, -1, -1, 0], [-1] * 4]
     columns = index.gather(places)
@@ -184,9 +186,9 @@ def test_windows_are_right_aligned_and_padded():
 
 
 def test_unknown_users_and_empty_logs_have_empty_histories():
-    index = PositiveIndex.from_events(log())
+    index = HistoryIndex.from_events(log())
     assert (index.latest(np.array([999], np.uint64), 5)["video_id"] == MISSING_KEY).all()
-    nobody = PositiveIndex.from_events(log(5, long_view=np.zeros(5), like=np.zeros(5)))
+    nobody = HistoryIndex.from_events(log(5, long_view=np.zeros(5), like=np.zeros(5)))
     assert len(nobody) == 0
     assert (nobody.latest(np.array([10, 11], np.uint64), 3)["video_id"] == MISSING_KEY).all()
     assert len(nobody.user_history(10, 3)) == 0
@@ -217,3 +219,24 @@ def test_refusals():
     with pytest.raises(InputError, match="longer than"):
         UserHistory(2).columns(3)
     assert not UserHistory(2).offer({"video_id": 3, "long_view": 0})
+
+
+def test_every_impression_or_positives_alone():
+    log = Events({"user_id": [1, 1, 2], "video_id": [5, 6, 7], "like": [0, 1, -1], "time_ms": [9, 8, 7]})
+    assert HistoryIndex.from_events(log).event.tolist() == [1]
+    every = HistoryIndex.from_events(log, every=True)
+    assert every.event.tolist() == [1, 0, 2]
+    np.testing.assert_array_equal(every.columns["signals"], log.signals[[1, 0, 2]])
+
+
+def test_an_amendment_replaces_the_latest_entrys_feedback():
+    history = UserHistory(3)
+    for step, video in enumerate((5, 6, 5, 7)):
+        history.append({"video_id": video, "play_time_ms": step}, step)
+    assert history.amend(5, {"play_time_ms": 99})
+    assert history.columns()["play_time_ms"].tolist() == [1, 99, 3]
+    assert not history.amend(8, {"play_time_ms": 1})
+    history.append({"video_id": 8}, 9)
+    assert not history.amend(6, {"play_time_ms": 1})  # held no more
+    with pytest.raises(EventError, match="not feedback"):
+        history.amend(5, {"duration_ms": 1})

@@ -11,15 +11,19 @@ import torch
 
 from contract.errors import CheckpointError, InputError, SpecError
 from contract.events import Events
-from contract.history import PositiveIndex
+from contract.features import dense_block
+from contract.history import HistoryIndex
+from contract.matches import K_MATCHES, match_flags
 from contract.specs import kuaiformer_spec
 from contract.vocabulary import PXTR_HEADS, X_PXTR
 from training.checkpoint import load_checkpoint
 from training.days import cut_before_last_days, days_of
-from training.ranker import PRESETS, Ranker, RankerConfig, RankerProbabilities, masked_bce, preset_config
-from training.ranker_data import RankerData, frozen_bounds
+from training.ranker import PRESETS, SHRINK, Ranker, RankerConfig, RankerProbabilities, preset_config
+from training.ranker_data import PAIRS_OF_A_POSITIVE, RankerData, frozen_bounds, known_until_ms, pairs_of
 from training.ranker_eval import auc, item_rate, within_user_ranking
+from training.ranker_loss import masked_bce, pair_loss
 from training.ranker_train import (
+    RankerPlan,
     annotate,
     evaluate_ranker,
     fold_days,
@@ -47,61 +51,118 @@ def net() -> Ranker:
     return Ranker(CONFIG, CONFIG.spec()).eval()
 
 
-def inputs(net: Ranker, users: int, candidates: int) -> list[torch.Tensor]:
+def inputs(net: Ranker, candidates: int, h: int = 5) -> dict[str, torch.Tensor]:
+    """What the exported graph takes: one request."""
     width = net.spec.width
-    return [
-        torch.randn(users, width("user_rows")),
-        torch.randn(users, width("user_dense")),
-        torch.randn(users, 5, width("history_rows")),
-        (torch.rand(users, 5) < 0.6).float(),
-        torch.randn(candidates, width("candidate_rows")),
-        torch.randn(candidates, width("candidate_dense")),
-    ]
+    mask = torch.zeros(1, h)
+    mask[:, 2:] = 1.0
+    return {
+        "user_rows": torch.randn(1, width("user_rows")),
+        "user_dense": torch.randn(1, width("user_dense")),
+        "history_rows": torch.randn(1, h, width("history_rows")),
+        "history_dense": torch.randn(1, h, width("history_dense")),
+        "history_mask": mask,
+        "candidate_rows": torch.randn(candidates, width("candidate_rows")),
+        "candidate_dense": torch.randn(candidates, width("candidate_dense")),
+        "match": torch.randint(2, (candidates, h, K_MATCHES)).float(),
+    }
 
 
-def test_one_user_broadcasts_over_candidates(net):
-    one = inputs(net, 1, 7)
-    repeated = [tensor.expand(7, *tensor.shape[1:]) for tensor in one[:4]] + one[4:]
-    assert net(*one).shape == (7, X_PXTR)
-    torch.testing.assert_close(net(*one), net(*repeated))
-    torch.testing.assert_close(RankerProbabilities(net)(*one), torch.sigmoid(net(*one)))
+def of_candidates(one: dict[str, torch.Tensor], which) -> dict[str, torch.Tensor]:
+    return {k: v[which] if k.startswith("candidate") or k == "match" else v for k, v in one.items()}
+
+
+def test_many_targets_of_one_history_are_scored_as_one_by_one(net):
+    """Training's form, where each target sees its own stretch of the entries, against serving's."""
+    one = inputs(net, 6, h=8)
+    visible = torch.tensor([[float(low <= k < high) for k in range(8)] for low, high in
+                            ((0, 5), (3, 8), (0, 0), (2, 3), (0, 8), (7, 8))])  # fmt: skip
+    blocks = {name: one[name][None] for name in ("user_rows", "user_dense", "candidate_rows", "candidate_dense")}
+    blocks |= {name: one[name] for name in ("history_rows", "history_dense")}
+    together = net(blocks, visible[None], one["match"][None])
+    assert together.shape == (1, 6, X_PXTR + 1)
+    for m in range(6):
+        served = RankerProbabilities(net)(**{**of_candidates(one, slice(m, m + 1)), "history_mask": visible[m : m + 1]})
+        torch.testing.assert_close(served[0], torch.sigmoid(together[0, m, :X_PXTR]))
 
 
 def test_candidates_do_not_see_each_other(net):
-    one = inputs(net, 1, 6)
-    order = torch.randperm(6)
-    torch.testing.assert_close(net(*one[:4], one[4][order], one[5][order]), net(*one)[order])
-    torch.testing.assert_close(net(*one[:4], one[4][:1], one[5][:1]), net(*one)[:1])
+    serve, one, order = RankerProbabilities(net), inputs(net, 6), torch.randperm(6)
+    torch.testing.assert_close(serve(**of_candidates(one, order)), serve(**one)[order])
+    torch.testing.assert_close(serve(**of_candidates(one, slice(0, 1))), serve(**one)[:1])
 
 
 def test_padding_of_the_history_does_not_matter(net):
-    one = inputs(net, 2, 2)
-    other = [*one[:2], torch.where(one[3][..., None] > 0, one[2], 99.0), *one[3:]]
-    torch.testing.assert_close(net(*other), net(*one))
-    empty = [*one[:3], torch.zeros(2, 5), *one[4:]]
-    assert torch.isfinite(net(*empty)).all()
+    serve, one = RankerProbabilities(net), inputs(net, 3)
+    hidden = one["history_mask"][..., None] == 0
+    other = {name: torch.where(hidden, 99.0, one[name]) for name in ("history_rows", "history_dense")}
+    match = torch.where(hidden, 1.0, one["match"])
+    torch.testing.assert_close(serve(**{**one, **other, "match": match}), serve(**one))
+    longer = {name: torch.cat([torch.ones(1, 4, one[name].shape[2]), one[name]], 1) for name in other}
+    longer["history_mask"] = torch.cat([torch.zeros(1, 4), one["history_mask"]], 1)
+    longer["match"] = torch.cat([torch.ones(3, 4, K_MATCHES), one["match"]], 1)
+    torch.testing.assert_close(serve(**{**one, **longer}), serve(**one))
 
 
-def test_pair_terms_are_inner_products(net):
-    """The factorisation-machine terms against a loop over pairs."""
-    one = inputs(net, 1, 3)
-    seen = {}
-    net.from_pairs.register_forward_pre_hook(lambda _, args: seen.update(pairs=args[0]))
-    net(*one)
-    history = (one[2] * one[3][..., None]).sum(1) / one[3].sum(1, keepdim=True).clamp(min=1)
-    for n in range(3):
-        vectors = torch.cat([one[0][0], history[0], one[4][n]]).reshape(-1, CONFIG.row_width)
-        pairs = [float(vectors[i] @ vectors[j]) for i in range(len(vectors)) for j in range(i + 1, len(vectors))]
-        summed = sum(vectors[i] * vectors[j] for i in range(len(vectors)) for j in range(i + 1, len(vectors)))
-        np.testing.assert_allclose(seen["pairs"][n].detach().numpy(), [*pairs, *summed.tolist()], rtol=1e-3, atol=1e-4)
+def test_an_empty_history_reads_nothing(net):
+    serve, one = RankerProbabilities(net), inputs(net, 3)
+    empty = {**one, "history_mask": torch.zeros(1, 5)}
+    other = {**empty, "history_rows": torch.randn_like(one["history_rows"]), "match": 1 - one["match"]}
+    assert torch.isfinite(serve(**empty)).all()
+    torch.testing.assert_close(serve(**other), serve(**empty))
+
+
+def test_the_terms_against_loops(net):
+    """Interaction, attention and evidence, written out for one request."""
+    one, seen = inputs(net, 2), {}
+    net.from_candidate.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
+    RankerProbabilities(net)(**one)
+    config, spec = net.config, net.spec
+
+    def fields(rows: torch.Tensor, dense: torch.Tensor, block: str, layer) -> list[torch.Tensor]:
+        found = list(rows.split(config.row_width))
+        for number, column in enumerate(spec.columns(block)):
+            place = slice(number * config.row_width, (number + 1) * config.row_width)
+            found.append(layer.weight[place, column.slice] @ dense[column.slice])
+        return found
+
+    user = fields(one["user_rows"][0], one["user_dense"][0], "user_dense", net.user)
+    real = [k for k in range(5) if one["history_mask"][0, k]]
+    entries = [
+        torch.cat(fields(one["history_rows"][0, k], one["history_dense"][0, k], "history_dense", net.entry))
+        for k in real
+    ]
+    for m in range(2):
+        mine = fields(one["candidate_rows"][m], one["candidate_dense"][m], "candidate_dense", net.candidate)
+        every = [*user, *mine]
+        pairs = sum(every[i] * every[j] for i in range(len(every)) for j in range(i + 1, len(every)))
+        read = []
+        for head in range(config.heads):
+            place = slice(head * config.head_width, (head + 1) * config.head_width)
+            q = net.query(torch.cat(mine))[place]
+            logits = torch.stack([
+                q @ net.key(entry)[place] / config.head_width**0.5
+                + sum(one["match"][m, k, kind] * net.same[kind, head] for kind in range(K_MATCHES))
+                - net.fade[head] * math.log(len(real) - number)
+                for number, (k, entry) in enumerate(zip(real, entries, strict=True))
+            ])  # fmt: skip
+            weights = torch.softmax(logits, 0)
+            read.append(sum(w * net.value(entry)[place] for w, entry in zip(weights, entries, strict=True)))
+        kinds = [[float(one["match"][m, k, kind]) for k in real] for kind in range(K_MATCHES)]
+        kinds += [[1.0] * len(real), [math.exp(-0.25 * (len(real) - number)) for number in range(len(real))]]
+        spoken = [net.evidence(entry) for entry in entries]
+        pooled = [sum(w * e for w, e in zip(kind, spoken, strict=True)) / (sum(kind) + SHRINK) for kind in kinds]
+        counts = torch.tensor([math.log1p(sum(kind)) for kind in kinds])
+        want = torch.cat([*mine, pairs, *read, *pooled, counts])
+        torch.testing.assert_close(seen["x"][0, m], want, rtol=1e-4, atol=1e-4)
 
 
 def test_null_labels_are_ignored():
     logits = torch.randn(4, X_PXTR, requires_grad=True)
     labels = torch.full((4, X_PXTR), -1, dtype=torch.int8)
-    assert float(masked_bce(logits, labels).detach()) == 0.0
+    assert float(masked_bce(logits, labels).sum().detach()) == 0.0
     labels[0, 2], labels[1, 2], labels[3, 5] = 1, 0, 1
-    loss = masked_bce(logits, labels)
+    loss = masked_bce(logits, labels).sum()
     p = torch.sigmoid(logits.detach())
     slow = -(math.log(p[0, 2]) + math.log(1 - p[1, 2])) / 2 - math.log(p[3, 5])
     assert float(loss.detach()) == pytest.approx(slow, rel=1e-5)
@@ -112,85 +173,151 @@ def test_null_labels_are_ignored():
 def test_it_exports_with_a_dynamic_number_of_candidates(net, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    names = ["user_rows", "user_dense", "history_rows", "history_mask", "candidate_rows", "candidate_dense"]
-    n = torch.export.Dim("n", min=1)
+    n, one = torch.export.Dim("n", min=1), inputs(net, 5)
     wrapped = RankerProbabilities(net).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             wrapped,
-            tuple(inputs(net, 1, 5)),
+            tuple(one.values()),
             dynamo=True,
             opset_version=20,
-            input_names=names,
+            input_names=list(one),
             output_names=["pxtr"],
-            dynamic_shapes=({}, {}, {}, {}, {0: n}, {0: n}),
+            dynamic_shapes=tuple({0: n} if k.startswith("candidate") or k == "match" else {} for k in one),
             verbose=False,
         )
         program.save(tmp_path / "ranker.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "ranker.onnx")
     for candidates in (1, 3, 40):
-        some = inputs(net, 1, candidates)
-        (pxtr,) = session.run(None, dict(zip(names, (t.numpy() for t in some), strict=True)))
-        np.testing.assert_allclose(pxtr, wrapped(*some).detach().numpy(), atol=1e-5)
+        some = inputs(net, candidates)
+        (pxtr,) = session.run(None, {name: tensor.numpy() for name, tensor in some.items()})
+        np.testing.assert_allclose(pxtr, wrapped(**some).detach().numpy(), atol=1e-5)
 
 
-def test_histories_are_frozen_at_the_days_start(events):
-    index = PositiveIndex.from_events(events)
+def test_a_choice_sees_what_was_known_when_its_page_was_made(events):
+    index = HistoryIndex.from_events(events, every=True)
+    until = known_until_ms(events, 0.0)
+    for page in np.unique(events["page_id"])[:50]:
+        assert set(until[events["page_id"] == page]) == {events["time_ms"][events["page_id"] == page].min()}
     start, end = frozen_bounds(index, events, 0.0)
-    days = days_of(events)
     some = np.flatnonzero(end > start)
-    assert (index.time_ms[end[some] - 1] // 86_400_000 < days[some]).all()
+    assert (index.time_ms[end[some] - 1] < until[some]).all()
+    assert (index.known_ms[end[some] - 1] <= until[some]).all()
     cut = cut_before_last_days(events, 2)
     _, cut_end = frozen_bounds(index, events, 0.0, cut)
     assert (index.time_ms[cut_end[some][cut_end[some] > start[some]] - 1] < cut).all()
     assert (cut_end <= end).all()
 
 
+def test_without_pages_a_choice_sees_the_days_before(events):
+    log = events.with_columns(page_id=np.full(len(events), "", object))
+    index = HistoryIndex.from_events(log, every=True)
+    start, end = frozen_bounds(index, log, 0.0)
+    some = np.flatnonzero(end > start)
+    assert (index.time_ms[end[some] - 1] // 86_400_000 < days_of(log)[some]).all()
+
+
 def test_rows_without_time_see_what_stands_before_them(events):
     some = events.take(np.arange(200)).with_columns(time_ms=np.full(200, -1), known_at_ms=np.full(200, -1))
-    index = PositiveIndex.from_events(some)
+    index = HistoryIndex.from_events(some, every=True)
     start, end = frozen_bounds(index, some, 0.0)
     for i in range(200):
         assert (index.event[start[i] : end[i]] < i).all()
     assert (end > start).any()
 
 
-def test_batches_cover_every_impression_once(events):
-    index = PositiveIndex.from_events(events)
+def ranker_data(events: Events, **options) -> RankerData:
+    index = HistoryIndex.from_events(events, every=True)
     task = make_task(events, index, CONFIG, 0, 0.0)
-    data = RankerData(events, index, CONFIG.spec(), task.tables, history=5, batch=512)
-    batches = list(data.batches(0, 0))
-    assert len(batches) == data.steps_per_epoch == -(-len(events) // 512)
-    assert sum(len(batch.labels) for batch in batches) == len(events)
-    assert batches[0].dense["user_dense"].shape == (512, CONFIG.spec().width("user_dense"))
-    labels = np.concatenate([batch.labels.numpy() for batch in data.in_order()])
-    np.testing.assert_array_equal(labels[:, LONG_VIEW], events["long_view"])
+    return RankerData(events, index, CONFIG.spec(), task.tables, history=5, **options)
 
 
-def flip_from(events: Events, day: int) -> Events:
-    """Every label and every play of that day and later turned round."""
-    later = days_of(events) >= day
+def test_batches_cover_every_impression_once(events):
+    data = ranker_data(events, batch=512)
+    for batches in (list(data.batches(0, 0)), list(data.in_order())):
+        assert len(batches) == data.steps_per_epoch == -(-len(events) // 512)
+        shown = np.concatenate([batch.event[batch.event >= 0] for batch in batches])
+        assert np.sort(shown).tolist() == list(range(len(events)))
+    again = list(data.batches(0, 0))
+    assert all(np.array_equal(a.event, b.event) for a, b in zip(again, data.batches(0, 0), strict=True))
+    assert not np.array_equal(again[0].event, next(data.batches(1, 0)).event)
+
+
+def test_a_batch_holds_what_the_log_says(events):
+    data = ranker_data(events, batch=200)
+    index, spec = data.index, data.spec
+    for batch in list(data.in_order())[::7]:
+        for b, m in zip(*np.nonzero(batch.event >= 0), strict=True):
+            event = batch.event[b, m]
+            assert batch.labels[b, m, LONG_VIEW] == events["long_view"][event]
+            assert float(batch.watched[b, m]) == pytest.approx(min(events["play_time_ms"][event] / 60_000, 1.0))
+            entries = np.arange(data.start[event], data.end[event])
+            real = np.flatnonzero(batch.visible[b, m].numpy())
+            assert len(real) == len(entries) <= 5
+            if not len(entries):
+                continue
+            assert real.tolist() == list(range(real[0], real[0] + len(real)))
+            columns = {name: column[entries] for name, column in index.columns.items()}
+            dense = dense_block(
+                spec, "history_dense", columns, np.empty((len(real), spec.width("history_dense")), "f4")
+            )
+            np.testing.assert_array_equal(batch.dense["history_dense"][b, real], dense)
+            mine = {name: events[name][[event]] for name in ("video_id", "author_id", "tags", "duration_ms")}
+            np.testing.assert_array_equal(batch.match[b, m, real], match_flags(mine, columns)[0])
+        padding = torch.from_numpy(batch.event < 0)
+        assert (batch.labels[padding] == -1).all()
+        assert torch.isnan(batch.watched[padding]).all()
+
+
+def test_pairs_are_a_users_positives_with_their_negatives():
+    labels = np.array([[1, 0, 0, -1], [0, 1, -1, -1], [1, 1, 0, 0], [1, 1, -1, -1]], np.int8)
+    users = np.array([7, 7, 8, 9], np.uint64)
+    pairs, weight = pairs_of(labels, users, np.random.default_rng(0))
+    found = {tuple(pair) for pair in pairs.tolist()}
+    assert found == {(p, n) for p in (0, 5) for n in (1, 2, 4)} | {(p, n) for p in (8, 9) for n in (10, 11)}
+    for positive in (0, 5, 8, 9):
+        assert weight[pairs[:, 0] == positive].sum() == pytest.approx(1.0)
+    assert len(pairs_of(labels, users, None)[0]) == 0
+    many = np.array([[1, *[0] * 100]], np.int8)
+    pairs, weight = pairs_of(many, users[:1], np.random.default_rng(0))
+    assert len(pairs) == PAIRS_OF_A_POSITIVE
+    assert weight.sum() == pytest.approx(1.0)
+    assert (many.reshape(-1)[pairs[:, 1]] == 0).all()
+
+
+def test_pair_loss_by_hand():
+    scores = torch.tensor([1.0, 0.0, 3.0], requires_grad=True)
+    loss = pair_loss(scores, torch.tensor([[0, 1], [0, 2], [2, 1]]), torch.tensor([0.5, 0.5, 1.0]))
+    want = (0.5 * math.log(1 + math.exp(-1)) + 0.5 * math.log(1 + math.exp(2)) + math.log(1 + math.exp(-3))) / 2
+    assert float(loss.detach()) == pytest.approx(want, rel=1e-5)
+    assert float(pair_loss(scores, torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0)).detach()) == 0.0
+
+
+def flip_from(events: Events, time_ms: int) -> Events:
+    """Every label and every play from a time on turned round."""
+    later = events["time_ms"] >= time_ms
     columns = {head: np.where(later, 1 - events[head].clip(0), events[head]) for head in PXTR_HEADS}
     return events.with_columns(**columns, play_time_ms=np.where(later, 123, events["play_time_ms"]))
 
 
-def test_rolling_predictions_never_see_their_day(events):
-    """The leak probe: flipping labels on and after a scored day leaves its predictions, and earlier ones, alone."""
-    options = {"folds": 3, "epochs": 1, "batch": 512}
-    scored = rolling_pxtr(events, **options)
+def test_rolling_predictions_never_see_their_page(events):
+    """The leak probe: labels from a page on are turned round; that page's predictions, and earlier ones, stand."""
+    options = {"folds": 3, "plan": RankerPlan(epochs=1, batch=512)}
+    scored, until = rolling_pxtr(events, **options)["pxtr"], known_until_ms(events, 0.0)
     days = days_of(events)
     for day in np.unique(days)[1:]:
-        probed = rolling_pxtr(flip_from(events, day), **options)
-        seen = days <= day
-        np.testing.assert_array_equal(scored["pxtr"][seen], probed["pxtr"][seen])
-    changed = rolling_pxtr(flip_from(events, np.unique(days)[1]), **options)
-    assert not np.array_equal(scored["pxtr"][days > days.min() + 1], changed["pxtr"][days > days.min() + 1])
+        time_ms = int(np.median(until[days == day]))
+        probed = rolling_pxtr(flip_from(events, time_ms), **options)["pxtr"]
+        before = until <= time_ms
+        assert (before & (days == day)).any()
+        np.testing.assert_array_equal(scored[before], probed[before])
+        assert not np.array_equal(scored[~before], probed[~before])
 
 
 def test_the_first_day_and_unlabelled_heads_stay_null(events):
     events = events.with_columns(forward=np.full(len(events), -1))
-    scored = rolling_pxtr(events, folds=2, epochs=1, batch=512)
+    scored = rolling_pxtr(events, folds=2, plan=RankerPlan(epochs=1, batch=512))
     days = days_of(events)
     first = days == days.min()
     assert np.isnan(scored["pxtr"][first]).all()
@@ -206,7 +333,7 @@ def test_a_head_is_null_until_its_first_label(events):
     days = days_of(events)
     last = np.unique(days)[-2]
     events = events.with_columns(comment=np.where(days >= last, events["comment"], -1))
-    scored = rolling_pxtr(events, folds=3, epochs=1, batch=512)["pxtr"][:, PXTR_HEADS.index("comment")]
+    scored = rolling_pxtr(events, folds=3, plan=RankerPlan(epochs=1, batch=512))["pxtr"][:, PXTR_HEADS.index("comment")]
     assert np.isnan(scored[days <= last]).all()
     assert not np.isnan(scored[days > last]).any()
 
@@ -225,7 +352,7 @@ def test_folds_keep_days_whole(events):
 @pytest.fixture(scope="module")
 def trained(events, tmp_path_factory):
     out = tmp_path_factory.mktemp("ranker") / "model"
-    return train_ranker(events, None, out, epochs=3, batch=256, holdout_days=1)
+    return train_ranker(events, None, out, plan=RankerPlan(epochs=3, batch=256), holdout_days=1)
 
 
 def test_it_learns(trained):
@@ -257,21 +384,37 @@ def test_annotate_fills_the_events(trained, events):
 def test_frozen_predictions_ignore_labels_after_the_cut(trained, events):
     cut = trained.config["training"]["trained_until_ms"]
     rows = np.flatnonzero(events["time_ms"] >= cut)
-    flipped = flip_from(events, cut // 86_400_000)
+    flipped = flip_from(events, cut)
     net = load_ranker(trained)
     one, other = (predict(net, trained.tables, log, rows, cut_ms=cut) for log in (events, flipped))
     np.testing.assert_array_equal(one, other)
 
 
-def test_a_run_that_stops_can_go_on(events, tmp_path):
+@pytest.mark.parametrize("steps", [5, 12, 14])
+def test_a_run_that_stops_can_go_on(events, tmp_path, steps):
+    """In the middle of the first stage, at its end, in the second."""
     some = events.take(np.arange(2000))
-    options = {"epochs": 2, "batch": 256}
-    whole = train_ranker(some, None, tmp_path / "whole", **options)
-    half = train_ranker(some, None, tmp_path / "half", steps=5, **options)
-    rest = train_ranker(some, None, tmp_path / "rest", resume=half.path, **options)
+    half_timed = np.where(np.arange(2000) < 1000, -1, some["time_ms"])
+    some = some.with_columns(time_ms=half_timed, known_at_ms=half_timed)
+    plan = RankerPlan(epochs=2, history_epochs=2, batch=192)
+    whole = train_ranker(some, None, tmp_path / "whole", plan=plan)
+    assert [stage["steps"] for stage in whole.config["training"]["stages"]] == [12, 12]
+    half = train_ranker(some, None, tmp_path / "half", plan=plan, steps=steps)
+    rest = train_ranker(some, None, tmp_path / "rest", plan=plan, resume=half.path)
     assert half.version != whole.version
     assert rest.version == whole.version
     assert whole.metrics.keys() == {"final_loss"}
+
+
+def test_a_time_budget_is_shared_out():
+    plan = RankerPlan(epochs=2, history_epochs=1, max_seconds=10)
+    log = Events({"user_id": np.ones(9), "video_id": np.ones(9), "time_ms": np.array([-1] * 6 + [5] * 3)})
+    stages = plan.stages(log)
+    assert [rows.tolist() for rows, _ in stages] == [list(range(6)), [6, 7, 8]]
+    assert [schedule.max_seconds for _, schedule in stages] == [5.0, 5.0]
+    assert [schedule.table_rate for _, schedule in stages] == [plan.table_rate, plan.table_rate_after_history]
+    ((_, alone),) = plan.stages(log.take(np.arange(6, 9)))
+    assert (alone.max_seconds, alone.table_rate) == (10.0, plan.table_rate)
 
 
 def test_wrong_uses_are_refused(events, trained, tmp_path):
