@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from benchmarks import figures
 from benchmarks.stats import Interval
 from contract.errors import MissingExtra
+from contract.files import replacing
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -28,9 +28,8 @@ def write_report(
 
 
 def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text)
-    os.replace(aside, path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def render_page(

@@ -5,7 +5,6 @@ A catalogue holds public facts only. Null is -1 for integers and MISSING_KEY for
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import EventError, MissingExtra
+from contract.files import replacing
 from contract.vocabulary import MISSING_KEY, NULL_INT, TAGS_MAX
 
 CATALOGUE_VERSION = "kir-catalogue/1"
@@ -163,13 +163,8 @@ def _write(path: Path, table: _Table, version: str) -> Path:
         flat = pa.array(values.reshape(-1), type=pa.from_numpy_dtype(dtype))
         columns[field.name] = flat if width is None else pa.FixedSizeListArray.from_arrays(flat, width)
     arrow = pa.table(columns).replace_schema_metadata({"schema": version})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(aside, "wb") as file:
+    with replacing(path) as file:
         pq.write_table(arrow, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
     return path
 
 

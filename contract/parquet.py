@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from contract.errors import EventError, MissingExtra
 from contract.events import COLUMN, EVENT_COLUMNS, SCHEMA_VERSION, EventColumn, Events, null_column
+from contract.files import replacing
 from contract.vocabulary import MISSING_KEY, PXTR_HEADS, TAGS_MAX, X_PXTR
 
 
@@ -49,13 +49,8 @@ def write_events(path: str | Path, events: Events) -> Path:
     schema = event_schema()
     arrays = [_to_arrow(pa, c, events[c.name], schema.field(c.name).type) for c in EVENT_COLUMNS]
     table = pa.Table.from_arrays(arrays, schema=schema)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(aside, "wb") as file:
+    with replacing(path) as file:
         pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
     return path
 
 

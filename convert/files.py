@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from contract.errors import InputError
+from contract.files import flush, replacing
 from training.checkpoint import swap_directory
 
 
@@ -20,27 +21,9 @@ def sha256_of(path: str | Path) -> str:
 
 def write_durably(path: str | Path, content: bytes) -> Path:
     """Write aside, fsync, rename, fsync the directory. An interruption leaves the old file or the new one."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    flush(path.parent)
-    return path
-
-
-def flush(path: str | Path) -> None:
-    """fsync a file or a directory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with replacing(path) as file:
+        file.write(content)
+    return Path(path)
 
 
 def flush_tree(root: str | Path) -> None:

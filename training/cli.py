@@ -296,7 +296,12 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--from-ms", type=int, help="score what was shown from here on (default: where training ended)")
     add("--holdout-days", type=int, help="score the log's last days instead")
     add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
-    add("--dump", type=Path, metavar="FILE", help="write every query's rank and first items there (Parquet)")
+    add(
+        "--dump",
+        type=Path,
+        metavar="FILE",
+        help="write what was scored there (Parquet): retrieval's ranked lists, or each impression's score",
+    )
     add("--top", type=_positive, default=100, help="length of the dumped lists (default: %(default)s)")
     add("--from-dump", type=Path, metavar="FILE", help="work the metrics out anew from a dump, without model and data")
     add("--json", type=Path, metavar="FILE", help="write the metrics there as well")

@@ -1,6 +1,7 @@
 """What `kir evaluate` does: any checkpoint on any data in a known layout, or a dump without either.
 
 kir evaluate runs/kuaiformer --data ml-1m:../shared/data/ml-1m --split test --dump lists.parquet
+kir evaluate runs/ranker --data kuairand:../shared/data/kuairand-pure --holdout-days 2 --dump scores.parquet
 kir evaluate --from-dump lists.parquet
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 
 from contract.errors import InputError
 from contract.events import Events
+from training import within_user
 from training.checkpoint import CONFIG, Checkpoint, load_checkpoint
 from training.days import cut_before_last_days
 from training.readers import LogData, open_data
@@ -107,6 +109,9 @@ class Evaluation:
 
 def evaluate_dump(path: Path) -> Evaluation:
     """The metrics of a dump or a saved result, worked out anew from the file alone."""
+    if within_user.is_scores(path):
+        ranked = within_user.evaluate(within_user.read_scores(path))
+        return Evaluation(ranked.table(), {"metrics": ranked.values, "result": ranked.to_dict()})
     result = RetrievalResult.load(path)
     return Evaluation(result.table(), {"metrics": result.values, "result": result.to_dict()})
 
@@ -114,7 +119,7 @@ def evaluate_dump(path: Path) -> Evaluation:
 def evaluate_checkpoint(
     path: Path, data_name: str, cut: Cut, *, split: str | None = None, dump: Path | None = None, top: int = 100
 ) -> Evaluation:
-    """Score a checkpoint of any kind; split, dump and top are for retrieval. Raises InputError where they don't fit."""
+    """Score a checkpoint of any kind; split and top are for retrieval. Raises InputError where they don't fit."""
     kind = kind_of(path)
     if kind == "baseline":
         raise InputError(
@@ -125,20 +130,32 @@ def evaluate_checkpoint(
     checkpoint = load_checkpoint(path)
     if checkpoint.kind == "kuaiformer":
         return _retrieval(checkpoint, data_name, cut, split or "val", dump, top)
-    if split is not None or dump is not None:
-        raise InputError("--split and --dump are for retrieval", where=path, got=f"a checkpoint of kind {kind}")
+    if split is not None:
+        raise InputError("--split is for retrieval", where=path, got=f"a checkpoint of kind {kind}")
     data = open_data(data_name)
     if not isinstance(data, LogData):
         raise InputError("these data have no events, so they are for retrieval alone", where=f"--data {data_name}")
+    cut_ms: int | None
     if checkpoint.kind == "kir":
-        cut_ms, metrics = _kir(checkpoint, data.events, cut)
+        cut_ms, metrics, scored = _kir(checkpoint, data.events, cut)
     else:
         from training.ranker_train import evaluate_ranker
 
         cut_ms = cut.of(data.events, trained_until(path))
-        metrics = evaluate_ranker(checkpoint, data.events, cut_ms)
-    facts = {"version": checkpoint.version, "data": data_name, "cut_ms": cut_ms, "metrics": metrics}
-    return Evaluation(metrics_text(checkpoint.version, metrics), facts)
+        metrics, scored = evaluate_ranker(checkpoint, data.events, cut_ms)
+    facts: dict[str, Any] = {"version": checkpoint.version, "data": data_name, "cut_ms": cut_ms, "metrics": metrics}
+    if dump is not None and not scored:
+        raise InputError("no long_view was observed, so there is nothing to dump", where=f"--data {data_name}")
+    if not scored:
+        return Evaluation(metrics_text(checkpoint.version, metrics), facts)
+    about = {"version": checkpoint.version, "data": data_name, "cut_ms": cut_ms}
+    results = [within_user.evaluate(replace(one, about=about)) for one in scored]
+    if dump is not None:
+        within_user.write_scores(dump, results[0].scored)
+    facts["within_user"] = [one.to_dict() for one in results]
+    facts["comparison"] = {name: one.to_json() for name, one in within_user.compare(*results).items()}
+    text = f"{metrics_text(checkpoint.version, metrics)}\n{within_user.results_table(results, first_against=True)}"
+    return Evaluation(text, facts)
 
 
 def _retrieval(checkpoint: Checkpoint, data_name: str, cut: Cut, which: str, dump: Path | None, top: int) -> Evaluation:
@@ -169,10 +186,13 @@ def _retrieval_facts(
     }
 
 
-def _kir(checkpoint: Checkpoint, events: Events, cut: Cut) -> tuple[int | None, dict[str, Any]]:
+def _kir(
+    checkpoint: Checkpoint, events: Events, cut: Cut
+) -> tuple[int | None, dict[str, Any], list[within_user.ScoredLog]]:
     """Metrics of the reranker on events from the cut on; without one, on the latest share that training held out."""
     from training.kir import load_kir
     from training.kir_data import prepare
+    from training.kir_eval import scored_views
     from training.kir_train import KirTask, split_by_time
     from training.kir_train import evaluate as evaluate_kir
 
@@ -184,9 +204,10 @@ def _kir(checkpoint: Checkpoint, events: Events, cut: Cut) -> tuple[int | None, 
     else:
         cut_ms = cut.of(events, None)
         held_out, which = data.events["time_ms"] >= cut_ms, f"from {cut_ms} ms on"
-    found = evaluate_kir(KirTask(net, checkpoint.tables), data, held_out, facts["watch_share_threshold"])
+    task = KirTask(net, checkpoint.tables)
+    found = evaluate_kir(task, data, held_out, facts["watch_share_threshold"])
     protocol = f"{int(held_out.sum())} impressions, {which}; watched lists as the phone had them; GAUC per user"
-    return cut_ms, {**found, "protocol": protocol}
+    return cut_ms, {**found, "protocol": protocol}, scored_views(checkpoint.version, task, data, held_out, protocol)
 
 
 def metrics_text(title: str, metrics: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from contract.vocabulary import MISSING_KEY, PXTR_HEADS, TASKS
 from training.kir_data import Batches, KirData
+from training.within_user import ScoredLog
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -92,6 +93,24 @@ def score(task: Any, batches: Batches) -> tuple[Floats, NDArray[np.int64]]:
     if not events:
         return np.zeros((0, len(TASKS)), np.float32), np.zeros(0, np.int64)
     return np.concatenate(scores), np.concatenate(events)
+
+
+def scored_views(name: str, task: Any, data: KirData, of: Bools, protocol: str) -> list[ScoredLog]:
+    """effective_view on the events `of`, beside the server's own scores: where both label and scores are there."""
+    scores_nT, rows = score(task, Batches(data, task.net.spec, task.tables, of, windows=256))
+    t = TASKS.index("effective_view")
+    known = ~np.isnan(data.labels_nT[rows, t])
+    rows, scores_nT = rows[known], scores_nT[known]
+    if not len(rows):
+        return []
+    order = np.argsort(rows)  # as the log has them
+    rows, chance = rows[order], 1.0 / (1.0 + np.exp(-scores_nT[order, t].astype(np.float64)))
+    seen, label = data.events.take(rows), data.labels_nT[rows, t]
+    server, kind = server_scores(data, rows)
+    return [
+        ScoredLog.of(name, seen, label, chance, protocol, probability=True),
+        ScoredLog.of(f"server ({kind})", seen, label, server, protocol, probability=kind.startswith("pxtr")),
+    ]
 
 
 def fused(scores_nT: Floats, fusion: Mapping[str, float]) -> Floats:

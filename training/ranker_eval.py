@@ -5,13 +5,12 @@ Shapes: n impressions, X pXTR heads.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.events import Events
 from contract.vocabulary import PXTR_HEADS
+from training.within_user import METRICS, ScoredLog, per_user
 
 PSEUDO_COUNTS = 20.0  # of the baseline's smoothed rate
 
@@ -30,28 +29,10 @@ def auc(labels: NDArray[np.integer], scores: NDArray[np.floating]) -> float:
 def within_user_ranking(
     users: NDArray[np.uint64], labels: NDArray[np.integer], scores: NDArray[np.floating]
 ) -> dict[str, float]:
-    """GAUC: AUC per user weighted by positives, over users with both classes. nDCG@5: over all users, 0 without a
-    positive.
-
-    `primary` is the mean of the two. Ties of nDCG keep the order of the log.
-    """
-    order = np.lexsort((np.arange(len(users)), users))
-    borders = (
-        np.flatnonzero(np.r_[True, users[order][1:] != users[order][:-1], True]) if len(users) else np.zeros(1, int)
-    )
-    weighted, weight, gains = 0.0, 0, []
-    discount = 1.0 / np.log2(np.arange(2, 7))
-    for first, last in pairwise(borders):
-        label, score = labels[order[first:last]] == 1, scores[order[first:last]]
-        positives = int(label.sum())
-        best = np.argsort(-score, kind="stable")[:5]
-        gains.append(float((label[best] * discount[: len(best)]).sum() / discount[: max(min(positives, 5), 1)].sum()))
-        if 0 < positives < len(label):
-            weighted += positives * auc(label.astype(int), score)
-            weight += positives
-    gauc = weighted / weight if weight else float("nan")
-    ndcg = float(np.mean(gains)) if gains else float("nan")
-    return {"gauc": gauc, "ndcg@5": ndcg, "primary": (gauc + ndcg) / 2}
+    """primary, gauc and ndcg@5 by the protocol of `training.within_user`."""
+    found = per_user(users, labels, np.asarray(scores, np.float64))
+    values = found.values(np.ones((1, len(found.user_id))))[0] if len(users) else np.full(len(METRICS), np.nan)
+    return dict(zip(METRICS, values.tolist(), strict=True))
 
 
 def item_rate(earlier: Events, video_id: NDArray[np.uint64], head: str = "long_view") -> NDArray[np.float64]:
@@ -85,6 +66,23 @@ def ranker_metrics(events: Events, pxtr_nX: NDArray[np.float32], earlier: Events
         floor = within_user_ranking(users, labels, item_rate(earlier, events["video_id"][seen]))
         found |= _numbers("item_rate_", floor)
     return found
+
+
+def scored_long_views(
+    name: str, events: Events, pxtr_nX: NDArray[np.float32], earlier: Events, protocol: str
+) -> list[ScoredLog]:
+    """The long_view head and the item rate on the same impressions: those whose label was observed and that the head
+    scored. Empty where there are none."""
+    chance = pxtr_nX[:, PXTR_HEADS.index("long_view")]
+    rows = np.flatnonzero((events["long_view"] >= 0) & ~np.isnan(chance))
+    if not len(rows):
+        return []
+    seen = events.take(rows)
+    rate = item_rate(earlier, seen["video_id"])
+    return [
+        ScoredLog.of(name, seen, seen["long_view"], chance[rows], protocol, probability=True),
+        ScoredLog.of("item rate", seen, seen["long_view"], rate, protocol, probability=True),
+    ]
 
 
 def _numbers(prefix: str, metrics: dict[str, float]) -> dict[str, float]:

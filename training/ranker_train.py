@@ -23,10 +23,11 @@ from training.checkpoint import Checkpoint, TrainingState, load_checkpoint, mode
 from training.days import before, cut_before_last_days, days_of
 from training.ranker import SERVED, Ranker, RankerConfig, preset_config
 from training.ranker_data import RankerBatch, RankerData
-from training.ranker_eval import ranker_metrics, ranker_protocol
+from training.ranker_eval import ranker_metrics, ranker_protocol, scored_long_views
 from training.ranker_loss import ranker_loss
 from training.tables import SparseTables, table_keys
 from training.trainer import TrainConfig, Trainer, keep_log, log_beside
+from training.within_user import ScoredLog
 
 
 class RankerTask(nn.Module):
@@ -316,16 +317,29 @@ def train_ranker(
     return saved
 
 
-def evaluate_ranker(checkpoint: Checkpoint, events: Events, cut_ms: int) -> dict[str, Any]:
-    """Metrics on impressions from `cut_ms` on, histories frozen there; the protocol in words under "protocol"."""
+def evaluate_ranker(checkpoint: Checkpoint, events: Events, cut_ms: int) -> tuple[dict[str, Any], list[ScoredLog]]:
+    """Metrics on impressions from `cut_ms` on, histories frozen there, the protocol in words under "protocol"; and how
+    the long_view head scored each of them, beside the item rate (none where no label was observed)."""
     offset = float(checkpoint.config["training"]["utc_offset_hours"])
-    return _measure(load_ranker(checkpoint), checkpoint.tables, events, cut_ms, offset)
+    net = load_ranker(checkpoint)
+    rows, pxtr = _predict_from(net, checkpoint.tables, events, cut_ms, offset)
+    later, earlier = events.take(rows), before(events, cut_ms)
+    protocol = ranker_protocol(later, cut_ms)
+    metrics = {**ranker_metrics(later, pxtr, earlier), "protocol": protocol}
+    return metrics, scored_long_views(checkpoint.version, later, pxtr, earlier, protocol)
+
+
+def _predict_from(
+    net: Ranker, tables: SparseTables, events: Events, cut_ms: int, utc_offset_hours: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Impressions from `cut_ms` on, and their pXTR with histories frozen there."""
+    rows = np.flatnonzero(events["time_ms"] >= cut_ms)
+    return rows, predict(net, tables, events, rows, utc_offset_hours=utc_offset_hours, cut_ms=cut_ms)
 
 
 def _measure(net: Ranker, tables: SparseTables, events: Events, cut_ms: int, utc_offset_hours: float) -> dict[str, Any]:
-    rows = np.flatnonzero(events["time_ms"] >= cut_ms)
+    rows, pxtr = _predict_from(net, tables, events, cut_ms, utc_offset_hours)
     later = events.take(rows)
-    pxtr = predict(net, tables, events, rows, utc_offset_hours=utc_offset_hours, cut_ms=cut_ms)
     return {**ranker_metrics(later, pxtr, before(events, cut_ms)), "protocol": ranker_protocol(later, cut_ms)}
 
 

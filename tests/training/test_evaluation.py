@@ -129,13 +129,24 @@ def test_sequences_are_evaluated_by_split(sequences, tmp_path, capsys, which):
     assert compare(result, result).metrics["mrr"].mean == 0
 
 
+SERVER = "server (server_position)"  # the simulator tells no pXTR
+
+
 def test_kir_and_ranker_are_evaluated_too(tmp_path, capsys):
     for model in ("kir", "ranker"):
         out, figures = tmp_path / model, tmp_path / f"{model}.json"
         assert run("train", model, "--data", SIM, "--out", out, "--epochs", 1) == 0
-        assert run("evaluate", out, "--data", SIM, "--json", figures) == 0
+        dump = tmp_path / f"{model}.parquet"
+        assert run("evaluate", out, "--data", SIM, "--json", figures, "--dump", dump) == 0
         checkpoint, found = load_checkpoint(out), json.loads(figures.read_text())
         assert "protocol: " in capsys.readouterr().out
+        ours, floor = found["within_user"]
+        assert (ours["name"], floor["name"]) == (checkpoint.version, "item rate" if model == "ranker" else SERVER)
+        apart = found["comparison"]["primary"]["mean"]
+        assert apart == pytest.approx(ours["metrics"]["primary"]["mean"] - floor["metrics"]["primary"]["mean"])
+        assert run("evaluate", "--from-dump", dump, "--json", tmp_path / "again.json") == 0
+        assert "GAUC weighted by positives" in capsys.readouterr().out
+        assert json.loads((tmp_path / "again.json").read_text())["result"] == ours
         shared = [name for name in checkpoint.metrics if name.startswith(("auc", "gauc"))]
         assert shared
         for name in shared:

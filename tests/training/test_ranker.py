@@ -365,9 +365,10 @@ def test_it_learns(trained):
 
 def test_a_checkpoint_scores_as_it_did(trained, events):
     back = load_checkpoint(trained.path, kind="ranker")
-    assert evaluate_ranker(back, events, back.config["training"]["trained_until_ms"]) == {
-        name: value for name, value in trained.metrics.items() if name != "final_loss"
-    }
+    found, scored = evaluate_ranker(back, events, back.config["training"]["trained_until_ms"])
+    assert found == {name: value for name, value in trained.metrics.items() if name != "final_loss"}
+    assert [one.name for one in scored] == [trained.version, "item rate"]
+    assert within_user_ranking(scored[0].user_id, scored[0].label, scored[0].score)["gauc"] == found["gauc"]
     assert RankerConfig.from_dict(back.model_config).trained_heads == labelled_heads(events)
 
 

@@ -1,0 +1,120 @@
+"""ListReward and the adaptive beam search over it (KIR, CIKM 2022, section 5, Eq. 4 to 6, Algorithm 1).
+
+    LR(P) = Σ_i s_i · r_i        s_1 = 1, s_i = Π_{j<i} h_j
+
+r_i is the value of the video in place i given what is placed before it, h_j the probability that the user watches on
+after place j. Each step expands every kept list by every unused candidate and keeps the best k of all of them; the
+search stops once the kept rewards are so close that going on would hardly change who stands first.
+
+Shapes: k lists kept, m candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import InputError
+
+Floats = NDArray[np.floating]
+# Lists of candidates, all of one length -> rewards r and survivals h of each candidate in the next place, [lists, m].
+Expand = Callable[[Sequence[tuple[int, ...]]], tuple[Floats, Floats]]
+
+STABLE, EXHAUSTED, DEPTH, TIME = "stable", "exhausted", "depth", "time"
+
+
+@dataclass(frozen=True)
+class BeamPlan:
+    """beams: k. depth: most places that are looked ahead. stability: t of Eq. 6. shown: n, videos that are decided now.
+
+    One beam is greedy: a single list is always stable, so the search ends when `shown` places are filled.
+    """
+
+    beams: int = 2
+    depth: int = 4
+    stability: float = 0.95
+    shown: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.beams, self.shown) < 1 or self.depth < self.shown:
+            got = {"beams": self.beams, "depth": self.depth, "shown": self.shown}
+            raise InputError("a beam search needs 1 beam and 1 place at least", got=got, allowed="depth ≥ shown ≥ 1")
+        if not 0 <= self.stability <= 1:
+            raise InputError("stability lies between 0 and 1", got=self.stability)
+
+
+@dataclass(frozen=True)
+class BeamResult:
+    """items: the best list, as far as it was searched; reward: its LR; steps: places that were searched; stability: of
+    the last step; ended: stable | exhausted (no candidate left) | depth | time."""
+
+    items: tuple[int, ...]
+    reward: float
+    steps: int
+    stability: float
+    ended: str
+
+
+def beam_search(
+    expand: Expand,
+    m: int,
+    plan: BeamPlan,
+    *,
+    allowed: NDArray[np.bool_] | None = None,
+    out_of_time: Callable[[], bool] | None = None,
+) -> BeamResult:
+    """Search lists of the candidates 0 … m − 1. Ties go to the list kept earlier, then to the smaller index.
+
+    allowed      bool [m], which candidates may stand first (all of them may follow); None = all
+    out_of_time  asked before every step but the first; the best list so far is the answer then
+    Raises InputError when nothing may be shown or a value is not finite.
+    """
+    first = np.ones(m, bool) if allowed is None else allowed
+    if m < 1 or not first.any():
+        raise InputError("no candidate to choose from", got=m)
+    lists: list[tuple[int, ...]] = [()]
+    reward_k, survive_k = np.zeros(1), np.ones(1)
+    stability, ended = 1.0, EXHAUSTED
+    for step in range(min(m, plan.depth)):
+        if step and out_of_time is not None and out_of_time():
+            ended = TIME
+            break
+        value_km, go_on_km = expand(lists)
+        total_km = reward_k[:, None] + survive_k[:, None] * value_km
+        if not np.isfinite(total_km).all() or not np.isfinite(go_on_km).all():
+            raise InputError("a list's reward is not finite", where=f"step {step + 1}")
+        open_km = np.ones(total_km.shape, bool) if step else first[None]
+        for row, items in enumerate(lists):
+            open_km[row, list(items)] = False
+        ranked = np.where(open_km, total_km, -np.inf).ravel()
+        kept = np.argsort(-ranked, kind="stable")[: min(plan.beams, int(open_km.sum()))]
+        rows, columns = np.divmod(kept, m)
+        reward_k, survive_k = ranked[kept], survive_k[rows] * go_on_km[rows, columns]
+        lists = [(*lists[row], int(column)) for row, column in zip(rows, columns, strict=True)]
+        stability = stability_of(reward_k)
+        if step + 1 >= plan.shown and stability > plan.stability:
+            ended = STABLE
+            break
+    else:
+        ended = EXHAUSTED if m <= plan.depth else DEPTH
+    return BeamResult(lists[0], float(reward_k[0]), len(lists[0]), stability, ended)
+
+
+def stability_of(rewards: Floats) -> float:
+    """min / max (Eq. 6). Equal rewards are stable whatever they are; a negative one among unequal ones is not."""
+    low, high = float(rewards.min()), float(rewards.max())
+    if low == high:
+        return 1.0
+    return low / high if low >= 0 else 0.0
+
+
+def list_reward(values: Sequence[float], survivals: Sequence[float]) -> float:
+    """LR of one list from its r and h, place by place (Eq. 4 and 5)."""
+    total, s = 0.0, 1.0
+    for value, survival in zip(values, survivals, strict=True):
+        total += s * value
+        s *= survival
+    return total
