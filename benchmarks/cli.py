@@ -7,6 +7,7 @@ kir bench loss --targets 512 --candidates 500 --rounds 2   # the softmax loss be
 kir bench training --preset tiny --rounds 2 --steps 2  # a training step in float32 and bfloat16, half a minute
 kir bench swipe --cdn demo-out/cdn                     # latency of a swipe's parts beside the whole net
 kir bench baseline sasrec --data events:runs/data --out runs/sasrec --epochs 2
+kir bench ranking runs/ranker --baseline item-rate,lightgbm --data events:runs/data   # within users, paired
 kir bench retrieval runs/kuaiformer runs/sasrec --baseline popularity,item-cf --data events:runs/data
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     closed.add_argument("--json", type=Path, help="write the result here as well")
     retrieval = kinds.add_parser("retrieval", help="retrieval models on the same queries, with paired differences")
     _add_retrieval_arguments(retrieval.add_argument)
+    ranking = kinds.add_parser("ranking", help="models that score impressions, within users, with paired differences")
+    _add_ranking_arguments(ranking.add_argument)
     ablation = kinds.add_parser("ablation", help="KuaiFormer with one change at a time: quality and cost, arm by arm")
     _add_ablation_arguments(ablation.add_argument)
     since = kinds.add_parser("incremental", help="updates of KuaiFormer against the old model and training from zero")
@@ -172,6 +175,18 @@ def _add_retrieval_arguments(add: Callable[..., Any]) -> None:
     add("--json", type=Path, help="write the result here as well")
 
 
+def _add_ranking_arguments(add: Callable[..., Any]) -> None:
+    add("models", nargs="*", metavar="MODEL", help="[NAME=]PATH[,PATH…]: dump of scores or ranker; more = seeds")
+    add("--baseline", default="", help="baselines to make here, with commas: item-rate, fm, lightgbm")
+    add("--data", help="the log of checkpoints and baselines: kuairand:PATH | events:PATH | sim:…")
+    add("--from-ms", type=int, help="score what was shown from here on (default: where the latest training ended)")
+    add("--holdout-days", type=int, help="score the log's last days instead")
+    add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
+    add("--seed", type=int, default=0, help="of the trained baselines (default: %(default)s)")
+    add("--out", type=Path, default=Path("runs/ranking"), help="scores of every model (default: %(default)s)")
+    add("--json", type=Path, help="write the result here as well")
+
+
 def _add_encoder_arguments(add: Callable[..., Any]) -> None:
     add("--checkpoint", type=Path, help="KuaiFormer checkpoint (default: random weights, width 256, 6 layers)")
     add("--hidden", type=int, help="feed-forward width of the random net (default: 688)")
@@ -210,6 +225,7 @@ def run_bench(args: argparse.Namespace) -> int:
         "encoder": _run_encoder,
         "incremental": _run_incremental,
         "loss": _run_loss,
+        "ranking": _run_ranking,
         "retrieval": _run_retrieval,
         "swipe": _run_swipe,
         "training": _run_training,
@@ -275,18 +291,39 @@ def _run_training(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return measure_training(recipe, args.data, rounds=args.rounds, steps=args.steps, rows=args.rows)
 
 
+def _run_ranking(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.ranking import bench_ranking
+    from training.evaluation import Cut
+
+    names = ("baseline", "data", "from_ms", "holdout_days", "utc_offset_hours", "seed", "out")
+    return bench_ranking(
+        args.models,
+        [name for name in args.baseline.split(",") if name],
+        args.out,
+        _command("ranking", args, names),
+        data=args.data,
+        cut=Cut(args.from_ms, args.holdout_days, _offset(args)),
+        seed=args.seed,
+    )
+
+
+def _command(bench: str, args: argparse.Namespace, names: Sequence[str]) -> str:
+    """What was typed, flags that say nothing left out."""
+    given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
+    flags = [str(word) for flag, value in given.items() if value not in (None, "", 0) for word in (flag, value)]
+    return shlex.join(["kir", "bench", bench, *args.models, *flags])
+
+
 def _run_retrieval(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.retrieval import bench_retrieval
     from training.evaluation import Cut
 
     names = ("baseline", "data", "split", "from_ms", "holdout_days", "utc_offset_hours", "top", "out")
-    given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
-    flags = [str(word) for flag, value in given.items() if value not in (None, "", 0) for word in (flag, value)]
     return bench_retrieval(
         args.models,
         [name for name in args.baseline.split(",") if name],
         args.out,
-        shlex.join(["kir", "bench", "retrieval", *args.models, *flags]),
+        _command("retrieval", args, names),
         data=args.data,
         split=args.split,
         cut=Cut(args.from_ms, args.holdout_days, _offset(args)),

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +144,7 @@ class WithinUserResult:
     auc: float
     ece: float | None
 
-    @cached_property
-    def users(self) -> PerUser:
-        return per_user(self.scored.user_id, self.scored.label, self.scored.score)
+    users: PerUser = field(repr=False)
 
     @property
     def values(self) -> dict[str, float]:
@@ -171,24 +168,48 @@ def evaluate(scored: ScoredLog, *, seed: int = 0, draws: int = DRAWS) -> WithinU
     if not len(scored):
         raise InputError("nothing to evaluate", where=scored.name, got="0 impressions")
     users = per_user(scored.user_id, scored.label, scored.score)
-    found = users.values(np.ones((1, len(users.user_id))))[0]
-    low, high = _bounds(_draw([users], seed, draws)[0])
-    metrics = {name: Interval(*map(float, (found[i], low[i], high[i]))) for i, name in enumerate(METRICS)}
     everyone = per_user(np.zeros(len(scored), np.uint64), scored.label, scored.score)
     auc = float(everyone.weighted_auc[0] / everyone.weight[0]) if everyone.weight[0] else float("nan")
-    return WithinUserResult(scored, metrics, auc, ece(scored.label, scored.score) if scored.probability else None)
+    off = ece(scored.label, scored.score) if scored.probability else None
+    return WithinUserResult(scored, _intervals(users, seed, draws), auc, off, users)
 
 
-def compare(
-    ours: WithinUserResult, theirs: WithinUserResult, *, seed: int = 0, draws: int = DRAWS
-) -> dict[str, Interval]:
-    """Paired bootstrap of ours − theirs over users. Raises InputError when the impressions differ."""
+def mean_of(results: Sequence[WithinUserResult], *, seed: int = 0, draws: int = DRAWS) -> WithinUserResult:
+    """Several seeds of one model as one result: what they add is averaged user by user, so intervals are over users,
+    for these seeds. Raises InputError when the impressions differ."""
+    first = results[0]
+    for one in results[1:]:
+        _same_impressions(first, one)
+    parts = {name: np.mean([getattr(one.users, name) for one in results], axis=0) for name in ("weighted_auc", "ndcg")}
+    users = replace(first.users, **parts)
+    name = f"{first.scored.name} (mean of {len(results)})"
+    off = [one.ece for one in results if one.ece is not None]
+    return WithinUserResult(
+        replace(first.scored, name=name), _intervals(users, seed, draws), float(np.mean([one.auc for one in results])),
+        float(np.mean(off)) if off else None, users,
+    )  # fmt: skip
+
+
+def _intervals(users: PerUser, seed: int, draws: int) -> dict[str, Interval]:
+    found = users.values(np.ones((1, len(users.user_id))))[0]
+    low, high = _bounds(_draw([users], seed, draws)[0])
+    return {name: Interval(*map(float, (found[i], low[i], high[i]))) for i, name in enumerate(METRICS)}
+
+
+def _same_impressions(ours: WithinUserResult, theirs: WithinUserResult) -> None:
     for name in ("user_id", "video_id", "time_ms", "label"):
         if not np.array_equal(getattr(ours.scored, name), getattr(theirs.scored, name)):
             raise InputError(
                 "results of different impressions can't be compared", where=f"{ours.scored.name}, {theirs.scored.name}",
                 got=f"column '{name}' differs", fix="score the same log, in one order",
             )  # fmt: skip
+
+
+def compare(
+    ours: WithinUserResult, theirs: WithinUserResult, *, seed: int = 0, draws: int = DRAWS
+) -> dict[str, Interval]:
+    """Paired bootstrap of ours − theirs over users. Raises InputError when the impressions differ."""
+    _same_impressions(ours, theirs)
     everyone = np.ones((1, len(ours.users.user_id)))
     apart = (ours.users.values(everyone) - theirs.users.values(everyone))[0]
     drawn = _draw([ours.users, theirs.users], seed, draws)
