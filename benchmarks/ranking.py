@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 BASELINES = ("item-rate", "fm", "lightgbm")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Asked:
     """The log and where it is cut: impressions from `cut_ms` on are scored, what lies before may be learnt from."""
 
@@ -38,9 +39,12 @@ class Asked:
     cut_ms: int
     utc_offset_hours: float
 
-    @property
-    def later(self) -> Events:
-        return self.events.take(np.flatnonzero(self.events["time_ms"] >= self.cut_ms))
+    @cached_property
+    def sides(self) -> tuple[Events, Events]:
+        """Before the cut, and from it on."""
+        from training.days import split_at
+
+        return split_at(self.events, self.cut_ms, self.utc_offset_hours)
 
 
 def bench_ranking(
@@ -125,7 +129,7 @@ def _scored(path: Path, asked: Asked | None, log: Callable[[str], object]) -> Sc
     if not path.is_dir():
         return read_scores(path)
     assert asked is not None, "checkpoints come with data"
-    log(f"{path}: scoring {len(asked.later)} impressions")
+    log(f"{path}: scoring {len(asked.sides[1])} impressions")
     scored = evaluate_ranker(load_checkpoint(path, kind="ranker"), asked.events, asked.cut_ms)[1]
     if not scored:
         raise InputError("no long_view was observed or predicted", where=path)
@@ -133,23 +137,23 @@ def _scored(path: Path, asked: Asked | None, log: Callable[[str], object]) -> Sc
 
 
 def _baseline(name: str, asked: Asked | None, seed: int, log: Callable[[str], object]) -> Arm:
-    from training.days import before
     from training.ranker_eval import item_rate, ranker_protocol
     from training.within_user import ScoredLog
 
     assert asked is not None, "baselines come with data"
-    log(f"{name}: from {len(asked.events) - len(asked.later)} earlier impressions")
-    later = asked.later
+    earlier, later = asked.sides
+    log(f"{name}: from {len(earlier)} earlier impressions")
+    offset = asked.utc_offset_hours
     if name == "fm":
         from benchmarks.baselines.fm import fm_scores
 
-        scores = fm_scores(asked.events, asked.cut_ms, seed=seed)
+        scores = fm_scores(asked.events, asked.cut_ms, seed=seed, utc_offset_hours=offset)
     elif name == "lightgbm":
         from benchmarks.baselines.gbm import gbm_scores
 
-        scores = gbm_scores(asked.events, asked.cut_ms, seed=seed, utc_offset_hours=asked.utc_offset_hours)
+        scores = gbm_scores(asked.events, asked.cut_ms, seed=seed, utc_offset_hours=offset)
     else:
-        scores = item_rate(before(asked.events, asked.cut_ms), later["video_id"])
+        scores = item_rate(earlier, later["video_id"])
     seen = np.flatnonzero(later["long_view"] >= 0)
     told = later.take(seen)
     protocol = ranker_protocol(later, asked.cut_ms)

@@ -8,13 +8,20 @@ from numpy.typing import NDArray
 from contract.errors import EventError, InputError
 from contract.events import Events
 
-DAY_MS = 86_400_000
+DAY_MS, HOUR_MS = 86_400_000, 3_600_000
 
 
 def days_of(events: Events, utc_offset_hours: float = 0.0) -> NDArray[np.int64]:
-    """Day number of each impression where its users live: int64 [n], -1 = no time."""
+    """Day number of each impression where its users live: int64 [n], -1 = no time.
+
+    Around midnight the log's own hour decides: KuaiRand files an impression under the hour in which it was written, up
+    to an hour after it was shown, and its published protocols count days so.
+    """
     local_ms = events["time_ms"] + int(utc_offset_hours * 3_600_000)
-    return np.where(events["time_ms"] < 0, np.int64(-1), local_ms // DAY_MS)
+    day, hour = local_ms // DAY_MS, local_ms % DAY_MS // HOUR_MS
+    apart = np.where(events["hour"] >= 0, events["hour"] - hour, 0)
+    day = day + (apart < -12) - (apart > 12)
+    return np.where(events["time_ms"] < 0, np.int64(-1), day)
 
 
 def cut_before_last_days(events: Events, days: int, utc_offset_hours: float = 0.0) -> int:
@@ -32,6 +39,14 @@ def cut_before_last_days(events: Events, days: int, utc_offset_hours: float = 0.
     return first * DAY_MS - int(utc_offset_hours * 3_600_000)
 
 
-def before(events: Events, cut_ms: int) -> Events:
-    """Impressions shown before the cut, those without a time included."""
-    return events.take(np.flatnonzero(events["time_ms"] < cut_ms))
+def held_out(events: Events, cut_ms: int, utc_offset_hours: float = 0.0) -> NDArray[np.bool_]:
+    """Impressions from the cut on: bool [n]. A cut at midnight goes by `days_of`, any other by the time alone."""
+    day, rest = divmod(cut_ms + int(utc_offset_hours * 3_600_000), DAY_MS)
+    late: NDArray[np.bool_] = events["time_ms"] >= cut_ms if rest else days_of(events, utc_offset_hours) >= day
+    return late
+
+
+def split_at(events: Events, cut_ms: int, utc_offset_hours: float = 0.0) -> tuple[Events, Events]:
+    """What lies before the cut, impressions without a time included, and what comes from it on (`held_out`)."""
+    late = held_out(events, cut_ms, utc_offset_hours)
+    return events.take(np.flatnonzero(~late)), events.take(np.flatnonzero(late))

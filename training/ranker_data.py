@@ -61,7 +61,8 @@ def day_start_ms(events: Events, utc_offset_hours: float) -> Ints:
 
 def known_until_ms(events: Events, utc_offset_hours: float) -> Ints:
     """Up to when the server knew feedback as it chose each impression: int64 [n], -1 = no time."""
-    until_ms, time_ms = day_start_ms(events, utc_offset_hours), events["time_ms"]
+    time_ms = events["time_ms"]
+    until_ms = np.minimum(day_start_ms(events, utc_offset_hours), time_ms)  # a log's day may begin before midnight
     rows = np.flatnonzero((events["page_id"] != "") & (time_ms >= 0))
     if len(rows):
         page = np.unique(events["page_id"][rows].astype(str), return_inverse=True)[1]

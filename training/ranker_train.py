@@ -20,7 +20,7 @@ from contract.events import COLUMN, Events, null_column
 from contract.history import HistoryIndex
 from contract.vocabulary import PXTR_HEADS, X_PXTR
 from training.checkpoint import Checkpoint, TrainingState, load_checkpoint, model_card, save_checkpoint
-from training.days import before, cut_before_last_days, days_of
+from training.days import cut_before_last_days, days_of, held_out, split_at
 from training.ranker import SERVED, Ranker, RankerConfig, preset_config
 from training.ranker_data import RankerBatch, RankerData
 from training.ranker_eval import ranker_metrics, ranker_protocol, scored_long_views
@@ -280,7 +280,7 @@ def train_ranker(
             "checkpoint directory exists", where=out_dir, fix="choose another --out or pass --overwrite"
         )
     cut_ms = cut_before_last_days(events, holdout_days, utc_offset_hours) if holdout_days else None
-    seen = events if cut_ms is None else before(events, cut_ms)
+    seen = events if cut_ms is None else split_at(events, cut_ms, utc_offset_hours)[0]
     if not labelled_heads(seen):
         raise InputError("no label of any head to train on", got=f"{len(seen)} events", allowed=PXTR_HEADS)
     fitted = _fit(
@@ -322,8 +322,8 @@ def evaluate_ranker(checkpoint: Checkpoint, events: Events, cut_ms: int) -> tupl
     the long_view head scored each of them, beside the item rate (none where no label was observed)."""
     offset = float(checkpoint.config["training"]["utc_offset_hours"])
     net = load_ranker(checkpoint)
-    rows, pxtr = _predict_from(net, checkpoint.tables, events, cut_ms, offset)
-    later, earlier = events.take(rows), before(events, cut_ms)
+    pxtr = _predict_from(net, checkpoint.tables, events, cut_ms, offset)
+    earlier, later = split_at(events, cut_ms, offset)
     protocol = ranker_protocol(later, cut_ms)
     metrics = {**ranker_metrics(later, pxtr, earlier), "protocol": protocol}
     return metrics, scored_long_views(checkpoint.version, later, pxtr, earlier, protocol)
@@ -331,16 +331,16 @@ def evaluate_ranker(checkpoint: Checkpoint, events: Events, cut_ms: int) -> tupl
 
 def _predict_from(
     net: Ranker, tables: SparseTables, events: Events, cut_ms: int, utc_offset_hours: float
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Impressions from `cut_ms` on, and their pXTR with histories frozen there."""
-    rows = np.flatnonzero(events["time_ms"] >= cut_ms)
-    return rows, predict(net, tables, events, rows, utc_offset_hours=utc_offset_hours, cut_ms=cut_ms)
+) -> NDArray[np.float32]:
+    """pXTR of the impressions from `cut_ms` on, with histories frozen there."""
+    rows = np.flatnonzero(held_out(events, cut_ms, utc_offset_hours))
+    return predict(net, tables, events, rows, utc_offset_hours=utc_offset_hours, cut_ms=cut_ms)
 
 
 def _measure(net: Ranker, tables: SparseTables, events: Events, cut_ms: int, utc_offset_hours: float) -> dict[str, Any]:
-    rows, pxtr = _predict_from(net, tables, events, cut_ms, utc_offset_hours)
-    later = events.take(rows)
-    return {**ranker_metrics(later, pxtr, before(events, cut_ms)), "protocol": ranker_protocol(later, cut_ms)}
+    earlier, later = split_at(events, cut_ms, utc_offset_hours)
+    pxtr = _predict_from(net, tables, events, cut_ms, utc_offset_hours)
+    return {**ranker_metrics(later, pxtr, earlier), "protocol": ranker_protocol(later, cut_ms)}
 
 
 def load_ranker(checkpoint: Checkpoint) -> Ranker:

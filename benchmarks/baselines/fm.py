@@ -63,13 +63,14 @@ def field_indices(earlier: Events, later: Events) -> tuple[NDArray[np.int64], ND
     return first, second, size
 
 
-def fm_scores(events: Events, cut_ms: int, *, seed: int = 0, epochs: int = EPOCHS) -> NDArray[np.float64]:
+def fm_scores(
+    events: Events, cut_ms: int, *, seed: int = 0, epochs: int = EPOCHS, utc_offset_hours: float = 0.0
+) -> NDArray[np.float64]:
     """Chances of long_view of the impressions from `cut_ms` on, in the log's order."""
-    from training.days import before
+    from training.days import split_at
 
-    earlier = before(events, cut_ms)
+    earlier, later = split_at(events, cut_ms, utc_offset_hours)
     earlier = earlier.take(np.flatnonzero(earlier["long_view"] >= 0))
-    later = events.take(np.flatnonzero(events["time_ms"] >= cut_ms))
     index_nF, later_nF, size = field_indices(earlier, later)
     label_n = torch.from_numpy(earlier["long_view"].astype(np.float32))
     index = torch.from_numpy(index_nF)

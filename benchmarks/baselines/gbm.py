@@ -39,15 +39,14 @@ def gbm_scores(events: Events, cut_ms: int, *, seed: int = 0, utc_offset_hours: 
         import lightgbm
     except ImportError:
         raise MissingExtra("lightgbm", "bench") from None
-    from training.days import before, days_of
+    from training.days import days_of, split_at
 
-    earlier = before(events, cut_ms)
+    earlier, later = split_at(events, cut_ms, utc_offset_hours)
     earlier = earlier.take(np.flatnonzero(earlier["long_view"] >= 0))
     day_of = days_of(earlier, utc_offset_hours)
     days = np.unique(day_of[day_of >= 0])
     if not len(days):
         raise InputError("LightGBM trains on days with times, and none lies before the cut", got=cut_ms)
-    later = events.take(np.flatnonzero(events["time_ms"] >= cut_ms))
     x_nA, rows = by_day(earlier, day_of, days.tolist())
     x_later, names = aggregates(earlier, later)
     data = lightgbm.Dataset(x_nA, earlier["long_view"][rows], feature_name=names, categorical_feature=list(CATEGORICAL))

@@ -17,7 +17,7 @@ from contract.matches import K_MATCHES, match_flags
 from contract.specs import kuaiformer_spec
 from contract.vocabulary import PXTR_HEADS, X_PXTR
 from training.checkpoint import load_checkpoint
-from training.days import cut_before_last_days, days_of
+from training.days import cut_before_last_days, days_of, split_at
 from training.ranker import PRESETS, SHRINK, Ranker, RankerConfig, RankerProbabilities, preset_config
 from training.ranker_data import PAIRS_OF_A_POSITIVE, RankerData, frozen_bounds, known_until_ms, pairs_of
 from training.ranker_eval import auc, item_rate, within_user_ranking
@@ -216,6 +216,20 @@ def test_without_pages_a_choice_sees_the_days_before(events):
     start, end = frozen_bounds(index, log, 0.0)
     some = np.flatnonzero(end > start)
     assert (index.time_ms[end[some] - 1] // 86_400_000 < days_of(log)[some]).all()
+
+
+def test_a_choice_never_sees_itself_around_midnight():
+    """A log that files 23:30 under the next day: the day's start is no time at which 23:30 could be known."""
+    day, half_hour = 86_400_000, 1_800_000
+    log = Events({"user_id": [1, 1, 1], "video_id": [1, 2, 3], "time_ms": [day - half_hour, day - 1, day + 5],
+                  "known_at_ms": [day - half_hour, day - 1, day + 5], "long_view": [1, 1, 1], "hour": [0, 0, 0]})  # fmt: skip
+    assert days_of(log).tolist() == [1, 1, 1]
+    index = HistoryIndex.from_events(log, every=True)
+    start, end = frozen_bounds(index, log, 0.0)
+    for row in range(3):
+        assert row not in index.event[start[row] : end[row]]
+    assert split_at(log, day)[0]["video_id"].tolist() == []
+    assert split_at(log, day - 1)[1]["video_id"].tolist() == [2, 3]
 
 
 def test_rows_without_time_see_what_stands_before_them(events):
