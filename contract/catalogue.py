@@ -35,12 +35,16 @@ ACTIVITY_CLASSES = (
 
 
 class _Table:
-    """Columns of equal length, checked; the first column is the id, unique and never null."""
+    """Columns of equal length, checked; the first column is the id, unique and never null. A column that may be left
+    out is all null then."""
 
     def __post_init__(self) -> None:
         name = type(self).__name__
+        n = len(self._ids)
+        for column in OPTIONAL & {field.name for field in fields(self)}:  # type: ignore[arg-type]
+            if getattr(self, column) is None:
+                object.__setattr__(self, column, np.full(n, MISSING_KEY))
         columns = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
-        n = len(next(iter(columns.values())))
         for column, values in columns.items():
             dtype, width = _KINDS[column]
             shape = (n,) if width is None else (n, width)
@@ -84,6 +88,8 @@ class Catalogue(_Table):
     tags         uint64 [I, TAGS_MAX], padded with MISSING_KEY
     duration_ms  int32 [I]
     upload_ms    int64 [I], Unix milliseconds
+    music_id     uint64 [I], the sound under it; None = unknown of all
+    kind         uint64 [I], how it was made, a key (`contract.keys`) of the log's word for it; None = unknown of all
     """
 
     video_id: NDArray[np.uint64]
@@ -91,6 +97,8 @@ class Catalogue(_Table):
     tags: NDArray[np.uint64]
     duration_ms: NDArray[np.int32]
     upload_ms: NDArray[np.int64]
+    music_id: NDArray[np.uint64] = None  # type: ignore[assignment]  # filled with nulls at creation
+    kind: NDArray[np.uint64] = None  # type: ignore[assignment]
 
     def upload_age_days(self, rows: NDArray[np.int64], time_ms: NDArray[np.int64]) -> NDArray[np.int32]:
         """Whole days from upload to `time_ms` for catalogue rows; -1 when unknown, 0 for a time before the upload.
@@ -119,10 +127,13 @@ _KINDS: dict[str, tuple[Any, int | None]] = {
     "tags": (np.uint64, TAGS_MAX),
     "duration_ms": (np.int32, None),
     "upload_ms": (np.int64, None),
+    "music_id": (np.uint64, None),
+    "kind": (np.uint64, None),
     "user_id": (np.uint64, None),
     "activity": (np.int32, None),
     "register_days": (np.int32, None),
 }
+OPTIONAL = frozenset({"music_id", "kind"})  # older files lack them
 
 
 def write_catalogue(path: str | Path, items: Catalogue) -> Path:
@@ -183,6 +194,8 @@ def _read(path: Path, kind: type, version: str) -> dict[str, NDArray[Any]]:
     for field in fields(kind):
         dtype, width = _KINDS[field.name]
         if field.name not in arrow.column_names:
+            if field.name in OPTIONAL:
+                continue
             raise EventError("a column is absent", where=path, got=arrow.column_names, allowed=field.name)
         expected = pa.from_numpy_dtype(dtype) if width is None else pa.list_(pa.from_numpy_dtype(dtype), width)
         column = arrow[field.name].combine_chunks()

@@ -71,6 +71,8 @@ EVENT_COLUMNS = (
     EventColumn("tags", "tags", True, "never", "joined from the catalogue"),
     EventColumn("duration_ms", "i32", True, "never", "joined from the catalogue"),
     EventColumn("upload_age_days", "i32", True, "never", "days since upload when shown"),
+    EventColumn("music_id", "id", True, "never", "joined from the catalogue"),
+    EventColumn("kind", "id", True, "never", "joined from the catalogue: how the video was made"),
     EventColumn("server_position", "i32", True, "never", "the server's rank of it in the page"),
     EventColumn("pxtr", "pxtr", True, "never", "the server ranker's predictions as sent with the page"),
     EventColumn("ranker_version", "text", True, "never", "who made pxtr"),

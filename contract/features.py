@@ -127,6 +127,8 @@ KEY_FEATURES: dict[str, Callable[[Columns], Keys]] = {
     "video_id": keys_of_column("video_id"),
     "author_id": keys_of_column("author_id"),
     "tags": keys_of_column("tags"),
+    "music_id": keys_of_column("music_id"),
+    "kind": keys_of_column("kind"),
     "user_id": keys_of_column("user_id"),
     "duration_1000": duration_keys,
     "gap_bucket": gap_keys,

@@ -31,6 +31,8 @@ HISTORY_COLUMNS: dict[str, tuple[Any, tuple[int, ...], Any]] = {
     "author_id": (np.uint64, (), MISSING_KEY),
     "tags": (np.uint64, (TAGS_MAX,), MISSING_KEY),
     "duration_ms": (np.int32, (), NULL_INT),
+    "music_id": (np.uint64, (), MISSING_KEY),
+    "kind": (np.uint64, (), MISSING_KEY),
     "play_time_ms": (np.int32, (), NULL_INT),
     "signals": (np.int8, (len(SIGNALS),), NULL_INT),
     "gap_ms": (np.int64, (), NULL_INT),

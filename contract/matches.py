@@ -14,19 +14,20 @@ from numpy.typing import NDArray
 from contract import buckets
 from contract.vocabulary import MISSING_KEY
 
-MATCHES = ("video", "author", "tag", "duration")
+MATCHES = ("video", "author", "tag", "duration", "music", "kind")
 K_MATCHES = len(MATCHES)
 
 
 def match_flags(candidates: Mapping[str, NDArray[Any]], history: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     """1 where the two share it, else 0: float32 [..., M, h, K] in the order of MATCHES. A null matches nothing.
 
-    candidates: video_id, author_id, duration_ms [..., M] and tags [..., M, TAGS_MAX]; history likewise with h for M.
+    candidates: video_id, author_id, music_id, kind, duration_ms [..., M] and tags [..., M, TAGS_MAX]; history likewise
+    with h for M.
     One tag in common is enough; durations match by bucket (`buckets.DURATION_BOUNDS_MS`).
     """
     shape = (*candidates["video_id"].shape, history["video_id"].shape[-1], K_MATCHES)
     found = np.zeros(shape, np.float32)
-    for place, name in ((0, "video_id"), (1, "author_id")):
+    for place, name in ((0, "video_id"), (1, "author_id"), (4, "music_id"), (5, "kind")):
         found[..., place] = _same(candidates[name], history[name], MISSING_KEY)
     theirs, mine = candidates["tags"], history["tags"]
     for i in range(theirs.shape[-1]):

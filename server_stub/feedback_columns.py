@@ -12,7 +12,7 @@ from contract.events import EVENT_COLUMNS, Events, null_column
 from contract.page import CANDIDATES_MAX
 from contract.v1 import feedback_pb2 as pb
 from contract.vocabulary import MISSING_KEY, NETWORKS, NULL_INT, SIGNALS
-from server_stub.histories import item_columns
+from server_stub.histories import JOINED, item_columns
 from server_stub.page_log import SentPage
 from server_stub.page_request import TIME_MAX_MS
 
@@ -78,7 +78,8 @@ def row_of(event: pb.FeedbackEvent, sent: SentPage | None, catalogue: Catalogue)
     row["network"] = event.network if event.network < len(NETWORKS) else 0
     if not event.page_id:
         row["candidate_index"] = NULL_INT
-    return row | (_joined_with_page(event, sent) if sent else _joined_with_catalogue(event, catalogue))
+    row |= _joined_with_catalogue(event, catalogue)
+    return row | (_joined_with_page(event, sent) if sent else {})
 
 
 def _joined_with_page(event: pb.FeedbackEvent, sent: SentPage) -> Row:
@@ -93,7 +94,7 @@ def _joined_with_page(event: pb.FeedbackEvent, sent: SentPage) -> Row:
 
 def _joined_with_catalogue(event: pb.FeedbackEvent, catalogue: Catalogue) -> Row:
     columns = item_columns(catalogue, np.array([event.video_id], np.uint64), event.time_ms)
-    return {name: columns[name][0] for name in ("author_id", "tags", "duration_ms", "upload_age_days")}
+    return {name: columns[name][0] for name in (*JOINED, "upload_age_days")}
 
 
 def signals_of(row: Row) -> dict[str, int]:

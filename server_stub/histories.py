@@ -22,6 +22,7 @@ from contract.events import Events
 from contract.history import KUAIFORMER_HISTORY, RANKER_HISTORY, HistoryIndex, UserHistory, is_positive
 from contract.vocabulary import MISSING_KEY, NULL_INT, SIGNALS, TAGS_MAX
 
+JOINED = ("author_id", "tags", "duration_ms", "music_id", "kind")  # columns that the catalogue tells
 SEEN_MAX = 1000
 USERS_MAX = 200_000
 
@@ -61,7 +62,7 @@ class UserView(NamedTuple):
 def item_columns(
     catalogue: Catalogue, video_ids: NDArray[np.uint64], now_ms: int = NULL_INT
 ) -> dict[str, NDArray[Any]]:
-    """video_id, author_id, tags, duration_ms, upload_age_days of n videos; nulls for those the catalogue lacks."""
+    """video_id, upload_age_days and JOINED of n videos; nulls for those the catalogue lacks."""
     video_ids = np.asarray(video_ids, np.uint64)
     n, rows = len(video_ids), catalogue.index_of(video_ids)
     columns: dict[str, NDArray[Any]] = {
@@ -69,10 +70,12 @@ def item_columns(
         "author_id": np.full(n, MISSING_KEY),
         "tags": np.full((n, TAGS_MAX), MISSING_KEY),
         "duration_ms": np.full(n, NULL_INT, np.int32),
+        "music_id": np.full(n, MISSING_KEY),
+        "kind": np.full(n, MISSING_KEY),
         "upload_age_days": catalogue.upload_age_days(rows, np.full(n, now_ms, np.int64)),
     }
     known = rows >= 0
-    for name in ("author_id", "tags", "duration_ms"):
+    for name in JOINED:
         columns[name][known] = getattr(catalogue, name)[rows[known]]
     return columns
 
@@ -216,5 +219,5 @@ def _append_new(history: UserHistory, interactions: list[Interaction], catalogue
 def _append(history: UserHistory, interactions: list[Interaction], catalogue: Catalogue) -> None:
     columns = item_columns(catalogue, np.array([i.video_id for i in interactions], np.uint64))
     for place, interaction in enumerate(interactions):
-        item = {name: columns[name][place] for name in ("video_id", "author_id", "tags", "duration_ms")}
+        item = {name: columns[name][place] for name in ("video_id", *JOINED)}
         history.append({**item, **interaction.feedback}, interaction.time_ms)

@@ -1,7 +1,7 @@
 """A user's history from a file a person can write: Parquet, JSON or CSV, one watched video a row, oldest first.
 
     video_id                                      needed
-    author_id, tags, duration_ms                  left out: the catalogue's
+    author_id, tags, duration_ms, music_id, kind  left out: the catalogue's
     play_time_ms, gap_ms                          left out: unknown; gap_ms is worked out where there is time_ms
     time_ms                                       rows are put in its order
     user_id                                       of a file with several users, one is chosen
@@ -27,11 +27,10 @@ from contract.errors import InputError
 from contract.events import COLUMN
 from contract.history import HISTORY_COLUMNS, UserHistory, is_positive
 from contract.vocabulary import MISSING_KEY, NULL_INT, TAGS_MAX
-from server_stub.histories import item_columns
+from server_stub.histories import JOINED, item_columns
 
 READ = (*(name for name in HISTORY_COLUMNS if name != "signals"), "time_ms", "user_id", "long_view", "like")
-IDS = ("video_id", "author_id", "user_id", "tags")
-FROM_CATALOGUE = ("author_id", "tags", "duration_ms")
+IDS = ("video_id", "author_id", "user_id", "tags", "music_id", "kind")
 ID_MAX = int(MISSING_KEY) - 1
 KINDS = (".parquet", ".json", ".csv")
 Row = dict[str, Any]
@@ -51,7 +50,7 @@ class HistoryFile:
         known = item_columns(catalogue, ids)
         history = UserHistory(capacity)
         for place, row in enumerate(self.rows):
-            item = {name: known[name][place] for name in FROM_CATALOGUE}
+            item = {name: known[name][place] for name in JOINED}
             item |= {name: row[name] for name in row if name in HISTORY_COLUMNS and name != "gap_ms"}
             history.append(item, row.get("time_ms", NULL_INT), gap_ms=row.get("gap_ms"))
         return history, int((catalogue.index_of(ids) < 0).sum())

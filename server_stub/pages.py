@@ -27,6 +27,7 @@ from server_stub.page_request import PageRequest, hour_of, parse_request
 from server_stub.recommender import Clock, Recommendation, Recommends, wall_clock_ms
 from server_stub.store import EmbeddingStore, LiveVersion
 
+ON_PAGES = ("video_id", "author_id", "tags", "duration_ms", "upload_age_days")
 BLOCK_OWNERS = {"user_rows": USER, "candidate_rows": CANDIDATE, "watched_rows": WATCHED}
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class PageMaker:
                 rows, revision = NO_ROWS, 0
         return Page(
             page_id=self.page_ids(),
-            candidates=Candidates(pxtr=found.pxtr, **found.items),
+            candidates=Candidates(pxtr=found.pxtr, **{name: found.items[name] for name in ON_PAGES}),
             server_time_ms=now,
             soft_ttl_ms=self.config.soft_ttl_ms,
             hard_ttl_ms=self.config.hard_ttl_ms,

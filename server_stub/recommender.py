@@ -46,7 +46,7 @@ def wall_clock_ms() -> int:
 class Recommendation:
     """n videos in the server's order, the best first.
 
-    items    video_id, author_id, tags, duration_ms, upload_age_days: columns of `contract.page.Candidates`
+    items    video_id, upload_age_days and what the catalogue tells (`histories.JOINED`)
     pxtr     float32 [n, X], NaN where the ranker gave none
     value    float32 [n], the fused value that ordered them
     retrieval float32 [n], the best inner product, NaN for popular items

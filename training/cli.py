@@ -75,7 +75,7 @@ def add_annotate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="size of each ranker")
     parser.add_argument("--epochs", type=_positive, help="passes over the impressions with a time (default: 2)")
-    parser.add_argument("--history-epochs", type=_positive, help="passes over those without a time (default: 3)")
+    parser.add_argument("--history-epochs", type=_positive, help="passes over those without a time (default: 2)")
     parser.add_argument("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote")
@@ -116,7 +116,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--history-epochs",
         type=_positive,
-        help="ranker: passes over impressions without a time, first (default: 3)",
+        help="ranker: passes over impressions without a time, first (default: 2)",
     )
     parser.add_argument("--steps", type=_positive, help="stop after so many steps in all; --resume goes on from there")
     parser.add_argument("--max-seconds", type=float, help="time budget of the training loop; not reproducible")

@@ -233,5 +233,5 @@ def pairs_of(
 # Raw columns that dense features and matches of the ranker read.
 _COLUMNS = (
     "video_id", "author_id", "tags", "duration_ms", "upload_age_days", "user_activity", "user_register_days", "hour",
-    "tab",
+    "tab", "music_id", "kind",
 )  # fmt: skip

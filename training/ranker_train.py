@@ -70,17 +70,19 @@ class RankerPlan:
     epochs, history_epochs   passes over impressions with a time, and over those without
     batch                    about so many targets a step
     key_dropout              share of look-ups that read the default row, so that it serves unknown keys
+    user_dropout             the same of the users' own rows, which are learnt by heart within an epoch
     max_seconds              for both stages together, shared out by the impressions they pass over
     """
 
     epochs: int = 2
-    history_epochs: int = 3
+    history_epochs: int = 2
     batch: int = 1024
     learning_rate: float = 2e-3
     table_rate: float = 0.05
-    table_rate_after_history: float = 0.015
+    table_rate_after_history: float = 0.001
     ema_decay: float = 0.99
     key_dropout: float = 0.05
+    user_dropout: float = 0.5
     max_seconds: float | None = None
     seed: int = 0
 
@@ -138,6 +140,7 @@ def _fit(
     """Both stages, or those that `resume` has left; until_step counts the steps of all."""
     index = HistoryIndex.from_events(events, every=True)
     task = make_task(events, index, config, plan.seed, plan.key_dropout)
+    task.tables.dropout_of["user"] = plan.user_dropout
     before = None if resume is None else resume.state()
     first = 0 if before is None else int(before.meta.get("stage", 0))
     stages, done, told = plan.stages(events), 0, []

@@ -231,6 +231,8 @@ def _events(roll: _Rollout, steps: list[_Step]) -> Events:
         "tags": world.items.tags[item],
         "duration_ms": world.items.duration_ms[item],
         "upload_age_days": world.items.upload_age_days(item, time_ms),
+        "music_id": world.items.music_id[item],
+        "kind": world.items.kind[item],
         "server_position": joined("index"),
         "user_activity": world.users.activity[user],
         "user_register_days": world.users.register_days[user],

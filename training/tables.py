@@ -34,7 +34,8 @@ class SparseTables(nn.Module):
 
     keys    per table, uint64 in any order; duplicates and MISSING_KEY are dropped, row 0 is always added
     widths  per table, W
-    dropout probability with which, in training mode, an entry is read from the default row instead of its own
+    dropout probability with which, in training mode, an entry is read from the default row instead of its own;
+            `dropout_of` (table -> probability) says otherwise for single tables
     seed    of the initial rows, N(0, INIT_STD); default rows start at zero
     """
 
@@ -52,6 +53,7 @@ class SparseTables(nn.Module):
         if not 0.0 <= dropout < 1.0:
             raise SpecError("key dropout is a probability below 1", got=dropout)
         self.dropout = dropout
+        self.dropout_of: dict[str, float] = {}
         self.keys: dict[str, NDArray[np.uint64]] = {}
         self.weights = nn.ParameterDict()
         generator = torch.Generator().manual_seed(seed)
@@ -105,7 +107,8 @@ class SparseTables(nn.Module):
 
     def _pooled(self, table: str, slots: Tensor) -> Tensor:
         weight = self.weights[table]
-        read = rows_read(slots, self.dropout if self.training else 0.0)
+        dropout = self.dropout_of.get(table, self.dropout) if self.training else 0.0
+        read = rows_read(slots, dropout)
         return pooled(weight, read, slots, sparse=weight.requires_grad and len(weight) >= SPARSE_FROM_ROWS)
 
     def optimizers(self, learning_rate: float, kind: str = "adagrad") -> list[torch.optim.Optimizer]:

@@ -36,7 +36,7 @@ INTS = {
     "swipe_index": 300,
     "buffered_ms": 60_000,
 }
-IDS = ("video_id", "author_id", "user_id")
+IDS = ("video_id", "author_id", "user_id", "music_id", "kind")
 SPEC = kir_spec()
 DENSE_BLOCKS = [b for b in SPEC.blocks if SPEC.columns(b)[0].field.encoding == "dense"]
 

@@ -15,10 +15,11 @@ NULL = int(MISSING_KEY)
 
 def columns(seed: int, *shape: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    ids = rng.integers(0, 4, (3, *shape, TAGS_MAX)).astype(np.uint64)
+    ids = rng.integers(0, 4, (5, *shape, TAGS_MAX)).astype(np.uint64)
     ids[rng.random(ids.shape) < 0.3] = MISSING_KEY
     duration_ms = rng.choice([NULL_INT, 0, 2_999, 3_000, 100_000, 500_000], shape)
-    return {"video_id": ids[0, ..., 0], "author_id": ids[1, ..., 0], "tags": ids[2], "duration_ms": duration_ms}
+    names = ("video_id", "author_id", "music_id", "kind")
+    return {name: ids[place, ..., 0] for place, name in enumerate(names)} | {"tags": ids[4], "duration_ms": duration_ms}
 
 
 def slowly(candidate: dict, entry: dict) -> list[float]:
@@ -27,11 +28,17 @@ def slowly(candidate: dict, entry: dict) -> list[float]:
 
     tags = [{int(tag) for tag in side["tags"]} - {NULL} for side in (candidate, entry)]
     lengths = [int(side["duration_ms"]) for side in (candidate, entry)]
+
+    def same(name: str) -> float:
+        return float(int(candidate[name]) == int(entry[name]) != NULL)
+
     return [
-        float(int(candidate["video_id"]) == int(entry["video_id"]) != NULL),
-        float(int(candidate["author_id"]) == int(entry["author_id"]) != NULL),
+        same("video_id"),
+        same("author_id"),
         float(bool(tags[0] & tags[1])),
         float(min(lengths) >= 0 and bucket(lengths[0]) == bucket(lengths[1])),
+        same("music_id"),
+        same("kind"),
     ]
 
 

@@ -369,7 +369,7 @@ class TestAnyPlan:
         watched = [int(makers.VIDEOS[step * 7 % 50]) for step in range(310)]
         for step, video in enumerate(watched):
             recommender.add_interaction(3, video, time_ms=1_000 * (step + 1), signals={"like": 1})
-        history = recommender._histories.view(3, [], catalogue)
+        history = recommender._histories.view(3, [], catalogue).positives
         assert history.columns(length)["video_id"].tolist() == watched[-length:]
         longer = UserHistory(2 * length)
         longer.take_latest(history, len(history))

@@ -118,6 +118,8 @@ class TestColumns:
             "author_id": page.candidates.author_id[3],
             "duration_ms": page.candidates.duration_ms[3],
             "upload_age_days": page.candidates.upload_age_days[3],
+            "music_id": int(MISSING_KEY),
+            "kind": int(MISSING_KEY),
             "server_position": 3,
             "ranker_version": "fake-1",
             "retrieval_version": "fake-1",

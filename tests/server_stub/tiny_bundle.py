@@ -58,6 +58,8 @@ def make_catalogue(n: int = N_ITEMS) -> Catalogue:
         tags=tags,
         duration_ms=(5_000 + 700 * number).astype(np.int32),
         upload_ms=START_MS - 86_400_000 * (1 + number % 30).astype(np.int64),
+        music_id=(number % 5).astype(np.uint64),
+        kind=(number % 3).astype(np.uint64),
     )
 
 
@@ -81,6 +83,8 @@ def make_histories(items: Catalogue) -> Events:
             "duration_ms": items.duration_ms[rows],
             "author_id": items.author_id[rows],
             "tags": items.tags[rows],
+            "music_id": items.music_id[rows],
+            "kind": items.kind[rows],
         }
     )
 
@@ -92,6 +96,8 @@ def table_keys(items: Catalogue) -> dict[str, NDArray[np.uint64]]:
         "author": np.unique(items.author_id),
         "tag": tags[tags != MISSING_KEY],
         "user": np.arange(FIRST_USER, FIRST_USER + N_USERS, dtype=np.uint64),
+        "music": np.arange(5, dtype=np.uint64),
+        "kind": np.arange(3, dtype=np.uint64),
         "duration": np.arange(0, 1000, 25, dtype=np.uint64),
         "gap": np.arange(11, dtype=np.uint64),
         "play_ratio": np.arange(11, dtype=np.uint64),

@@ -221,8 +221,11 @@ def test_without_pages_a_choice_sees_the_days_before(events):
 def test_a_choice_never_sees_itself_around_midnight():
     """A log that files 23:30 under the next day: the day's start is no time at which 23:30 could be known."""
     day, half_hour = 86_400_000, 1_800_000
-    log = Events({"user_id": [1, 1, 1], "video_id": [1, 2, 3], "time_ms": [day - half_hour, day - 1, day + 5],
-                  "known_at_ms": [day - half_hour, day - 1, day + 5], "long_view": [1, 1, 1], "hour": [0, 0, 0]})  # fmt: skip
+    time_ms = [day - half_hour, day - 1, day + 5]
+    log = Events(
+        {"user_id": [1] * 3, "video_id": [1, 2, 3], "time_ms": time_ms, "known_at_ms": time_ms, "long_view": [1] * 3,
+         "hour": [0] * 3}
+    )  # fmt: skip
     assert days_of(log).tolist() == [1, 1, 1]
     index = HistoryIndex.from_events(log, every=True)
     start, end = frozen_bounds(index, log, 0.0)
@@ -277,7 +280,10 @@ def test_a_batch_holds_what_the_log_says(events):
                 spec, "history_dense", columns, np.empty((len(real), spec.width("history_dense")), "f4")
             )
             np.testing.assert_array_equal(batch.dense["history_dense"][b, real], dense)
-            mine = {name: events[name][[event]] for name in ("video_id", "author_id", "tags", "duration_ms")}
+            mine = {
+                name: events[name][[event]]
+                for name in ("video_id", "author_id", "tags", "duration_ms", "music_id", "kind")
+            }
             np.testing.assert_array_equal(batch.match[b, m, real], match_flags(mine, columns)[0])
         padding = torch.from_numpy(batch.event < 0)
         assert (batch.labels[padding] == -1).all()

@@ -201,3 +201,14 @@ def test_table_keys_gather_what_columns_bring():
 def test_shipped_specs_make_tables():
     tables = SparseTables.from_spec_and_keys(kuaiformer_spec(8, 4), {})
     assert tables.n_rows == dict.fromkeys(("author", "duration", "gap", "play_ratio", "tag", "video"), 1)
+
+
+def test_single_tables_may_drop_more():
+    tables = SparseTables({"a": np.arange(3, dtype=np.uint64), "b": np.arange(3, dtype=np.uint64)}, {"a": 2, "b": 2})
+    tables.dropout_of["b"] = 0.999
+    slots = torch.ones(200, 1, dtype=torch.int64)
+    tables.train()
+    assert bool((tables._pooled("a", slots) == tables.weights["a"][1]).all())
+    assert bool((tables._pooled("b", slots) == 0).all(dim=1).float().mean() > 0.9)
+    tables.eval()
+    assert bool((tables._pooled("b", slots) == tables.weights["b"][1]).all())

@@ -11,6 +11,7 @@ sets, devices, and `has_next` (the log holds some of a session's videos only). `
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from contract.catalogue import ACTIVITY_CLASSES, Catalogue, UserTable
 from contract.errors import EventError
 from contract.events import Events
+from contract.keys import key_of_string
 from contract.vocabulary import MISSING_KEY, NULL_INT, TAGS_MAX
 from training.readers.log_data import LogData
 from training.readers.tables import Columns, check_range, joined, read_csv, read_parquet, stream_csv
@@ -143,7 +145,9 @@ def _read_users(path: Path) -> UserTable:
 
 
 def _read_items(path: Path) -> Catalogue:
-    table = read_csv(path, ["video_id", "author_id"], ["upload_dt", "tag"], ["video_duration"])
+    table = read_csv(
+        path, ["video_id", "author_id"], ["upload_dt", "tag", "upload_type"], ["video_duration", "music_id"]
+    )
     check_range(path, table, "video_id", 0, 2**63 - 1)
     check_range(path, table, "video_duration", -1, 2**31 - 1)
     author = table["author_id"]
@@ -153,6 +157,8 @@ def _read_items(path: Path) -> Catalogue:
         tags=_tags(path, table["tag"]),
         duration_ms=_positive(table["video_duration"]),
         upload_ms=_midnights(path, table["upload_dt"]),
+        music_id=np.where(table["music_id"] > 0, table["music_id"].astype(np.uint64), MISSING_KEY),
+        kind=np.array([key_of_string(word) if word else int(MISSING_KEY) for word in table["upload_type"]], np.uint64),
     )
 
 
@@ -188,7 +194,7 @@ def _with_durations(items: Catalogue, log: Columns) -> Catalogue:
     duration_ms = np.full(len(items), NULL_INT, np.int32)
     duration_ms[rows[known]] = log["duration_ms"][known]
     filled = np.where(items.duration_ms > 0, items.duration_ms, duration_ms)
-    return Catalogue(items.video_id, items.author_id, items.tags, filled, items.upload_ms)
+    return replace(items, duration_ms=filled)
 
 
 def _joined_columns(
@@ -208,6 +214,8 @@ def _joined_columns(
         "author_id": of(items.author_id, item, MISSING_KEY),
         "tags": of(items.tags, item, MISSING_KEY),
         "duration_ms": of(items.duration_ms, item, NULL_INT),
+        "music_id": of(items.music_id, item, MISSING_KEY),
+        "kind": of(items.kind, item, MISSING_KEY),
         "user_activity": of(users.activity, user, NULL_INT),
         "user_register_days": of(users.register_days, user, NULL_INT),
     }

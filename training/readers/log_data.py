@@ -31,6 +31,8 @@ def tables_of(events: Events) -> tuple[Catalogue, UserTable]:
         tags=events["tags"][last],
         duration_ms=events["duration_ms"][last],
         upload_ms=upload_ms,
+        music_id=events["music_id"][last],
+        kind=events["kind"][last],
     )
     last = _last_rows(events["user_id"])
     users = UserTable(
