@@ -159,6 +159,8 @@ def _fit(
             continue
         if before is not None and number == first:
             trainer.load_state(before)
+        if len(stages) > 1:
+            trainer.log.write({"stage": number + 1, "of": len(stages), "step": trainer.step}, trainer.seconds)
         result = trainer.run(until_step=None if left is None or left >= trainer.total_steps else left)
         told.append(result.to_dict())
         state = trainer.state()

@@ -3,6 +3,8 @@
 {"step": 200, "epoch": 0, "loss": 5.1, "rate": 0.8, "targets_per_s": 21000.0, "seconds": 31.2, ...}
 {"step": 500, "epoch": 0, "validation": {"recall_10": 0.21}, "seconds": 80.4}
 
+{"stage": 2, "of": 2, "step": 0, "seconds": 0.0}        before the steps of each stage, where a training has several
+
 `rate` is the factor of the peak learning rates; `seconds` is training time over all pieces of a run.
 """
 

@@ -21,8 +21,8 @@ from contract.buckets import DURATION_BOUNDS_MS, bounded_bucket
 if TYPE_CHECKING:
     from contract.events import Events
 
-WIDTH, EPOCHS, BATCH = 16, 3, 1024
-RATE, DECAY = 0.2, 1e-6  # of Adagrad
+WIDTH, EPOCHS, BATCH = 16, 8, 1024
+RATE, DECAY = 0.5, 1e-6  # of Adagrad
 FIELDS = ("user_id", "video_id", "author_id", "tab", "duration")
 
 
