@@ -39,6 +39,10 @@ def gbm_scores(events: Events, cut_ms: int, *, seed: int = 0, utc_offset_hours: 
         import lightgbm
     except ImportError:
         raise MissingExtra("lightgbm", "bench") from None
+    except OSError as error:  # its wheel brings no OpenMP
+        raise InputError(
+            "LightGBM does not load", got=str(error), fix="install libgomp (Debian: apt-get install libgomp1)"
+        ) from None
     from training.days import days_of, split_at
 
     earlier, later = split_at(events, cut_ms, utc_offset_hours)
