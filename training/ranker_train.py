@@ -144,6 +144,11 @@ def _fit(
     before = None if resume is None else resume.state()
     first = 0 if before is None else int(before.meta.get("stage", 0))
     stages, done, told = plan.stages(events), 0, []
+    if first >= len(stages):
+        raise CheckpointError(
+            "training state of another run (its stage)", got=f"stage {first + 1}", allowed=f"1 … {len(stages)}",
+            fix="resume with the same data",
+        )  # fmt: skip
     for number, (rows, schedule) in enumerate(stages):
         data = RankerData(
             events, index, config.spec(), task.tables, rows=rows, history=config.history, batch=plan.batch,

@@ -425,6 +425,10 @@ def test_a_run_that_stops_can_go_on(events, tmp_path, steps):
     assert half.version != whole.version
     assert rest.version == whole.version
     assert whole.metrics.keys() == {"final_loss"}
+    if steps > 12:
+        timed = some.take(np.flatnonzero(some["time_ms"] >= 0))
+        with pytest.raises(CheckpointError, match="another run"):
+            train_ranker(timed, None, tmp_path / "other", plan=plan, resume=half.path)
 
 
 def test_a_time_budget_is_shared_out():
