@@ -11,19 +11,59 @@ Shapes: k lists kept, m candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import InputError
+from contract.golden import fused_values
 
 Floats = NDArray[np.floating]
 # Lists of candidates, all of one length -> rewards r and survivals h of each candidate in the next place, [lists, m].
 Expand = Callable[[Sequence[tuple[int, ...]]], tuple[Floats, Floats]]
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 STABLE, EXHAUSTED, DEPTH, TIME = "stable", "exhausted", "depth", "time"
+
+
+@dataclass(frozen=True)
+class ListReward:
+    """What a place of a list is worth, as data of a model: r = Σ value[task] · sigmoid(score), h = P(survival).
+
+    value     task -> weight; the α and β of Eq. 4
+    survival  the task whose probability discounts what comes after (Eq. 5)
+    """
+
+    value: Mapping[str, float]
+    survival: str = "has_next"
+
+    @staticmethod
+    def from_json(data: Any, tasks: Sequence[str], where: object = "list_reward") -> ListReward:
+        """{"value": {task: weight}, "survival": task}, checked against the model's tasks. Raises InputError."""
+        what = "list_reward is {value: {task: weight}, survival: task} with the model's tasks and finite weights"
+        wrong = InputError(what, where=where, got=data, allowed=tuple(tasks))
+        if (
+            not isinstance(data, Mapping)
+            or set(data) != {"value", "survival"}
+            or not isinstance(data["value"], Mapping)
+        ):
+            raise wrong
+        value, survival = data["value"], data["survival"]
+        numbers = all(
+            isinstance(w, int | float) and not isinstance(w, bool) and abs(w) <= _FLOAT32_MAX for w in value.values()
+        )
+        if not value or not numbers or set(value) - set(tasks) or survival not in tuple(tasks):
+            raise wrong
+        return ListReward(dict(value), str(survival))
+
+    def places(self, scores_kmT: Floats, tasks: Sequence[str]) -> tuple[Floats, Floats]:
+        """Rewards r and survivals h [k, m] of logits [k, m, T]; `tasks` names the T columns."""
+        weights_T = np.array([self.value.get(task, 0.0) for task in tasks], np.float32)
+        value_km = fused_values(scores_kmT.reshape(-1, len(weights_T)), weights_T).reshape(scores_kmT.shape[:2])
+        return value_km, 1.0 / (1.0 + np.exp(-scores_kmT[..., tuple(tasks).index(self.survival)]))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from contract.errors import ManifestError
+from contract.beam import ListReward
+from contract.errors import InputError, ManifestError
 from contract.spec import FeatureSpec
 from contract.vocabulary import TASKS
 
@@ -92,6 +93,7 @@ class Manifest:
     """Everything an edge needs to trust and run a model.
 
     capacities: {"L": …, "P": …, "k": …, "N": [buckets], "t": [watch buckets]}; fusion: task -> weight.
+    list_reward: what a list of videos is worth, for the beam search; None in manifests older than it.
     """
 
     dense_version: str
@@ -107,6 +109,7 @@ class Manifest:
     min_runtime: Mapping[str, str]
     verification: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    list_reward: ListReward | None = None
 
     def graph(self, name: str, bucket: str) -> Graph:
         for graph in self.graphs:
@@ -124,6 +127,8 @@ class Manifest:
         data["spec"] = self.spec.to_json()
         data["spec_fingerprint"] = self.spec.fingerprint
         data["format"] = MANIFEST_FORMAT
+        if self.list_reward is None:
+            del data["list_reward"]  # a version published before it keeps its bytes
         return canonical_json(data)
 
     @staticmethod
@@ -138,7 +143,10 @@ class Manifest:
             files = {str(name): FileEntry(**entry) for name, entry in data.pop("files").items()}
             golden = Golden(**data.pop("golden"))
             tasks = tuple(data.pop("tasks"))
-            manifest = Manifest(spec=spec, graphs=graphs, files=files, golden=golden, tasks=tasks, **data)
+            reward = _list_reward(data.pop("list_reward"), tasks, where) if "list_reward" in data else None
+            manifest = Manifest(
+                spec=spec, graphs=graphs, files=files, golden=golden, tasks=tasks, list_reward=reward, **data
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ManifestError("manifest is incomplete or malformed", where=where, got=str(error)) from None
         if fingerprint != spec.fingerprint:
@@ -219,6 +227,13 @@ def _graph(data: Mapping[str, Any]) -> Graph:
         body[side] = tuple(Tensor(t["name"], tuple(int(n) for n in t["shape"]), t["dtype"]) for t in body[side])
     body["variants"] = tuple(Variant(**v) for v in body["variants"])
     return Graph(**body)
+
+
+def _list_reward(data: Any, tasks: tuple[str, ...], where: str) -> ListReward:
+    try:
+        return ListReward.from_json(data, tasks)
+    except InputError as error:
+        raise ManifestError(error.what, where=where, got=error.got, allowed=error.allowed) from None
 
 
 def _check_manifest(manifest: Manifest, where: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from convert.report import Verification
 from convert.source import KirSource
 
@@ -16,7 +18,8 @@ def model_card(source: KirSource, report: Verification) -> str:
         "feature spec": f"{spec.name}, fingerprint {spec.fingerprint}, {len(spec.fields)} fields",
         "watched list": f"{capacities['L']} videos",
         "candidates": f"buckets {capacities['N']}",
-        "value": " + ".join(f"{weight:g}·σ({task})" for task, weight in source.fusion.items()),
+        "value": _sum(source.fusion),
+        "value in a list": f"{_sum(source.list_reward.value)}; s = Π σ({source.list_reward.survival}) of those before",
         "size on a phone": f"{report.shipped_bytes} bytes in {n_files} files",
         "verified on": f"{report.n_samples} windows ({report.data})",
         "ranking kept": f"Kendall tau {report.together.tau:.4f}, top-1 {report.together.top1:.3f} of float torch",
@@ -41,3 +44,7 @@ def model_card(source: KirSource, report: Verification) -> str:
     if source.card.strip():
         lines += ["", "## Training", "", source.card.strip().replace("\n# ", "\n### ").removeprefix("# ")]
     return "\n".join(lines) + "\n"
+
+
+def _sum(weights: Mapping[str, float]) -> str:
+    return " + ".join(f"{weight:g}·σ({task})" for task, weight in weights.items())

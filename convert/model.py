@@ -182,6 +182,7 @@ def _about(
         "spec": source.spec.to_json(),
         "capacities": dict(source.capacities),
         "fusion": dict(source.fusion),
+        "list_reward": asdict(source.list_reward),
         "graphs": graphs,
         "recipes": recipes,
         "session": session,

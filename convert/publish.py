@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from contract.beam import ListReward
 from contract.errors import InputError, IntegrityError, ManifestError
 from contract.golden import GoldenSession
 from contract.manifest import (
@@ -262,9 +263,16 @@ def _write_version(result: Path, about: Mapping[str, Any], report: Verification,
             "session_to_float_whole": about["session"],
         },
         provenance={**about["provenance"], "recipes": about["recipes"]},
+        list_reward=_list_reward(about, result),
     )
     (directory / MANIFEST_NAME).write_bytes(manifest.to_bytes())
     return Manifest.from_bytes((directory / MANIFEST_NAME).read_bytes(), str(result))
+
+
+def _list_reward(about: Mapping[str, Any], result: Path) -> ListReward | None:
+    """None for a conversion older than it."""
+    found = about.get("list_reward")
+    return None if found is None else ListReward.from_json(found, TASKS, result / MODEL)
 
 
 def _variant(report: Verification, key: str, name: str, file: str) -> Variant:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.errors import ConversionError
+from contract.beam import ListReward
+from contract.errors import ConversionError, InputError
 from contract.rows import INT8, decode_rows, encode_rows
 from contract.spec import FeatureSpec
 from contract.vocabulary import TASKS
@@ -19,7 +20,7 @@ from convert.onnx_export import TorchGraph
 from training.checkpoint import load_checkpoint
 from training.kir import graphs as torch_graphs
 from training.kir import load_kir
-from training.kir_train import FUSION
+from training.kir_train import FUSION, LIST_REWARD
 from training.tables import SparseTables
 
 FIRST_ROWS_REVISION = 1
@@ -39,6 +40,7 @@ class KirSource:
     fusion: Mapping[str, float]
     graphs: Mapping[str, TorchGraph]
     tables: SparseTables
+    list_reward: ListReward
     card: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -59,7 +61,7 @@ class KirSource:
 
 
 def load_source(checkpoint: str | Path) -> KirSource:
-    """Read a KIR checkpoint. Raises CheckpointError for anything else, ConversionError for unknown tasks."""
+    """Read a KIR checkpoint. Raises CheckpointError for anything else, ConversionError for unusable weights."""
     found = load_checkpoint(checkpoint, kind="kir")
     net = load_kir(found)
     config = net.config
@@ -77,6 +79,10 @@ def load_source(checkpoint: str | Path) -> KirSource:
     fusion = dict(found.model_config.get("fusion") or FUSION)
     if set(fusion) - set(TASKS):
         raise ConversionError("fusion names unknown tasks", where=found.path, got=sorted(fusion), allowed=TASKS)
+    try:
+        reward = ListReward.from_json(found.model_config.get("list_reward") or LIST_REWARD, TASKS)
+    except InputError as error:
+        raise ConversionError(error.what, where=found.path, got=error.got, allowed=error.allowed) from None
     return KirSource(
         dense_version=found.version,
         rows_revision=int(found.config["training"].get("rows_revision", FIRST_ROWS_REVISION)),
@@ -85,6 +91,7 @@ def load_source(checkpoint: str | Path) -> KirSource:
         fusion=fusion,
         graphs=graphs,
         tables=found.tables,
+        list_reward=reward,
         card=found.card_path.read_text() if found.card_path.is_file() else "",
         provenance={"training": dict(found.config["training"]), "model": config.to_json()},
     )

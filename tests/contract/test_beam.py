@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import permutations
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.beam import BeamPlan, beam_search, list_reward, stability_of
+from contract.beam import BeamPlan, ListReward, beam_search, list_reward, stability_of
 from contract.errors import InputError
+from contract.golden import fused_values
+from contract.vocabulary import TASKS
 
 A, B, C, D = range(4)
 # Figure 4 of the paper: contributions of a video after what is placed.
@@ -165,3 +169,44 @@ def test_values_that_are_no_numbers():
 def test_plans_out_of_range(wrong):
     with pytest.raises(InputError):
         BeamPlan(**wrong)
+
+
+class TestListRewardOfAModel:
+    DATA: ClassVar = {"value": {"effective_view": 1.0, "like": 2.0}, "survival": "has_next"}
+
+    def test_json_and_back(self):
+        reward = ListReward.from_json(self.DATA, TASKS)
+        assert reward == ListReward({"effective_view": 1.0, "like": 2.0})
+        assert ListReward.from_json(asdict(reward), TASKS) == reward
+
+    def test_places_are_alpha_p_view_plus_beta_p_like_and_p_next(self):
+        scores_kmT = np.random.default_rng(3).normal(0, 2, (2, 5, len(TASKS))).astype(np.float32)
+        value_km, survive_km = ListReward.from_json(self.DATA, TASKS).places(scores_kmT, TASKS)
+        for k in range(2):
+            for m in range(5):
+                p = {task: 1 / (1 + np.exp(-float(scores_kmT[k, m, i]))) for i, task in enumerate(TASKS)}
+                assert value_km[k, m] == pytest.approx(p["effective_view"] + 2 * p["like"], rel=1e-5)
+                assert survive_km[k, m] == pytest.approx(p["has_next"], rel=1e-5)
+
+    def test_one_place_has_the_fused_value_of_the_same_weights(self):
+        """Ties fall alike in NextOne and in a search's first step."""
+        scores_mT = np.random.default_rng(4).normal(0, 2, (9, len(TASKS))).astype(np.float32)
+        weights_T = np.array([self.DATA["value"].get(task, 0.0) for task in TASKS], np.float32)
+        value_km, _ = ListReward.from_json(self.DATA, TASKS).places(scores_mT[None], TASKS)
+        np.testing.assert_array_equal(value_km[0], fused_values(scores_mT, weights_T))
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            None, [], {}, {"value": {"like": 1.0}}, {"value": [], "survival": "has_next"},
+            {"value": {}, "survival": "has_next"}, {"value": {"joy": 1.0}, "survival": "has_next"},
+            {"value": {"like": float("nan")}, "survival": "has_next"}, {"value": {"like": "1"}, "survival": "has_next"},
+            {"value": {"like": float("inf")}, "survival": "has_next"}, {"value": {"like": True}, "survival": "like"},
+            {"value": {"like": 1.0}, "survival": "joy"}, {"value": {"like": 1.0}, "survival": None},
+            {"value": {"like": 1.0}, "survival": "like", "discount": 0.9},
+        ],
+    )  # fmt: skip
+    def test_one_clear_error_for_what_does_not_hold_together(self, wrong):
+        with pytest.raises(InputError, match="list_reward is") as raised:
+            ListReward.from_json(wrong, TASKS)
+        assert raised.value.allowed == TASKS

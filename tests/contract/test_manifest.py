@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contract.beam import ListReward
 from contract.errors import ManifestError, SpecError
 from contract.manifest import (
     FILE_BYTES_MAX,
@@ -29,6 +30,9 @@ SHA = "ab" * 32
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}", fullmatch=True)
 hashes = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 tensors = st.builds(Tensor, names, st.lists(st.integers(1, 500), max_size=4).map(tuple), st.just("float32"))
+
+weights = st.dictionaries(st.sampled_from(TASKS), st.floats(-2, 2), min_size=1)
+list_rewards = st.builds(ListReward, weights, st.sampled_from(TASKS))
 
 
 @st.composite
@@ -57,6 +61,7 @@ def manifests(draw: Any) -> Manifest:
         golden=Golden(draw(st.integers(0, 2**40)), {g.name: draw(file) for g in graphs}, draw(file)),
         card=draw(file),
         min_runtime={"ai-edge-litert": "2.3.0"},
+        list_reward=draw(st.none() | list_rewards),
     )
 
 
@@ -79,6 +84,7 @@ def one_manifest() -> Manifest:
         golden=Golden(1, {"swipe/N20": "b.npz"}, "c.json"),
         card="c.json",
         min_runtime={},
+        list_reward=ListReward({"like": 1.0}),
     )
 
 
@@ -112,6 +118,11 @@ class TestManifest:
     def test_an_absent_graph_is_named(self) -> None:
         with pytest.raises(ManifestError, match="no such graph"):
             one_manifest().graph("swipe", "N99")
+
+    def test_a_manifest_older_than_list_reward_keeps_its_bytes(self) -> None:
+        old = replace(one_manifest(), list_reward=None)
+        assert b"list_reward" not in old.to_bytes()
+        assert Manifest.from_bytes(old.to_bytes()) == old
 
     @given(st.data())
     @settings(max_examples=150)
@@ -163,6 +174,11 @@ class TestManifest:
             ("unknown bucket", lambda d: d["graphs"][0].update(bucket="X1")),
             ("unknown task", lambda d: d["fusion"].update(swipe=1.0)),
             ("unknown task", lambda d: d["tasks"].append("swipe")),
+            ("list_reward", lambda d: d["list_reward"].update(survival="swipe")),
+            ("list_reward", lambda d: d["list_reward"].update(value={"swipe": 1.0})),
+            ("list_reward", lambda d: d["list_reward"].update(value={"like": 10**400})),
+            ("list_reward", lambda d: d["list_reward"].update(discount=0.9)),
+            ("list_reward", lambda d: d.update(list_reward=None)),
             ("fingerprint", lambda d: d["spec"]["fields"][0].update(width=99, name="user_id")),
             ("incomplete", lambda d: d.pop("golden")),
             ("incomplete", lambda d: d.update(extra=1)),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from contract.errors import CheckpointError, InputError
+from contract.errors import CheckpointError, ConversionError, InputError
 from contract.events import Events
 from contract.specs import kir_spec
 from contract.vocabulary import MASK_VALUE, TASKS
@@ -16,7 +18,7 @@ from convert.phone import Sample, smallest_bucket
 from convert.source import KirSource, load_source
 from convert.windows import make_windows, synthetic_events
 from tests.convert import makers
-from training.kir_train import FUSION
+from training.kir_train import FUSION, LIST_REWARD
 
 L = 6
 
@@ -45,6 +47,18 @@ class TestSource:
 
     def test_fusion_weights_stand_in_the_order_of_the_scores(self, two_buckets: KirSource) -> None:
         np.testing.assert_array_equal(two_buckets.fusion_weights, np.float32([FUSION[task] for task in TASKS]))
+
+    def test_list_reward_is_the_checkpoints_or_the_default(self, two_buckets: KirSource, tmp_path: Path) -> None:
+        assert asdict(two_buckets.list_reward) == LIST_REWARD
+        directory = makers.make_kir(tmp_path / "kir").path
+        config = json.loads((directory / "config.json").read_text())
+        own = {"value": {"like": 2.0}, "survival": "has_next"}
+        (directory / "config.json").write_text(json.dumps({**config, "model": {**config["model"], "list_reward": own}}))
+        assert asdict(load_source(directory).list_reward) == own
+        own["value"]["joy"] = 1.0
+        (directory / "config.json").write_text(json.dumps({**config, "model": {**config["model"], "list_reward": own}}))
+        with pytest.raises(ConversionError, match="list_reward"):
+            load_source(directory)
 
     def test_rows_are_those_a_phone_gets(self, two_buckets: KirSource) -> None:
         exact, coded = two_buckets.tables.numpy_rows()["video"], two_buckets.decoded_tables()["video"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from convert.files import sha256_of, write_durably
 from convert.model import ConversionResult
 from convert.publish import check_published, check_version, publish, rollback
 from convert.replay import check_goldens
+from training.kir_train import LIST_REWARD
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,8 @@ class TestWhatStandsThere:
         assert set(manifest.golden.tensors) == set(conversion.verification.shipped)
         assert manifest.verification["n_samples"] == 24
         assert manifest.min_runtime == {"ai-edge-litert": "2.3.0"}
+        assert manifest.list_reward is not None
+        assert asdict(manifest.list_reward) == LIST_REWARD
         for graph in manifest.graphs:
             assert all(v.tolerance >= 1e-5 for v in graph.variants)
 
@@ -96,6 +100,15 @@ class TestWhatStandsThere:
         assert check.files == sum(1 for path in published.rglob("*") if path.is_file())
         assert f"* {conversion.dense_version}" in check.table()
         assert json.loads(json.dumps(check.to_json()))["current"] == conversion.dense_version
+
+    def test_a_conversion_older_than_list_reward_is_published_without(self, converted: Path, tmp_path: Path) -> None:
+        about = json.loads((converted / "model.json").read_text())
+        del about["list_reward"]
+        (converted / "model.json").write_text(json.dumps(about))
+        publish(converted, tmp_path / "cdn")
+        raw = (version_of(tmp_path / "cdn") / MANIFEST_NAME).read_bytes()
+        assert b"list_reward" not in raw
+        assert Manifest.from_bytes(raw).list_reward is None
 
 
 class TestVersions:

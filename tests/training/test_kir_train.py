@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
+from contract.beam import ListReward
 from contract.errors import CheckpointError, InputError
 from contract.events import Events
 from contract.parquet import write_events
@@ -15,7 +18,7 @@ from training.checkpoint import load_checkpoint
 from training.kir import graphs, load_kir
 from training.kir_data import prepare
 from training.kir_eval import auc, fused, gauc, ranking_metrics, server_scores
-from training.kir_train import FUSION, TASK_WEIGHTS, train_kir
+from training.kir_train import FUSION, LIST_REWARD, TASK_WEIGHTS, train_kir
 
 QUICK = {"epochs": 1, "seed": 0}
 
@@ -79,6 +82,7 @@ def test_checkpoint_holds_what_others_need(trained):
     again = load_checkpoint(checkpoint.path, kind="kir")
     assert again.version.startswith("kir-")
     assert again.model_config["fusion"] == FUSION
+    assert asdict(ListReward.from_json(again.model_config["list_reward"], TASKS)) == LIST_REWARD
     assert set(again.model_config["fusion"]) == set(TASKS) == set(TASK_WEIGHTS)
     training = again.config["training"]
     assert {"network", "decoder", "buffered", "hour", "upload_age"} <= set(training["dropped_fields"])
