@@ -182,6 +182,7 @@ def _add_ranking_arguments(add: Callable[..., Any]) -> None:
     add("--from-ms", type=int, help="score what was shown from here on (default: where the latest training ended)")
     add("--holdout-days", type=int, help="score the log's last days instead")
     add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
+    add("--real-time", action="store_true", help="score rankers with histories that go on as well, and what it gains")
     add("--seed", type=int, default=0, help="of the trained baselines (default: %(default)s)")
     add("--out", type=Path, default=Path("runs/ranking"), help="scores of every model (default: %(default)s)")
     add("--json", type=Path, help="write the result here as well")
@@ -300,10 +301,11 @@ def _run_ranking(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         args.models,
         [name for name in args.baseline.split(",") if name],
         args.out,
-        _command("ranking", args, names),
+        _command("ranking", args, names) + " --real-time" * args.real_time,
         data=args.data,
         cut=Cut(args.from_ms, args.holdout_days, _offset(args)),
         seed=args.seed,
+        real_time=args.real_time,
     )
 
 

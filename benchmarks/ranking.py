@@ -6,6 +6,9 @@ kir bench ranking ours=runs/r0,runs/r1,runs/r2 --baseline item-rate,fm,lightgbm 
 A model is a dump of scores (`kir evaluate --dump`) or a ranker's checkpoint; several joined by commas are seeds of one
 model: figures and differences are of their mean, user by user. Fresh scores are saved in OUT/scores.
 
+--real-time scores checkpoints in both settings (`training.real_time`), as NAME-real-time and NAME; what the first gains
+stands below the table, by users' impressions in the window. Baselines and dumps stay as they are, past only.
+
 Shapes: n impressions, U users.
 """
 
@@ -25,6 +28,7 @@ from contract.errors import InputError
 if TYPE_CHECKING:
     from contract.events import Events
     from training.evaluation import Cut
+    from training.real_time import Slice
     from training.within_user import ScoredLog, WithinUserResult
 
 BASELINES = ("item-rate", "fm", "lightgbm")
@@ -56,31 +60,38 @@ def bench_ranking(
     data: str | None = None,
     cut: Cut | None = None,
     seed: int = 0,
+    real_time: bool = False,
     log: Callable[[str], object] = print,
 ) -> tuple[dict[str, Any], str]:
     """Score what is not scored yet, compare. Returns result and table.
 
-    Raises InputError for models of different impressions, names that stand twice, and checkpoints without `data`.
+    Raises InputError for models of different impressions, names that stand twice, checkpoints without `data`, and
+    real_time without a checkpoint.
     """
     from benchmarks.stats import machine
+    from training.real_time import slices_table
     from training.within_user import compare, results_table
 
     named = [Named.of(word) for word in models]
-    names = [*(one.name for one in named), *baselines]
+    settings = [_settings(one, real_time) for one in named]
+    names = [*(name for one in settings for name in one), *baselines]
     if not names:
         raise InputError("nothing to compare", fix="name dumps or checkpoints, or --baseline item-rate")
     if unknown := sorted(set(baselines) - set(BASELINES)):
         raise InputError("unknown baseline", got=", ".join(unknown), allowed=BASELINES)
     if len(set(names)) < len(names):
         raise InputError("two models have one name", got=names, fix="write NAME=PATH")
+    if real_time and not any(len(one) > 1 for one in settings):
+        raise InputError("--real-time scores a ranker's checkpoint", got=names, fix="name one")
     asked = _ask(named, baselines, data, cut)
-    arms = [_mean(one.name, [_scored(path, asked, log) for path in one.paths]) for one in named]
+    arms = [arm for one, own in zip(named, settings, strict=True) for arm in _arms(one, own, asked, log)]
     arms += [_baseline(name, asked, seed, log) for name in baselines]
     out.mkdir(parents=True, exist_ok=True)
     for arm in arms:
         _save(out, arm)
     shown = [arm.shown for arm in arms]
     apart = {arm.name: compare(shown[0], arm.shown) for arm in arms[1:]}
+    gains = _gains(arms, [one for one in settings if len(one) > 1])
     result = {
         "benchmark": "ranking",
         "command": command,
@@ -89,8 +100,11 @@ def bench_ranking(
         "reference": arms[0].name,
         "arms": {arm.name: arm.to_dict() for arm in arms},
         "differences": {name: {m: one.to_json() for m, one in found.items()} for name, found in apart.items()},
+        "real_time": {name: [one.to_dict() for one in found] for name, found in gains.items()},
     }
-    return result, results_table(shown, first_against=True)
+    tables = [results_table(shown, first_against=True)]
+    tables += [f"{name}: {slices_table(found)}" for name, found in gains.items()]
+    return result, "\n".join(tables)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,19 +135,40 @@ def _ask(named: Sequence[Named], baselines: Sequence[str], data: str | None, cut
     return Asked(data, opened.events, cut.of(opened.events, until_ms), cut.utc_offset_hours)
 
 
-def _scored(path: Path, asked: Asked | None, log: Callable[[str], object]) -> ScoredLog:
+def _settings(one: Named, real_time: bool) -> tuple[str, ...]:
+    """The names of a model's arms: one, or the real-time one and the one past only."""
+    both = real_time and len(one.checkpoints) == len(one.paths)
+    return (f"{one.name}-real-time", one.name) if both else (one.name,)
+
+
+def _arms(one: Named, names: Sequence[str], asked: Asked | None, log: Callable[[str], object]) -> list[Arm]:
+    scored = [_scored(path, asked, len(names) > 1, log) for path in one.paths]
+    return [_mean(name, [seed[place] for seed in scored]) for place, name in enumerate(names)]
+
+
+def _gains(arms: Sequence[Arm], pairs: Sequence[tuple[str, ...]]) -> dict[str, list[Slice]]:
+    """Real-time − past only, by users' impressions in the window, of each model that was scored in both."""
+    from training.real_time import slices
+
+    shown = {arm.name: arm.shown for arm in arms}
+    return {frozen: slices(shown[live], shown[frozen]) for live, frozen in pairs}
+
+
+def _scored(path: Path, asked: Asked | None, live: bool, log: Callable[[str], object]) -> list[ScoredLog]:
+    """A dump, or a checkpoint's scores: live (in that setting) first, then past only."""
     from training.checkpoint import load_checkpoint
     from training.ranker_train import evaluate_ranker
     from training.within_user import read_scores
 
     if not path.is_dir():
-        return read_scores(path)
+        return [read_scores(path)]
     assert asked is not None, "checkpoints come with data"
-    log(f"{path}: scoring {len(asked.sides[1])} impressions")
-    scored = evaluate_ranker(load_checkpoint(path, kind="ranker"), asked.events, asked.cut_ms)[1]
+    log(f"{path}: scoring {len(asked.sides[1])} impressions{' in both settings' * live}")
+    scored = evaluate_ranker(load_checkpoint(path, kind="ranker"), asked.events, asked.cut_ms, live=live)[1]
     if not scored:
         raise InputError("no long_view was observed or predicted", where=path)
-    return replace(scored[0], about={"checkpoint": str(path), "data": asked.data, "cut_ms": asked.cut_ms})
+    about = {"checkpoint": str(path), "data": asked.data, "cut_ms": asked.cut_ms}
+    return [replace(one, about=about) for one in scored[: 1 + live]]
 
 
 def _baseline(name: str, asked: Asked | None, seed: int, log: Callable[[str], object]) -> Arm:

@@ -98,12 +98,14 @@ class HistoryIndex:
         return np.repeat(np.arange(len(self.user_id)), np.diff(self.offsets))
 
     @staticmethod
-    def from_events(events: Events, *, every: bool = False) -> HistoryIndex:
+    def from_events(events: Events, *, every: bool = False, among: NDArray[np.bool_] | None = None) -> HistoryIndex:
         """Build from a log in any order; rows of one user at one time keep the log's order. Null times come first.
 
-        every: all impressions, not only the positives.
+        every: all impressions, not only the positives. among: bool [n], no other impressions than these.
         """
         kept = np.ones(len(events), bool) if every else is_positive(events["long_view"], events["like"])
+        if among is not None:
+            kept = kept & among
         rows = np.flatnonzero(kept)
         rows = rows[np.lexsort((events["time_ms"][rows], events["user_id"][rows]))]
         user_P, time_P = events["user_id"][rows], events["time_ms"][rows]

@@ -297,6 +297,11 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--holdout-days", type=int, help="score the log's last days instead")
     add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
     add(
+        "--real-time",
+        action="store_true",
+        help="ranker: histories go on through the scored days, by what was known at each impression; beside past only",
+    )
+    add(
         "--dump",
         type=Path,
         metavar="FILE",
@@ -318,7 +323,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
         done = evaluate_dump(args.from_dump)
     else:
         cut = Cut(args.from_ms, args.holdout_days, _utc_offset(args))
-        done = evaluate_checkpoint(args.checkpoint, args.data, cut, split=args.split, dump=args.dump, top=args.top)
+        options = {name: getattr(args, name) for name in ("split", "dump", "top", "real_time")}
+        done = evaluate_checkpoint(args.checkpoint, args.data, cut, **options)
     print(done.text)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 kir evaluate runs/kuaiformer --data ml-1m:../shared/data/ml-1m --split test --dump lists.parquet
 kir evaluate runs/ranker --data kuairand:../shared/data/kuairand-pure --holdout-days 2 --dump scores.parquet
+kir evaluate runs/ranker --data kuairand:../shared/data/kuairand-pure --holdout-days 2 --real-time
 kir evaluate --from-dump lists.parquet
 """
 
@@ -117,10 +118,14 @@ def evaluate_dump(path: Path) -> Evaluation:
 
 
 def evaluate_checkpoint(
-    path: Path, data_name: str, cut: Cut, *, split: str | None = None, dump: Path | None = None, top: int = 100
-) -> Evaluation:
-    """Score a checkpoint of any kind; split and top are for retrieval. Raises InputError where they don't fit."""
+    path: Path, data_name: str, cut: Cut, *, split: str | None = None, dump: Path | None = None, top: int = 100,
+    real_time: bool = False,
+) -> Evaluation:  # fmt: skip
+    """Score a checkpoint of any kind; split and top are for retrieval, real_time (`training.real_time`) is for the
+    ranker. Raises InputError where they don't fit."""
     kind = kind_of(path)
+    if real_time and kind != "ranker":
+        raise InputError("--real-time is a setting of the ranker", where=path, got=f"a checkpoint of kind {kind}")
     if kind == "baseline":
         raise InputError(
             "a baseline is evaluated beside others, by the benchmarks",
@@ -142,7 +147,7 @@ def evaluate_checkpoint(
         from training.ranker_train import evaluate_ranker
 
         cut_ms = cut.of(data.events, trained_until(path))
-        metrics, scored = evaluate_ranker(checkpoint, data.events, cut_ms)
+        metrics, scored = evaluate_ranker(checkpoint, data.events, cut_ms, live=real_time)
     facts: dict[str, Any] = {"version": checkpoint.version, "data": data_name, "cut_ms": cut_ms, "metrics": metrics}
     if dump is not None and not scored:
         raise InputError("no long_view was observed, so there is nothing to dump", where=f"--data {data_name}")
@@ -152,10 +157,23 @@ def evaluate_checkpoint(
     results = [within_user.evaluate(replace(one, about=about)) for one in scored]
     if dump is not None:
         within_user.write_scores(dump, results[0].scored)
+    return _ranked(metrics_text(checkpoint.version, metrics), facts, results, real_time)
+
+
+def _ranked(
+    text: str, facts: dict[str, Any], results: list[within_user.WithinUserResult], real_time: bool
+) -> Evaluation:
+    """The model first, the floor last; real_time: past only second."""
     facts["within_user"] = [one.to_dict() for one in results]
-    facts["comparison"] = {name: one.to_json() for name, one in within_user.compare(*results).items()}
-    text = f"{metrics_text(checkpoint.version, metrics)}\n{within_user.results_table(results, first_against=True)}"
-    return Evaluation(text, facts)
+    apart = within_user.compare(results[0], results[-1])
+    facts["comparison"] = {name: one.to_json() for name, one in apart.items()}
+    text = f"{text}\n{within_user.results_table(results, first_against=True)}"
+    if not real_time:
+        return Evaluation(text, facts)
+    from training.real_time import slices, slices_table
+
+    gains = slices(results[0], results[1])
+    return Evaluation(f"{text}\n{slices_table(gains)}", {**facts, "real_time": [one.to_dict() for one in gains]})
 
 
 def _retrieval(checkpoint: Checkpoint, data_name: str, cut: Cut, which: str, dump: Path | None, top: int) -> Evaluation:

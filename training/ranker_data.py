@@ -2,7 +2,8 @@
 
 A choice sees what the server knew when it made the page: where the log tells pages, feedback known when the first
 video of that page was shown; elsewhere feedback from before the day. What a user does within a page is the reranker's
-to use. Impressions without a time see what stands before them in the log.
+to use. Impressions without a time see what stands before them in the log. Real-time feedback is a setting of its own
+(`training.real_time`).
 
 Shapes: n impressions of the log, B histories of a batch, M targets of each, h entries of each, X pXTR heads, K kinds of
 match, Q pairs.
@@ -87,6 +88,14 @@ def frozen_bounds(
     return start, np.where(as_of < 0, by_order, end)
 
 
+def live_bounds(index: HistoryIndex, events: Events) -> tuple[Ints, Ints]:
+    """Entries [start, end) of each impression's history, as of its own time; without one as in `frozen_bounds`."""
+    time_ms = events["time_ms"]
+    start, end = index.bounds(events["user_id"], np.maximum(time_ms, 0))
+    _, by_order = index.bounds_in_log_order(events["user_id"], np.arange(len(events)))
+    return start, np.where(time_ms < 0, by_order, end)
+
+
 class RankerData:
     """Impressions `rows` of a log, with histories from the whole log by the rule above.
 
@@ -95,6 +104,7 @@ class RankerData:
     history  h, entries that a choice sees
     batch    about so many targets in a batch
     cut_ms   freeze histories no later than this
+    live     histories go on to the moment of each impression instead; the index says what was known when
     """
 
     def __init__(
@@ -109,15 +119,18 @@ class RankerData:
         batch: int = 1024,
         utc_offset_hours: float = 0.0,
         cut_ms: int | None = None,
+        live: bool = False,
     ):
         self.events, self.index, self.spec, self.batch, self.length = events, index, spec, batch, history
         rows = np.arange(len(events)) if rows is None else rows
-        start, self.end = frozen_bounds(index, events, utc_offset_hours, cut_ms)
+        start, self.end = live_bounds(index, events) if live else frozen_bounds(index, events, utc_offset_hours, cut_ms)
         self.start = np.maximum(start, self.end - history)
         self.slots = {
             block: tables.field_slots(spec, block, events.columns) for block in SERVED if block not in HISTORY
         }
-        self.entry_slots = tables.field_slots(spec, HISTORY[0], index.columns)
+        # a log of scored days alone has nothing to read: padding then repeats a null entry
+        self.entries = index.columns if len(index) else index.gather(np.array([-1]))
+        self.entry_slots = tables.field_slots(spec, HISTORY[0], self.entries)
         self.labels = np.stack([events[head] for head in PXTR_HEADS], axis=1)
         play_ms = events["play_time_ms"]
         self.watched = np.where(play_ms >= 0, np.minimum(play_ms / WATCH_TIME_CAP_MS, 1.0), np.nan).astype(np.float32)
@@ -181,7 +194,7 @@ class RankerData:
         visible_BMh = (entry_Bh[:, None] >= low_BM[:, :, None]) & (entry_Bh[:, None] < high_BM[:, :, None])
         visible_BMh &= real_BM[:, :, None]
         entry_Bh = np.maximum(entry_Bh, 0)
-        entries = {name: column[entry_Bh] for name, column in self.index.columns.items()}
+        entries = {name: column[entry_Bh] for name, column in self.entries.items()}
         columns = {name: self.events[name][event_BM] for name in _COLUMNS}
         slots = {b: {n: torch.from_numpy(s[event_BM]) for n, s in fields.items()} for b, fields in self.slots.items()}
         slots[HISTORY[0]] = {name: torch.from_numpy(s[entry_Bh]) for name, s in self.entry_slots.items()}

@@ -13,6 +13,7 @@ from contract.vocabulary import PXTR_HEADS
 from training.within_user import METRICS, ScoredLog, per_user
 
 PSEUDO_COUNTS = 20.0  # of the baseline's smoothed rate
+PAST_ONLY = "labels and histories up to the cut only"
 
 
 def auc(labels: NDArray[np.integer], scores: NDArray[np.floating]) -> float:
@@ -89,10 +90,9 @@ def _numbers(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
     return {prefix + name: value for name, value in metrics.items() if not np.isnan(value)}
 
 
-def ranker_protocol(events: Events, cut_ms: int) -> str:
+def ranker_protocol(events: Events, cut_ms: int, histories: str = PAST_ONLY) -> str:
     """One line that says what a figure means."""
     return (
-        f"{len(events)} impressions of {len(np.unique(events['user_id']))} users from {cut_ms} ms on; labels and "
-        "histories up to the cut only; GAUC weighted by positives, nDCG@5 over all users; item_rate = smoothed "
-        "long_view rate per video"
+        f"{len(events)} impressions of {len(np.unique(events['user_id']))} users from {cut_ms} ms on; {histories}; "
+        "GAUC weighted by positives, nDCG@5 over all users; item_rate = smoothed long_view rate per video"
     )

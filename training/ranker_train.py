@@ -25,6 +25,7 @@ from training.ranker import SERVED, Ranker, RankerConfig, preset_config
 from training.ranker_data import RankerBatch, RankerData
 from training.ranker_eval import ranker_metrics, ranker_protocol, scored_long_views
 from training.ranker_loss import ranker_loss
+from training.real_time import live_index, told_live
 from training.tables import SparseTables, table_keys
 from training.trainer import TrainConfig, Trainer, keep_log, log_beside
 from training.within_user import ScoredLog
@@ -185,16 +186,19 @@ def predict(
     *,
     utc_offset_hours: float = 0.0,
     cut_ms: int | None = None,
+    live: bool = False,
 ) -> NDArray[np.float32]:
     """Probabilities float32 [n, X] of impressions `rows`; NaN for heads that had no label in training.
 
-    Histories come from `events`, as of each impression's page or day (`ranker_data.known_until_ms`), or as of `cut_ms`
-    where that is earlier.
+    Histories come from `events`, as of each impression's page or day (`ranker_data.known_until_ms`); with `cut_ms`
+    from the impressions before it alone, and as of it at the latest. live: real-time feedback (`training.real_time`).
     """
     task = RankerTask(net, tables).eval()
+    late = np.zeros(len(events), bool) if cut_ms is None else held_out(events, cut_ms, utc_offset_hours)
+    index = live_index(events, late) if live else HistoryIndex.from_events(events, every=True, among=~late)
     data = RankerData(
-        events, HistoryIndex.from_events(events, every=True), net.spec, tables, rows=rows, history=net.config.history,
-        batch=4096, utc_offset_hours=utc_offset_hours, cut_ms=cut_ms,
+        events, index, net.spec, tables, rows=rows, history=net.config.history, batch=4096,
+        utc_offset_hours=utc_offset_hours, cut_ms=cut_ms, live=live,
     )  # fmt: skip
     found = null_column(COLUMN["pxtr"], len(events))
     for batch in data.in_order():
@@ -327,24 +331,34 @@ def train_ranker(
     return saved
 
 
-def evaluate_ranker(checkpoint: Checkpoint, events: Events, cut_ms: int) -> tuple[dict[str, Any], list[ScoredLog]]:
-    """Metrics on impressions from `cut_ms` on, histories frozen there, the protocol in words under "protocol"; and how
-    the long_view head scored each of them, beside the item rate (none where no label was observed)."""
+def evaluate_ranker(
+    checkpoint: Checkpoint, events: Events, cut_ms: int, *, live: bool = False
+) -> tuple[dict[str, Any], list[ScoredLog]]:
+    """Metrics on impressions from `cut_ms` on, the protocol in words under "protocol"; and how the long_view head
+    scored each of them, beside the item rate (none where no label was observed).
+
+    Histories are frozen at the cut. live: they go on (`training.real_time`); the same head past only stands second.
+    """
     offset = float(checkpoint.config["training"]["utc_offset_hours"])
     net = load_ranker(checkpoint)
-    pxtr = _predict_from(net, checkpoint.tables, events, cut_ms, offset)
     earlier, later = split_at(events, cut_ms, offset)
+    pxtr = _predict_from(net, checkpoint.tables, events, cut_ms, offset)
     protocol = ranker_protocol(later, cut_ms)
-    metrics = {**ranker_metrics(later, pxtr, earlier), "protocol": protocol}
-    return metrics, scored_long_views(checkpoint.version, later, pxtr, earlier, protocol)
+    scored = scored_long_views(checkpoint.version, later, pxtr, earlier, protocol)
+    if live:
+        pxtr = _predict_from(net, checkpoint.tables, events, cut_ms, offset, live=True)
+        protocol = ranker_protocol(later, cut_ms, told_live(events, held_out(events, cut_ms, offset)))
+        now = scored_long_views(f"{checkpoint.version} real-time", later, pxtr, earlier, protocol)
+        scored = [*now[:1], *scored]
+    return {**ranker_metrics(later, pxtr, earlier), "protocol": protocol}, scored
 
 
 def _predict_from(
-    net: Ranker, tables: SparseTables, events: Events, cut_ms: int, utc_offset_hours: float
+    net: Ranker, tables: SparseTables, events: Events, cut_ms: int, utc_offset_hours: float, live: bool = False
 ) -> NDArray[np.float32]:
-    """pXTR of the impressions from `cut_ms` on, with histories frozen there."""
+    """pXTR of the impressions from `cut_ms` on, with histories frozen there, or live."""
     rows = np.flatnonzero(held_out(events, cut_ms, utc_offset_hours))
-    return predict(net, tables, events, rows, utc_offset_hours=utc_offset_hours, cut_ms=cut_ms)
+    return predict(net, tables, events, rows, utc_offset_hours=utc_offset_hours, cut_ms=cut_ms, live=live)
 
 
 def _measure(net: Ranker, tables: SparseTables, events: Events, cut_ms: int, utc_offset_hours: float) -> dict[str, Any]:

@@ -104,6 +104,10 @@ class PerUser:
         ndcg_S = (counts_SU @ self.ndcg) / counts_SU.sum(axis=1)
         return np.stack([(gauc_S + ndcg_S) / 2, gauc_S, ndcg_S], axis=1)
 
+    def take(self, users: NDArray[Any]) -> PerUser:
+        """Some of the users: places or bool [U]."""
+        return PerUser(*(getattr(self, name)[users] for name in ("user_id", "weighted_auc", "weight", "ndcg")))
+
 
 def per_user(user_id: NDArray[np.uint64], label: NDArray[Any], score: Floats) -> PerUser:
     """One pass over impressions sorted by user and score."""
@@ -179,7 +183,7 @@ def mean_of(results: Sequence[WithinUserResult], *, seed: int = 0, draws: int = 
     for these seeds. Raises InputError when the impressions differ."""
     first = results[0]
     for one in results[1:]:
-        _same_impressions(first, one)
+        same_impressions(first, one)
     parts = {name: np.mean([getattr(one.users, name) for one in results], axis=0) for name in ("weighted_auc", "ndcg")}
     users = replace(first.users, **parts)
     name = f"{first.scored.name} (mean of {len(results)})"
@@ -196,7 +200,8 @@ def _intervals(users: PerUser, seed: int, draws: int) -> dict[str, Interval]:
     return {name: Interval(*map(float, (found[i], low[i], high[i]))) for i, name in enumerate(METRICS)}
 
 
-def _same_impressions(ours: WithinUserResult, theirs: WithinUserResult) -> None:
+def same_impressions(ours: WithinUserResult, theirs: WithinUserResult) -> None:
+    """Raises InputError when the impressions differ."""
     for name in ("user_id", "video_id", "time_ms", "label"):
         if not np.array_equal(getattr(ours.scored, name), getattr(theirs.scored, name)):
             raise InputError(
@@ -209,10 +214,15 @@ def compare(
     ours: WithinUserResult, theirs: WithinUserResult, *, seed: int = 0, draws: int = DRAWS
 ) -> dict[str, Interval]:
     """Paired bootstrap of ours − theirs over users. Raises InputError when the impressions differ."""
-    _same_impressions(ours, theirs)
-    everyone = np.ones((1, len(ours.users.user_id)))
-    apart = (ours.users.values(everyone) - theirs.users.values(everyone))[0]
-    drawn = _draw([ours.users, theirs.users], seed, draws)
+    same_impressions(ours, theirs)
+    return difference(ours.users, theirs.users, seed=seed, draws=draws)
+
+
+def difference(ours: PerUser, theirs: PerUser, *, seed: int = 0, draws: int = DRAWS) -> dict[str, Interval]:
+    """Paired bootstrap of ours − theirs over the users of both, the same in one order."""
+    everyone = np.ones((1, len(ours.user_id)))
+    apart = (ours.values(everyone) - theirs.values(everyone))[0]
+    drawn = _draw([ours, theirs], seed, draws)
     low, high = _bounds(drawn[0] - drawn[1])
     return {name: Interval(*map(float, (apart[i], low[i], high[i]))) for i, name in enumerate(METRICS)}
 
@@ -245,12 +255,17 @@ def ece(label: NDArray[Any], chance: Floats, bins: int = CALIBRATION_BINS) -> fl
 
 
 def results_table(results: Sequence[WithinUserResult], first_against: bool = False) -> str:
-    """The protocol, then a line for each result. first_against: and the first one's paired difference to it."""
+    """The protocol, then a line for each result. first_against: and the first one's paired difference to it.
+
+    Results of another protocol than the first one's have theirs named."""
     one = results[0]
-    head = [
-        f"protocol: {one.scored.protocol or 'label long_view'}; GAUC weighted by positives, nDCG@5 over all users",
-        f"{len(one.scored)} impressions of {len(one.users.user_id)} users; 95 % intervals, users drawn whole",
-    ]
+    head = [f"protocol: {one.scored.protocol or 'label long_view'}; GAUC weighted by positives, nDCG@5 over all users"]
+    others: dict[str, list[str]] = {}
+    for result in results[1:]:
+        if result.scored.protocol not in ("", one.scored.protocol):
+            others.setdefault(result.scored.protocol, []).append(result.scored.name)
+    head += [f"protocol of {'; '.join(names)}: {text}" for text, names in others.items()]
+    head.append(f"{len(one.scored)} impressions of {len(one.users.user_id)} users; 95 % intervals, users drawn whole")
     rows = [["", *METRICS, "AUC", "ECE"] + [f"{one.scored.name} − it, primary"] * first_against]
     for result in results:
         cells = [result.scored.name, *(interval_text(result.metrics[name]) for name in METRICS), f"{result.auc:.4f}"]

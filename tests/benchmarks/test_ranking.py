@@ -144,12 +144,37 @@ def test_models_side_by_side(tmp_path, capsys):
     assert read_scores(tmp_path / "c/scores/b.parquet").name == "b"
 
 
+def test_real_time_stands_beside_past_only(tmp_path, capsys):
+    for seed in (0, 1):
+        words = ["--out", str(tmp_path / f"r{seed}"), "--epochs", "1", "--seed", str(seed)]
+        assert main(["train", "ranker", "--data", DATA, *words]) == 0
+    capsys.readouterr()
+    words = ["--baseline", "item-rate", "--data", DATA, "--real-time", "--json", str(tmp_path / "b.json")]
+    assert main(["bench", "ranking", f"us={tmp_path}/r0,{tmp_path}/r1", *words, "--out", str(tmp_path / "b")]) == 0
+    printed = capsys.readouterr().out
+    assert "REAL-TIME feedback" in printed
+    assert "protocol of us (mean of 2); item-rate: " in printed
+    assert "us: the same checkpoint" in printed
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert list(found["arms"]) == ["us-real-time", "us", "item-rate"]
+    assert found["reference"] == "us-real-time"
+    assert found["command"].endswith("--real-time")
+    everyone, *some = found["real_time"]["us"]
+    assert everyone["difference"]["primary"] == found["differences"]["us"]["primary"]
+    assert [one["at_least"] for one in some] == [3, 6, 12]
+    assert len(list((tmp_path / "b/scores").iterdir())) == 5
+    dumps = [f"us={tmp_path}/b/scores/us-0.parquet", "--real-time", "--out", str(tmp_path / "c")]
+    assert main(["bench", "ranking", *dumps]) == 2
+    assert "--real-time scores a ranker's checkpoint" in capsys.readouterr().err
+
+
 def test_wrong_uses(tmp_path, capsys):
     for words, said in (
         ([], "nothing to compare"),
         (["--baseline", "magic"], "unknown baseline"),
         (["--baseline", "fm"], "pass --data"),
         ([str(tmp_path / "absent")], "no such"),
+        ([f"a={tmp_path}", f"a={tmp_path}", "--real-time"], "two models have one name"),
     ):
         assert main(["bench", "ranking", *words, "--out", str(tmp_path / "o")]) == 2
         assert said in capsys.readouterr().err

@@ -54,6 +54,17 @@ def test_positive_needs_an_observed_signal():
     assert is_positive(np.array([1, 0, -1, 0]), np.array([0, 1, -1, -1])).tolist() == [True, True, False, False]
 
 
+def test_an_index_among_some_impressions_keeps_their_numbers():
+    events, some = log(), np.random.default_rng(1).random(300) < 0.5
+    found = HistoryIndex.from_events(events, every=True, among=some)
+    alone = HistoryIndex.from_events(events.take(np.flatnonzero(some)), every=True)
+    assert found.event.tolist() == np.flatnonzero(some)[alone.event].tolist()
+    for name, column in found.columns.items():
+        np.testing.assert_array_equal(column, alone.columns[name])
+    positives = HistoryIndex.from_events(events, among=some).event
+    assert set(positives.tolist()) == set(HistoryIndex.from_events(events).event.tolist()) & set(found.event.tolist())
+
+
 def test_gap_is_null_where_a_time_is():
     assert gap_between([5, -1, 5, 3], [2, 2, -1, 5]).tolist() == [3, -1, -1, -1]
 
