@@ -5,6 +5,7 @@ What is listed here is the public surface; modules that begin with an underscore
 
 from __future__ import annotations
 
+from contract.beam import BeamPlan
 from contract.errors import (
     DownloadError,
     IntegrityError,
@@ -18,17 +19,20 @@ from edge._client import FakePageClient, PageClient, PageSource, Retry
 from edge._clock import Clock, FakeClock, SystemClock
 from edge._engine import Engine
 from edge._installed import InstalledModel
+from edge._policy import ChoicePolicy
 from edge._pool import PoolConfig
 from edge._replay import ReplayReport, replay
 from edge._session import EdgeSession, SessionConfig
 from edge._source import DirectorySource, HttpSource
 from edge._store import ModelStore
-from edge._types import Choice, Chooser, DeviceState, Feedback, Outcome, PageReport, Reason
+from edge._types import Choice, Chooser, DeviceState, Feedback, Outcome, PageReport, Reason, Search
 from edge._upload import FeedbackClient, FeedbackUploader
 from edge._wire import PageRequest
 
 __all__ = [
+    "BeamPlan",
     "Choice",
+    "ChoicePolicy",
     "Chooser",
     "Clock",
     "DeviceState",
@@ -57,6 +61,7 @@ __all__ = [
     "Reason",
     "ReplayReport",
     "Retry",
+    "Search",
     "ServerError",
     "ServerUnavailable",
     "SessionConfig",

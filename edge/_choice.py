@@ -1,22 +1,38 @@
-"""NextOne: the best of the remaining candidates now, or the server's first, with the reason. Never raises.
+"""The next video: the first of the best list, or the best candidate now, or the server's first. Never raises.
 
-Not thread-safe.
+Each falls back to the one after it, with the reason. Not thread-safe.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.beam import BeamPlan
+from edge._ahead import search, unfit_plan
+from edge._policy import BEAM, About, ChoicePolicy, Mask, limits_now
 from edge._pool import PooledPage
 from edge._reranker import Reranker
-from edge._types import Chooser, DeviceState, Reason
+from edge._types import Chooser, DeviceState, Reason, Search
 
 Floats = NDArray[np.float32]
+TimerNs = Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a choice depends on beside the candidates. recent: author and tags of shown videos, the newest last."""
+
+    now_ms: int
+    device: DeviceState
+    swipe_index: int
+    policy: ChoicePolicy
+    recent: Sequence[About]
+    timer_ns: TimerNs
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,52 +49,114 @@ class Decision:
     features_us: float = 0.0
     engine_us: float = 0.0
     error: Exception | None = None
+    search: Search | None = None
+    relaxed: Sequence[str] = ()
+    value: float | None = None
+    best_value: float | None = None
 
 
-def choose(
-    tier: Sequence[PooledPage],
-    reranker: Reranker | None,
-    *,
-    now_ms: int,
-    device: DeviceState,
-    swipe_index: int,
-    avoid_authors: Collection[int] = (),
-) -> Decision:
+def choose(tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation) -> Decision:
     """One of the tier's remaining candidates, none of them empty.
 
-    The model's choice is the highest fused value, ties to the earlier page and then to the server's order.
-    Without a model, or when it fails or gives values that are no numbers, the server's order decides. Authors to avoid
-    are passed over while anyone else is left.
+    NextOne is the highest fused value, ties to the earlier page and then to the server's order. Without a model, or
+    when it fails or gives values that are no numbers, the server's order decides. A beam search that can't be, or
+    fails, leaves NextOne's choice and `search.problem`. All keep to the policy's limits while these leave anyone.
     """
+    start = now.timer_ns()
     places = [(page, index) for page in tier for index in page.remaining]
     considered = [page.video_ids[index] for page, index in places]
-    allowed = np.ones(len(places), bool)
-    if avoid_authors:
-        allowed = np.array([int(page.page.candidates.author_id[i]) not in avoid_authors for page, i in places])
-        allowed |= not allowed.any()
-    server_choice = int(np.argmax(allowed))
+    limits = limits_now(now.policy, tier, now.recent, now.device)
 
     def by_server(reason: str, error: Exception | None = None) -> Decision:
-        page, index = places[server_choice]
-        return Decision(page, index, Chooser.SERVER_ORDER, reason, considered, error=error)
+        page, index = places[int(np.argmax(limits.allowed_N))]
+        return Decision(page, index, Chooser.SERVER_ORDER, reason, considered, error=error, relaxed=limits.relaxed)
 
     if reranker is None or tier[0].scored is None:
         return by_server(tier[0].reason)
-    start = time.perf_counter_ns()
     try:
-        reranker.refresh()
-        reranker.device(now_ms, device, swipe_index)
-        ready = time.perf_counter_ns()
-        parts = [reranker.scores(page.scored, device)[page.remaining] for page in tier if page.scored is not None]
-        scores_NT = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        begin = now.timer_ns()
+        make_ready(reranker, now)
+        ready = now.timer_ns()
+        scores_NT = scores_of(reranker, tier, now.device)
+        done = now.timer_ns()
     except Exception as error:  # whatever the engine says, a swipe shows a video; the session keeps the error
         return by_server(str(Reason.ENGINE_ERROR), error)
-    done = time.perf_counter_ns()
     if not np.isfinite(scores_NT).all():
         return by_server(str(Reason.NON_FINITE_SCORES))
     values_N = reranker.values(scores_NT)
-    best = int(np.argmax(np.where(allowed, values_N, -np.inf) if avoid_authors else values_N))
+    best = int(np.argmax(np.where(limits.allowed_N, values_N, -np.inf)))
+    ahead = None
+    if now.policy.mode == BEAM:
+        ahead = look_ahead(tier, reranker, now, scores_NT, now.policy.plan, limits.allowed_N, started_ns=start)
+        best = best if ahead.first is None else ahead.first
     page, index = places[best]
     return Decision(
-        page, index, Chooser.MODEL, "", considered, scores_NT, values_N, (ready - start) / 1e3, (done - ready) / 1e3
+        page,
+        index,
+        Chooser.MODEL,
+        "",
+        considered,
+        scores_NT,
+        values_N,
+        (ready - begin) / 1e3,
+        (done - ready) / 1e3,
+        ahead.error if ahead else None,
+        ahead.search if ahead else None,
+        limits.relaxed,
+        float(values_N[best]),
+        float(max(values_N[best], values_N[limits.but_preload_N].max())),
     )
+
+
+def make_ready(reranker: Reranker, now: Situation) -> None:
+    """Keys and values up to date, and what depends on now filled in. Raises what the engine raises."""
+    reranker.refresh()
+    reranker.device(now.now_ms, now.device, now.swipe_index)
+
+
+def scores_of(reranker: Reranker, tier: Sequence[PooledPage], device: DeviceState) -> Floats:
+    """Logits [N, T] of the tier's remaining candidates, nothing placed, after `make_ready`."""
+    parts = [reranker.scores(page.scored, device)[page.remaining] for page in tier if page.scored is not None]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class Ahead(NamedTuple):
+    """A search, the number of the candidate that its list begins with, and what went wrong."""
+
+    search: Search
+    first: int | None = None
+    error: Exception | None = None
+
+
+def look_ahead(
+    tier: Sequence[PooledPage],
+    reranker: Reranker,
+    now: Situation,
+    scores_NT: Floats,
+    plan: BeamPlan,
+    allowed_N: Mask,
+    *,
+    started_ns: int | None = None,
+) -> Ahead:
+    """The search of one swipe. allowed_N: who may stand first (anyone may follow). Never raises.
+
+    started_ns: when the policy's budget began; None: no budget.
+    """
+    problem, unfit = unfit_plan(reranker.engine, plan)
+    if problem:
+        return Ahead(Search(problem=problem), error=unfit)
+    end_ns = np.inf
+    if started_ns is not None and now.policy.budget_ms is not None:
+        end_ns = started_ns + now.policy.budget_ms * 1e6
+    begin = now.timer_ns()
+    try:
+        found = search(reranker, tier, now.device, scores_NT, plan, allowed_N, lambda: now.timer_ns() >= end_ns)
+    except FloatingPointError as error:
+        return Ahead(Search(problem=str(Reason.NON_FINITE_SCORES)), error=error)
+    except Exception as error:  # NextOne stands; the next swipe tries again
+        return Ahead(Search(problem=str(Reason.ENGINE_ERROR)), error=error)
+    search_us = (now.timer_ns() - begin) / 1e3
+    ids = [page.video_ids[index] for page in tier for index in page.remaining]
+    items = tuple(ids[item] for item in found.items)
+    done = Search(items, found.reward, found.steps, found.stability, found.ended, search_us)
+    return Ahead(done, found.items[0])

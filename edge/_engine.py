@@ -47,7 +47,7 @@ class Engine:
     """Runs the graphs of an installed model.
 
     Every graph of `page`, `swipe` and `watch` is loaded, checked and run once at creation, so that a broken model is
-    refused here and not at a swipe; `place` and `whole` load on first use.
+    refused here and not at a swipe; `place` (see `load_place`) and `whole` load on first use.
     Raises NoModelError (a graph can't run here, or the manifest is not one for a phone) and IntegrityError.
     """
 
@@ -58,10 +58,14 @@ class Engine:
         self.dense_version = self.manifest.dense_version
         self._allow_no_delegate = allow_no_delegate
         self._runners: dict[str, GraphRunner] = {}
+        self.place_error: Exception | None = None
         self.buckets = self.manifest.buckets("swipe")
         self.watch_buckets = self.manifest.buckets("watch")
         self._check_manifest()
         self.capacity = int(self.manifest.capacities["L"])
+        # k and P of the place graph; 0 without them: no plan fits then.
+        self.beams, self.placed = (self._capacity(name) for name in ("k", "P"))
+        self.list_reward = self.manifest.list_reward
         self.fusion_T: Floats = np.array([self.manifest.fusion.get(t, 0.0) for t in self.manifest.tasks], np.float32)
         self.variant = self.manifest.graph("swipe", f"N{self.buckets[-1]}").ship
         for name, sizes in (("page", self.buckets), ("swipe", self.buckets), ("watch", self.watch_buckets)):
@@ -79,6 +83,24 @@ class Engine:
             raise NoModelError("capacity L must be an even number from 2", where=where, got=length)
         if self.watch_buckets[0] != 1:
             raise NoModelError("no watch graph for one video", where=where, got=self.watch_buckets)
+
+    def _capacity(self, name: str) -> int:
+        found = self.manifest.capacities.get(name)
+        return found if isinstance(found, int) and found > 0 else 0
+
+    def load_place(self) -> None:
+        """Load and run every `place` graph once, so that a swipe neither waits for it nor meets a broken one.
+
+        Raises NoModelError or IntegrityError, kept as `place_error`; the other graphs go on.
+        """
+        self.place_error = None
+        try:
+            for size in self.buckets:
+                if f"place/N{size}" not in self._runners:
+                    self._runner("place", size).run()
+        except Exception as error:
+            self.place_error = error  # no swipe shall read and refuse the file again; the next call here does
+            raise
 
     def _runner(self, name: str, size: int) -> GraphRunner:
         bucket = f"{'T' if name == 'watch' else 'N'}{size}"

@@ -6,7 +6,7 @@ Not thread-safe.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,8 +138,3 @@ class WatchHistory:
         for slot in range(max(1, self.watched.length - (capacity - 1)), self.watched.length):
             resized.append({name: columns[name][slot] for name in WATCHED_COLUMNS if name not in ("start", "gap_ms")})
         return resized
-
-
-def recent_authors(shown: Sequence[int], n: int) -> set[int]:
-    """Authors of the last n shown videos."""
-    return set(shown[-n:]) if n else set()

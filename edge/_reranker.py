@@ -6,12 +6,13 @@ Not thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.errors import NoModelError
 from contract.features import dense_block, since_watched
 from contract.golden import fused_values
 from contract.page import Page
@@ -99,6 +100,22 @@ class Reranker:
         """Logits [n, T] of a page's candidates, shown ones included, after `device`."""
         candidate_swipe = self._swipe.candidates(device, page.video_ids, page.state.bucket)
         return self.engine.swipe(page.state, self.cache.memory, self._swipe.swipe_dense, candidate_swipe)
+
+    def placer(self, page: ScoredPage, device: DeviceState) -> Callable[[Floats, Floats], Floats]:
+        """`place` of a page at this swipe, after `device`: placed [1, k, P, V], placed_mask [1, k, P] -> [k, n, T].
+
+        Raises NoModelError when the graph did not load.
+        """
+        if self.engine.place_error is not None:
+            raise NoModelError("the place graph did not load", where=self.dense_version) from self.engine.place_error
+        # A copy: two pages of one bucket would share the buffer.
+        candidate_swipe = self._swipe.candidates(device, page.video_ids, page.state.bucket).copy()
+
+        def place(placed: Floats, placed_mask: Floats) -> Floats:
+            now = (self.cache.memory, self._swipe.swipe_dense, candidate_swipe)
+            return self.engine.place(page.state, *now, placed, placed_mask)
+
+        return place
 
     def values(self, scores_NT: Floats) -> Floats:
         """Fused value of each candidate, float32 [N]: the manifest's weights."""

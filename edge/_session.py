@@ -14,39 +14,45 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from contract.errors import IntegrityError, KirError, PoolExhausted, ServerError
+import numpy as np
+
+from contract.beam import BeamPlan
+from contract.errors import InputError, IntegrityError, KirError, PoolExhausted, ServerError
 from contract.page import Page, decode_page, parse_page
 from contract.rows import INT8
 from contract.v1 import page_pb2
-from edge._choice import Decision, choose
+from edge._ahead import unfit_plan
+from edge._choice import Decision, Situation, TimerNs, choose, look_ahead, make_ready, scores_of
 from edge._client import PageSource, Prefetcher
 from edge._clock import Clock, SessionTime, SystemClock
 from edge._engine import Engine
 from edge._features import unfit_reason, watched_item
-from edge._history import Shown, WatchHistory, recent_authors
+from edge._history import Shown, WatchHistory
 from edge._installed import InstalledModel
+from edge._policy import BEAM, About, ChoicePolicy, about, limits_now
 from edge._pool import CandidatePool, PoolConfig, PooledPage
 from edge._reranker import Reranker, ScoredPage
 from edge._store import ModelStore
-from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Reason
+from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Reason, Search
 from edge._upload import FeedbackUploader
 from edge._wire import Impression, PageRequest, feedback_event
 
 
 @dataclass(frozen=True)
 class SessionConfig:
-    """watched_capacity: L until a model brings its own; author_gap: not the same author within so many videos (0: off);
-    opted_in: the user lets opt_in fields leave; retry_ms: pause after a page that could not be fetched.
+    """policy: how the next video is chosen; watched_capacity: L until a model brings its own; opted_in: the user lets
+    opt_in fields leave; retry_ms: pause after a page that could not be fetched.
     """
 
     pool: PoolConfig = field(default_factory=PoolConfig)
+    policy: ChoicePolicy = field(default_factory=ChoicePolicy)
     page_size: int = 0
     row_encoding: str = INT8
     watched_capacity: int = 50
-    author_gap: int = 0
     opted_in: bool = False
     retry_ms: int = 2_000
     allow_no_delegate: bool = False
@@ -65,6 +71,7 @@ class EdgeSession:
               loaded already serves sessions one after the other
     pages     where pages come from; None: the app calls `on_page` itself
     uploader  takes feedback events; None: nothing is reported
+    timer_ns  measures stages and the policy's budget, in nanoseconds
     Public to read: pool, session_id, position (videos shown), last_error (what was swallowed last), default_rows.
     """
 
@@ -78,6 +85,7 @@ class EdgeSession:
         clock: Clock | None = None,
         config: SessionConfig | None = None,
         session_id: int | None = None,
+        timer_ns: TimerNs = time.perf_counter_ns,
     ):
         self.config = config or SessionConfig()
         self.user_id = user_id
@@ -89,12 +97,13 @@ class EdgeSession:
         self._store, self._pages, self._uploader = store, pages, uploader
         self._prefetcher = None if pages is None else Prefetcher(pages)
         self._clock = clock or SystemClock()
+        self._timer_ns = timer_ns
         self._time = SessionTime(self._clock)
         self._history = WatchHistory(self.config.watched_capacity)
         self._reranker: Reranker | None = None
         self._offered: Engine | None = None
         self._no_model_reason = str(Reason.NO_MODEL)
-        self._authors: list[int] = []
+        self._recent: list[About] = []
         self._device = DeviceState()
         self._last_request: PageRequest | None = None
         self._evict_due = False
@@ -117,7 +126,20 @@ class EdgeSession:
             return self._no_model_reason
         self._history.watched = self._history.resized(engine.capacity)
         self._reranker = Reranker(engine, self._history.watched)
+        self._prepare_search(engine)
         return ""
+
+    def _prepare_search(self, engine: Engine) -> None:
+        """Load what the search needs, off the swipe path. Without it NextOne chooses; `last_error` says why."""
+        if self.config.policy.mode != BEAM:
+            return
+        try:
+            _, error = unfit_plan(engine, self.config.policy.plan)
+            if error is not None:
+                raise error
+            engine.load_place()
+        except Exception as error:  # the model serves NextOne as well as before
+            self.last_error = error
 
     def _engine(self, store: ModelStore | InstalledModel | Engine) -> Engine:
         if isinstance(store, Engine):
@@ -208,6 +230,7 @@ class EdgeSession:
             reranker = self._reranker
             if takes_over or reranker is None:
                 reranker = Reranker(engine, self._history.resized(engine.capacity))
+            self._prepare_search(engine)
             try:
                 scored = reranker.open_page(page, request_ids)
             except Exception as error:  # a broken model or page must not cost the candidates
@@ -232,23 +255,48 @@ class EdgeSession:
 
     def next(self, device: DeviceState | None = None) -> Choice:
         """The next video. Raises PoolExhausted when nothing is left, and nothing else."""
-        start = time.perf_counter_ns()
+        start = self._timer_ns()
         self._device = device or self._device
         self._settle()
         tier = self._tier()
-        settled = time.perf_counter_ns()
+        settled = self._timer_ns()
         now_ms = self._time.now_ms()
         return self._commit(self._decide(tier, now_ms), now_ms, start, settled)
 
     def _decide(self, tier: list[PooledPage], now_ms: int) -> Decision:
-        return choose(
-            tier,
-            self._reranker,
-            now_ms=now_ms,
-            device=self._device,
-            swipe_index=self.position,
-            avoid_authors=recent_authors(self._authors, self.config.author_gap),
-        )
+        return choose(tier, self._reranker, self._situation(now_ms))
+
+    def _situation(self, now_ms: int) -> Situation:
+        return Situation(now_ms, self._device, self.position, self.config.policy, self._recent, self._timer_ns)
+
+    def look_ahead(
+        self, plan: BeamPlan, device: DeviceState | None = None, first: Collection[int] | None = None
+    ) -> Search:
+        """The list that a plan finds now, for the player to preload; nothing is shown. No time limit.
+
+        first: video ids that may stand first; None: those within the policy's limits. A search that can't be has a
+        `problem`, a reason as of `Choice`. Raises PoolExhausted, and InputError when none of `first` is left.
+        """
+        self._device = device or self._device
+        self._settle()
+        tier, reranker = self._tier(), self._reranker
+        if reranker is None or tier[0].scored is None:
+            return Search(problem=tier[0].reason)
+        now = self._situation(self._time.now_ms())
+        allowed_N = limits_now(now.policy, tier, now.recent, now.device).allowed_N
+        if first is not None:
+            allowed_N = np.array([page.video_ids[i] in first for page in tier for i in page.remaining], bool)
+            if not allowed_N.any():
+                raise InputError("none of these candidates is left", got=sorted(first))
+        try:
+            make_ready(reranker, now)
+            scores_NT = scores_of(reranker, tier, self._device)
+        except Exception as error:  # as in a swipe
+            self.last_error = error
+            return Search(problem=str(Reason.ENGINE_ERROR))
+        found = look_ahead(tier, reranker, now, scores_NT, plan, allowed_N)
+        self.last_error = found.error or self.last_error
+        return found.search
 
     def _tier(self) -> list[PooledPage]:
         try:
@@ -264,14 +312,15 @@ class EdgeSession:
             self.last_error = decision.error
         self.pool.shown(page, index)
         by_model = self._reranker if decision.values_N is not None else None
-        end = time.perf_counter_ns()
+        end = self._timer_ns()
         stages = {
             "maintain": (settled - start) / 1e3,
             "features": decision.features_us,
             "engine": decision.engine_us,
-            "choice": (end - settled) / 1e3 - decision.features_us - decision.engine_us,
-            "total": (end - start) / 1e3,
+            **({"search": decision.search.search_us} if decision.search else {}),
         }
+        total = (end - start) / 1e3
+        stages |= {"choice": total - sum(stages.values()), "total": total}
         choice = Choice(
             video_id=page.video_ids[index],
             page_id=page.page.page_id,
@@ -287,6 +336,10 @@ class EdgeSession:
             variant=by_model.engine.variant if by_model else "",
             rows_revision=page.page.rows_revision if by_model else 0,
             stages_us=stages,
+            search=decision.search,
+            relaxed=decision.relaxed,
+            value=decision.value,
+            best_value=decision.best_value,
         )
         scored = page.scored
         self._history.show(
@@ -298,10 +351,14 @@ class EdgeSession:
                 page.page.rows_revision,
             )
         )
-        self._authors = [*self._authors[-63:], int(page.page.candidates.author_id[index])]
+        self._remember(about(page, index))
         self.position += 1
         self._evict_due = True
         return choice
+
+    def _remember(self, shown: About) -> None:
+        self._recent.append(shown)
+        del self._recent[: max(0, len(self._recent) - self.config.policy.remembers)]
 
     # -- off the swipe path
 

@@ -99,6 +99,26 @@ class Feedback:
             raise InputError("revision out of range", got=self.revision, allowed="0 … 2**31 - 1")
 
 
+@dataclass(frozen=True)
+class Search:
+    """What looking ahead found. problem: "" or why there was no search and NextOne chose; the rest is empty then.
+
+    video_ids   the best list as far as it was searched, the chosen one first: what to preload next
+    reward      its ListReward, as the model predicts it
+    steps       places that were searched; stability: min/max of the kept rewards at the last one
+    ended       "stable", "exhausted" (no candidate left), "depth" or "time"
+    search_us   microseconds of the search, without the swipe's own scores
+    """
+
+    video_ids: Sequence[int] = ()
+    reward: float = 0.0
+    steps: int = 0
+    stability: float = 0.0
+    ended: str = ""
+    search_us: float = 0.0
+    problem: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Choice:
     """The next video and how it was found.
@@ -109,7 +129,12 @@ class Choice:
                       choose
     remaining         indices of the chosen one's page that could have been shown instead
     position          number of the swipe in its session, from 0; seq is the same number in events
-    stages_us         microseconds per stage: maintain, features, engine, choice, total
+    stages_us         microseconds per stage: maintain, features, engine, choice, total; with a beam also search
+    search            how the beam search went; None without one (policy NextOne, or the model did not choose)
+    relaxed           limits that gave way because nothing else was left: "topic", "author", "preloaded"
+    value, best_value  fused value of the chosen one, and of the best that `preloaded_only` alone kept back (itself when
+                      none is better); None when the model did not choose. Their difference is what preloading cost by
+                      NextOne's measure; with a beam it holds what looking ahead gave up for now as well
     """
 
     video_id: int
@@ -126,6 +151,10 @@ class Choice:
     variant: str = ""
     rows_revision: int = 0
     stages_us: Mapping[str, float] = field(default_factory=dict)
+    search: Search | None = None
+    relaxed: Sequence[str] = ()
+    value: float | None = None
+    best_value: float | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from edge._clock import SessionTime
 from edge._types import Reason
 
 SURFACE = {
+    "BeamPlan",
     "Choice",
+    "ChoicePolicy",
     "Chooser",
     "Clock",
     "DeviceState",
@@ -42,6 +44,7 @@ SURFACE = {
     "Retry",
     "ServerError",
     "ServerUnavailable",
+    "Search",
     "SessionConfig",
     "SystemClock",
     "replay",

@@ -16,6 +16,7 @@ from contract.golden import fused_values
 from contract.page import encode_page
 from edge import (
     Choice,
+    ChoicePolicy,
     Chooser,
     DeviceState,
     EdgeSession,
@@ -146,7 +147,7 @@ class TestAuthors:
     @pytest.mark.parametrize("with_model", [False, True])
     def test_not_the_same_author_again_so_soon(self, published: Open, clock: FakeClock, with_model: bool) -> None:
         store = published("kir-a") if with_model else None
-        session = plain_session(clock, store=store, config=SessionConfig(author_gap=1))
+        session = plain_session(clock, store=store, config=SessionConfig(policy=ChoicePolicy(author_gap=1)))
         session.on_page(page_bytes(self.IDS))
         choices = [session.next() for _ in range(5)]
         authors = [int(candidates_of([v]).author_id[0]) for v in ids_of(choices)]
@@ -154,7 +155,7 @@ class TestAuthors:
         assert {c.chooser for c in choices} == {Chooser.MODEL if with_model else Chooser.SERVER_ORDER}
 
     def test_rather_the_same_author_than_nothing(self, clock: FakeClock) -> None:
-        session = plain_session(clock, config=SessionConfig(author_gap=5))
+        session = plain_session(clock, config=SessionConfig(policy=ChoicePolicy(author_gap=5)))
         session.on_page(page_bytes([300, 301, 302]))  # one author
         assert ids_of([session.next() for _ in range(3)]) == [300, 301, 302]
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract import manifest as m
+from contract.beam import ListReward
 from contract.spec import FeatureSpec
 from contract.specs import kir_spec
 from contract.vocabulary import MASK_VALUE, TASKS
@@ -37,6 +38,7 @@ L, L1 = 6, 7
 BUCKETS = (4, 8)
 SPEC = kir_spec(video=4, author=4, tag=4, user=4)
 FUSION = {"effective_view": 1.0, "like": 0.5, "has_next": 0.25, "watch_time": 2.0}
+LIST_REWARD = ListReward({"effective_view": 1.0, "like": 0.5, "watch_time": 2.0})
 ROWS_REVISION = 7
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -274,6 +276,7 @@ def publish(cdn: Path, version: str, spec: FeatureSpec = SPEC, seed: int = 1) ->
         golden=m.Golden(ROWS_REVISION, tensors),
         card=out.add(f"# {version}\n".encode(), "md"),
         min_runtime={"ai-edge-litert": "2.1.0"},
+        list_reward=LIST_REWARD,
     )
     out.finish(manifest)
     session = out.add(make_session(out.folder, version, spec).to_bytes(), "json")
