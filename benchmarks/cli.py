@@ -57,6 +57,7 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     closed.add_argument("--seeds", type=int, default=5, help="session seeds with --work (default: %(default)s)")
     closed.add_argument("--sessions", type=int, default=100, help="sessions per seed or world (default: %(default)s)")
     closed.add_argument("--page-size", type=int, default=20, help="candidates per page (default: %(default)s)")
+    closed.add_argument("--sweep", action="store_true", help="with --work: the beam search by k and t as well")
     closed.add_argument("--out", type=Path, default=Path("runs/closed-loop"), help="work folder of --worlds")
     closed.add_argument("--json", type=Path, help="write the result here as well")
     retrieval = kinds.add_parser("retrieval", help="retrieval models on the same queries, with paired differences")
@@ -260,8 +261,10 @@ def _run_closed_loop(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.closed_loop_runs import run_work, run_worlds
 
     if args.worlds:
+        if args.sweep:
+            raise InputError("--sweep needs one demo's model", got="--worlds", fix="pass --work DIR instead")
         return run_worlds(args.out, args.worlds, args.sessions, args.page_size)
-    return run_work(args.work, args.seeds, args.sessions, args.page_size)
+    return run_work(args.work, args.seeds, args.sessions, args.page_size, args.sweep)
 
 
 def _run_ann(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

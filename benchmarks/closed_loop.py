@@ -4,9 +4,16 @@
 
 Every arm shows the same pages to the same sessions (common random numbers: outcomes depend on session, video and step,
 not on the arm). The next page comes when half of one was shown, and what was left of it goes, until the user leaves or
-the pages run out. Arms: `random`, `server` (the
-page's own order), `one_shot` (the reranker once per page, at its arrival), `per_swipe` (the reranker at every swipe,
-the edge runtime as shipped), `oracle` (greedy on the true hidden state: what no one can know).
+the pages run out. Arms:
+
+    random, server  without order; the page's own order
+    one_shot        the reranker once per page, at its arrival
+    per_swipe       the reranker at every swipe, NextOne: the edge runtime as shipped
+    beam            at every swipe, the first of the best list in ListReward, as far as the model's place graph reaches
+    preloaded       as per_swipe, but a player holds the next PRELOADED videos of the server's order alone
+    oracle          greedy on the true hidden state: what no one can know
+
+A skip is a video played for less than SKIP_MS and not to its end.
 """
 
 from __future__ import annotations
@@ -21,9 +28,12 @@ from benchmarks.stats import Interval, cluster_bootstrap_mean
 from contract.page import Page
 from contract.vocabulary import SIGNALS
 
-ARMS = ("random", "server", "one_shot", "per_swipe", "oracle")
+PLAIN_ARMS = ("random", "server", "one_shot", "per_swipe", "preloaded", "oracle")
+ARMS = ("random", "server", "one_shot", "per_swipe", "beam", "preloaded", "oracle")
 DIFFERENCE = "(per_swipe vs one_shot) - control"
-LIKE = SIGNALS.index("like")
+LIKE, LONG_VIEW, FINISH = (SIGNALS.index(name) for name in ("like", "long_view", "finish"))
+SKIP_MS = 3_000
+PRELOADED = 3
 
 
 class Chooser(Protocol):
@@ -64,6 +74,7 @@ class Lived:
     likes: int
     videos: int
     long_views: int
+    skips: int
 
 
 class ServerOrder:
@@ -99,7 +110,7 @@ class Oracle(ServerOrder):
 
 def live_session(session: Any, plan: SessionPlan, chooser: Chooser) -> Lived:
     """Walk one session with one arm."""
-    watch_ms = likes = videos = long_views = 0
+    watch_ms = likes = videos = long_views = skips = 0
     for number, (page, items) in enumerate(zip(plan.pages, plan.items, strict=True)):
         chooser.page(page, session.now_ms)
         remaining = list(range(len(page.candidates)))
@@ -112,11 +123,12 @@ def live_session(session: Any, plan: SessionPlan, chooser: Chooser) -> Lived:
             chooser.observe(index, response, shown_at_ms, session.now_ms)
             watch_ms += response.play_time_ms
             likes += int(response.signals[LIKE] == 1)
-            long_views += int(response.signals[SIGNALS.index("long_view")] == 1)
+            long_views += int(response.signals[LONG_VIEW] == 1)
+            skips += int(response.play_time_ms < SKIP_MS and response.signals[FINISH] != 1)
             videos += 1
         if session.done:
             break
-    return Lived(watch_ms, likes, videos, long_views)
+    return Lived(watch_ms, likes, videos, long_views, skips)
 
 
 @dataclass(frozen=True)
@@ -157,12 +169,15 @@ class ClosedLoopResult:
 
     def __str__(self) -> str:
         lines = [f"closed loop, same pages: {self.n_sessions} sessions, {self.n_seeds} seeds, drift {self.drift:g}"]
-        lines.append(f"{'arm':<10} {'watch s':>9} {'likes':>7} {'videos':>7} {'long':>6}")
+        lines.append(f"{'arm':<10} {'watch s':>9} {'likes':>7} {'videos':>7} {'long':>6} {'skips':>6}")
         for name, arm in self.arms.items():
             cells = f"{arm['watch_s']:>9.1f} {arm['likes']:>7.3f} {arm['videos']:>7.1f} {arm['long_views']:>6.1f}"
+            cells += f" {arm['skips']:>6.2f}"
             lines.append(f"{name:<10} {cells}")
         for name, gain in self.gains.items():
-            lines.append(f"{name:<34} watch s {Interval(**gain['watch_s'])}  ({gain['relative']:+.1%})")
+            more = [f"{what} {Interval(**gain[what])}" for what in ("likes", "skips", "videos") if what in gain]
+            line = f"{name:<34} watch s {Interval(**gain['watch_s'])}  ({gain['relative']:+.1%})"
+            lines.append("  ".join([line, *more]))
         return "\n".join(lines)
 
 
@@ -170,58 +185,66 @@ COMPARISONS = (
     ("per_swipe", "server"),
     ("per_swipe", "one_shot"),
     ("one_shot", "server"),
+    ("beam", "per_swipe"),
+    ("beam", "server"),
+    ("preloaded", "per_swipe"),
+    ("preloaded", "server"),
     ("per_swipe", "random"),
     ("oracle", "server"),
 )
 
 
+EdgeChoosers = Callable[[SessionPlan, str], Chooser]
+
+
 def run_closed_loop(
     world: Any,
     plans: Sequence[SessionPlan],
-    edge_chooser: Callable[[SessionPlan, bool], Chooser],
+    edge_chooser: EdgeChoosers,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    arms: Sequence[str] = ARMS,
 ) -> ClosedLoopResult:
-    """Live every plan with every arm. `edge_chooser(plan, per_swipe)` makes the reranker's arms."""
-    lived: dict[str, list[Lived]] = {arm: [] for arm in ARMS}
+    """Live every plan with every arm. `edge_chooser(plan, arm)` makes the reranker's arms."""
+    lived: dict[str, list[Lived]] = {arm: [] for arm in arms}
     for done, plan in enumerate(plans):
-        for arm in ARMS:
+        for arm in arms:
             session = world.session(plan.user_index, plan.session_seed, plan.start_ms)
             lived[arm].append(live_session(session, plan, _chooser(arm, plan, session, edge_chooser)))
         progress(done + 1, len(plans))
     return _summarise(world, plans, lived)
 
 
-def _chooser(arm: str, plan: SessionPlan, session: Any, edge: Callable[[SessionPlan, bool], Chooser]) -> Chooser:
+def _chooser(arm: str, plan: SessionPlan, session: Any, edge: EdgeChoosers) -> Chooser:
     if arm == "server":
         return ServerOrder()
     if arm == "random":
         return RandomOrder(plan.session_seed % 2**32)
     if arm == "oracle":
         return Oracle(session, plan)
-    return edge(plan, arm == "per_swipe")
+    return edge(plan, arm)
 
 
 def _summarise(world: Any, plans: Sequence[SessionPlan], lived: dict[str, list[Lived]]) -> ClosedLoopResult:
-    watch = {arm: np.array([one.watch_ms for one in rows]) / 1000.0 for arm, rows in lived.items()}
-    likes = {arm: np.array([one.likes for one in rows], float) for arm, rows in lived.items()}
-    users = np.array([plan.user_index for plan in plans])
-    seeds = np.array([plan.seed for plan in plans])
-    arms = {
+    counts = ("likes", "skips", "videos", "long_views")
+    per_session = {
         arm: {
-            "watch_s": float(watch[arm].mean()),
-            "likes": float(likes[arm].mean()),
-            "videos": float(np.mean([one.videos for one in rows])),
-            "long_views": float(np.mean([one.long_views for one in rows])),
+            "watch_s": np.array([one.watch_ms for one in rows]) / 1000.0,
+            **{name: np.array([getattr(one, name) for one in rows], float) for name in counts},
         }
         for arm, rows in lived.items()
     }
+    watch = {arm: found["watch_s"] for arm, found in per_session.items()}
+    users = np.array([plan.user_index for plan in plans])
+    seeds = np.array([plan.seed for plan in plans])
+    arms = {arm: {name: float(v.mean()) for name, v in found.items()} for arm, found in per_session.items()}
     gains = {}
     for better, base in COMPARISONS:
-        difference = watch[better] - watch[base]
+        if not {better, base} <= set(lived):
+            continue
+        paired = {name: per_session[better][name] - per_session[base][name] for name in ("watch_s", *counts[:3])}
         gains[f"{better} vs {base}"] = {
-            "watch_s": cluster_bootstrap_mean(difference, users).to_json(),
-            "likes": cluster_bootstrap_mean(likes[better] - likes[base], users).to_json(),
-            "relative": float(difference.mean() / watch[base].mean()),
+            **{name: cluster_bootstrap_mean(difference, users).to_json() for name, difference in paired.items()},
+            "relative": float(paired["watch_s"].mean() / watch[base].mean()),
         }
     gain = watch["per_swipe"] - watch["server"]
     sessions = {arm: values.tolist() for arm, values in watch.items()}

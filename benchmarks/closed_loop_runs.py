@@ -1,6 +1,7 @@
 """`kir bench closed-loop`: the closed loop with more sessions on a demo's models, or in several worlds trained anew.
 
 kir bench closed-loop --work demo-out --sessions 100
+kir bench closed-loop --work demo-out --sessions 40 --seeds 1 --sweep      beams k and stability t as well
 kir bench closed-loop --worlds 5 --json docs/results/closed-loop.json      (about four minutes a world)
 """
 
@@ -15,26 +16,28 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.closed_loop import ClosedLoopResult, SessionPlan, run_closed_loop
+from benchmarks.beam_sweep import BeamSweep, sweep_beams
+from benchmarks.closed_loop import ARMS, PLAIN_ARMS, PRELOADED, ClosedLoopResult, SessionPlan, run_closed_loop
 from benchmarks.demo import DemoConfig, run_demo
-from benchmarks.edge_arm import EdgeChooser
+from benchmarks.edge_arm import EdgeChooser, deepest_plan
 from benchmarks.loop import LoopPaths
 from benchmarks.server_process import ServerProcess
 from benchmarks.sim_pages import PageSource, plan_sessions
 from benchmarks.stats import Interval, machine, t_interval
 from contract.errors import InputError
 from contract.vocabulary import NETWORKS
-from edge import Engine, InstalledModel
+from edge import ChoicePolicy, Engine, InstalledModel
 
 WIFI = NETWORKS.index("wifi")
 
 
 def closed_loops(
-    world: Any, model: Path, grpc_address: str, *, seeds: int, sessions: int, page_size: int
-) -> dict[str, ClosedLoopResult]:
+    world: Any, model: Path, grpc_address: str, *, seeds: int, sessions: int, page_size: int, sweep: bool = False
+) -> dict[str, Any]:
     """The world as it is and its control (drift 0: no mood, no fatigue), over the same pages of the live server.
 
-    model: a published version's directory. The two worlds run in a process each.
+    model: a published version's directory. The two worlds run in a process each. sweep: the beam's k and t as well, in
+    the world as it is; Raises InputError then for a model that can't search lists.
     """
     installed = InstalledModel.open_published(model)
     with PageSource(grpc_address, installed.dense_version, installed.spec_fingerprint) as source:
@@ -43,23 +46,44 @@ def closed_loops(
     with ProcessPoolExecutor(2, mp_context=context) as pool:
         drifts = {"world": world.config.drift, "control": 0.0}
         jobs = {name: pool.submit(_live, asdict(world.config), drift, model, plans) for name, drift in drifts.items()}
-        found = {name: job.result() for name, job in jobs.items()}
-    return {**found, "world": found["world"].against_control(found["control"], plans)}
+        found: dict[str, Any] = {name: job.result() for name, job in jobs.items()}
+    found["world"] = found["world"].against_control(found["control"], plans)
+    if sweep:  # alone, since it takes times
+        found["sweep"] = _sweep(world, installed, plans)
+    return found
+
+
+def _sweep(world: Any, installed: InstalledModel, plans: list[SessionPlan]) -> BeamSweep:
+    return sweep_beams(world, Engine(installed), plans)
 
 
 def _live(config: dict[str, Any], drift: float, model: Path, plans: list[SessionPlan]) -> ClosedLoopResult:
     from training.simulator import SimConfig, World
 
     world, engine = World(SimConfig(**{**config, "drift": drift})), Engine(InstalledModel.open_published(model))
-    users = world.users.user_id
-
-    def chooser(plan: SessionPlan, per_swipe: bool) -> EdgeChooser:
-        return EdgeChooser(engine, int(users[plan.user_index]), plan.session_seed, plan.start_ms, per_swipe, WIFI)
-
-    return run_closed_loop(world, plans, chooser)
+    return run_closed_loop(
+        world, plans, edge_choosers(world, engine), arms=PLAIN_ARMS if deepest_plan(engine) is None else ARMS
+    )
 
 
-def run_work(work: Path | None, seeds: int, sessions: int, page_size: int) -> tuple[dict[str, Any], str]:
+def edge_choosers(world: Any, engine: Engine) -> Any:
+    """(plan, arm) -> the reranker's arms, on one engine that serves them one after the other."""
+    users, plan_ahead = world.users.user_id, deepest_plan(engine)
+    policies = {"preloaded": ChoicePolicy(preloaded_only=True)}
+    if plan_ahead is not None:
+        policies["beam"] = ChoicePolicy("beam", plan_ahead, budget_ms=None)  # the machine's load must not choose
+
+    def chooser(plan: SessionPlan, arm: str) -> EdgeChooser:
+        ids = (int(users[plan.user_index]), plan.session_seed, plan.start_ms)
+        policy, preloaded = policies.get(arm, ChoicePolicy()), PRELOADED if arm == "preloaded" else 0
+        return EdgeChooser(engine, *ids, arm != "one_shot", WIFI, policy, preloaded)
+
+    return chooser
+
+
+def run_work(
+    work: Path | None, seeds: int, sessions: int, page_size: int, sweep: bool = False
+) -> tuple[dict[str, Any], str]:
     """Again with the models of a demo's folder. Returns the result and its tables."""
     from training.simulator import SimConfig, World
 
@@ -74,7 +98,8 @@ def run_work(work: Path | None, seeds: int, sessions: int, page_size: int) -> tu
     paths = LoopPaths(work)
     world = World(SimConfig(**viewer["world"]))
     with ServerProcess(paths.bundle, paths.cdn, work / "bench", ["--client-clock"]) as server:
-        found = closed_loops(world, paths.cdn, server.grpc_address, seeds=seeds, sessions=sessions, page_size=page_size)
+        size = {"seeds": seeds, "sessions": sessions, "page_size": page_size}
+        found = closed_loops(world, paths.cdn, server.grpc_address, **size, sweep=sweep)
     result = {"benchmark": "closed-loop", "machine": machine(), **{name: one.to_json() for name, one in found.items()}}
     return result, "\n\n".join(str(one) for one in found.values())
 

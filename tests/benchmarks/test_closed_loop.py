@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.closed_loop import ARMS, DIFFERENCE, Lived, SessionPlan, live_session, run_closed_loop
+from benchmarks.closed_loop import ARMS, DIFFERENCE, PLAIN_ARMS, Lived, SessionPlan, live_session, run_closed_loop
 from contract.page import Candidates, Page
 from contract.vocabulary import MISSING_KEY, SIGNALS, TAGS_MAX, X_PXTR
 
@@ -30,6 +31,7 @@ class ToySession:
         self.done = len(self.shown) >= self._patience or item == 0
         signals = np.zeros(len(SIGNALS), np.int8)
         signals[SIGNALS.index("like")] = item > 5
+        signals[SIGNALS.index("finish")] = item % 2
         return SimpleNamespace(play_time_ms=1000 * item, signals=signals, has_next=not self.done)
 
 
@@ -86,7 +88,12 @@ class TestLiveSession:
         lived = live_session(session, plan([1, 2, 3, 4], [5, 6, 7]), chooser)
         assert session.shown == [4, 3, 7, 6, 5]
         assert chooser.pages == 2
-        assert lived == Lived(watch_ms=25_000, likes=2, videos=5, long_views=0)
+        assert lived == Lived(watch_ms=25_000, likes=2, videos=5, long_views=0, skips=0)
+
+    def test_a_skip_is_short_and_not_to_the_end(self) -> None:
+        """Items 1 and 2 are played for 1 and 2 s; an odd item is finished."""
+        lived = live_session(ToySession(), plan([1, 2, 3, 4]), Recorder())
+        assert lived.skips == 1
 
     def test_a_user_who_leaves_ends_it(self) -> None:
         session = ToySession(patience=3)
@@ -100,9 +107,9 @@ class TestLiveSession:
 
 
 class TestArms:
-    def run(self, plans: list[SessionPlan], patience: int = 100) -> tuple[Any, ToyWorld]:
+    def run(self, plans: list[SessionPlan], patience: int = 100, arms: Sequence[str] = ARMS) -> tuple[Any, ToyWorld]:
         world = ToyWorld(patience)
-        return run_closed_loop(world, plans, lambda plan, per_swipe: Recorder()), world
+        return run_closed_loop(world, plans, lambda plan, arm: Recorder(), arms=arms), world
 
     def test_every_arm_lives_every_plan(self) -> None:
         result, world = self.run([plan([1, 2], user=u, seed=u) for u in range(3)])
@@ -121,6 +128,20 @@ class TestArms:
         assert gain["watch_s"]["mean"] == pytest.approx((9 + 5) - (1 + 9))
         assert gain["watch_s"]["low"] == gain["watch_s"]["high"]  # no spread: every session is the same
         assert gain["relative"] == pytest.approx(0.4)
+
+    def test_what_a_user_liked_skipped_and_saw_is_paired_too(self) -> None:
+        result, _ = self.run([plan([1, 9, 2, 8], user=u) for u in range(4)], patience=2)
+        gain = result.gains["oracle vs server"]
+        assert (gain["likes"]["mean"], gain["skips"]["mean"], gain["videos"]["mean"]) == (1.0, 0.0, 0.0)
+        assert result.arms["server"]["skips"] == 0.0
+        assert result.gains["oracle vs server"]["skips"]["mean"] == 0.0
+
+    def test_a_model_that_can_not_search_lists_lives_without_the_beam(self) -> None:
+        result, world = self.run([plan([1, 2])], arms=PLAIN_ARMS)
+        assert len(world.sessions) == len(PLAIN_ARMS)
+        assert set(result.arms) == set(PLAIN_ARMS) == set(ARMS) - {"beam"}
+        assert "preloaded vs per_swipe" in result.gains
+        assert not any("beam" in name for name in result.gains)
 
     def test_the_table_names_every_arm_and_comparison(self) -> None:
         result, _ = self.run([plan([1, 2])])
