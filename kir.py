@@ -39,6 +39,9 @@ COMMANDS: dict[str, Command] = {
     "annotate": Command("training.cli", "train", "fill events with the server ranker's predictions, without leaks"),
     "train": Command("training.cli", "train", "train a model on events and save a checkpoint directory"),
     "evaluate": Command("training.cli", "train", "score a checkpoint on held-out data, or a dump of ranked lists"),
+    "describe": Command(
+        "training.cli", "train", "features, parameters, bytes and cost of a checkpoint or published model"
+    ),
     "convert": Command("convert.cli", "convert", "model | server | retrieval | …: from checkpoints to TFLite and ONNX"),
     "publish": Command("convert.cli", "convert", "put a verified model into a CDN directory and move its pointer"),
     "verify": Command("convert.cli", "convert", "check a published model: hashes, tensors, ranking, golden cases"),

@@ -62,6 +62,7 @@ class TestTable:
                 "annotate",
                 "train",
                 "evaluate",
+                "describe",
                 "convert",
                 "publish",
                 "verify",

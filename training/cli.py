@@ -1,9 +1,11 @@
-"""`kir simulate | annotate | train | evaluate`: thin calls into the training room. Light at import: torch comes later.
+"""`kir simulate | annotate | train | evaluate | describe`: thin calls into the training room. Light at import: torch
+comes later.
 
 kir simulate --out runs/sim --users 200 --days 4
 kir annotate --data events:runs/sim --out runs/data
 kir train kuaiformer --data events:runs/sim --out runs/kuaiformer --preset tiny --epochs 1
 kir evaluate runs/kuaiformer --data events:runs/sim
+kir describe runs/kuaiformer
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -326,10 +329,29 @@ def run_evaluate(args: argparse.Namespace) -> int:
         options = {name: getattr(args, name) for name in ("split", "dump", "top", "real_time")}
         done = evaluate_checkpoint(args.checkpoint, args.data, cut, **options)
     print(done.text)
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(done.found, indent=2, sort_keys=True, default=float) + "\n")
+    _write_json(args.json, done.found)
     return 0
+
+
+def add_describe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="checkpoint, converted model, published version or CDN directory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write it there as well")
+
+
+def run_describe(args: argparse.Namespace) -> int:
+    """Print what a directory holds: features, parameters, bytes, and for KIR what a swipe costs."""
+    from training.describe import describe
+
+    found = describe(args.path)
+    print(found.text())
+    _write_json(args.json, found.to_dict())
+    return 0
+
+
+def _write_json(path: Path | None, found: Mapping[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=2, sort_keys=True, default=float) + "\n")
 
 
 def _open(name: str) -> LogData:
