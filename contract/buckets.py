@@ -15,6 +15,8 @@ DURATION_CAP_MS = 300_000
 GAP_BOUNDS_MS = np.array(
     [1_000, 5_000, 15_000, 60_000, 300_000, 1_800_000, 7_200_000, 43_200_000, 86_400_000, 604_800_000], np.int64
 )
+# Upper bounds (exclusive) of watch time: short play, the 7 s and 18 s of click and long view, a minute, …
+WATCH_BOUNDS_MS = np.array([1_000, 3_000, 7_000, 12_000, 18_000, 30_000, 60_000, 120_000], np.int64)
 AGE_BOUNDS_DAYS = np.array([1, 3, 7, 14, 30, 90, 365], np.int64)
 REGISTER_BOUNDS_DAYS = np.array([8, 31, 61, 91, 181, 366, 731], np.int64)
 INDEX_BOUNDS = np.array([1, 2, 4, 8, 16, 32, 64], np.int64)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from contract import buckets
 from contract.errors import SpecError
 from contract.spec import FeatureSpec
-from contract.vocabulary import DECODERS, MISSING_KEY, NETWORKS, SIGNALS, X_PXTR
+from contract.vocabulary import DECODERS, MISSING_KEY, NETWORKS, PXTR_HEADS, SIGNALS, X_PXTR
 
 Columns = Mapping[str, NDArray[Any]]
 Keys = NDArray[np.uint64]
@@ -30,6 +30,7 @@ Floats = NDArray[np.float32]
 
 LOGIT_CLIP = 8.0
 BUFFERED_CAP_MS = 10_000
+STAY_CAP_MS = 60_000
 RANK_CAP = 64
 
 
@@ -106,6 +107,34 @@ def signal_flags(columns: Columns, out: Floats) -> None:
     out[:, len(SIGNALS) :] = signals_nS >= 0
 
 
+def pxtr_surprise(columns: Columns, out: Floats) -> None:
+    """What came minus what the server expected, signal - pXTR of each head, 0 where either is null: [n, X].
+
+    The crossing of the watched video's own prediction with its feedback (CIKM 2022 section 4.3; talk of 2021).
+    """
+    known_nX = ~np.isnan(columns["pxtr"])
+    for x, head in enumerate(PXTR_HEADS):
+        signal_n = columns["signals"][:, SIGNALS.index(head)]
+        known_n = known_nX[:, x] & (signal_n >= 0)
+        out[:, x] = np.where(known_n, signal_n - np.where(known_n, columns["pxtr"][:, x], 0), 0)
+
+
+def stays(columns: Columns, out: Floats) -> None:
+    """Time on the author's page and in the comments, as `capped_share`: [n, 4]."""
+    for i, name in enumerate(("profile_stay_ms", "comment_stay_ms")):
+        capped_share(name, STAY_CAP_MS)(columns, out[:, 2 * i : 2 * i + 2])
+
+
+def posture(columns: Columns, out: Floats) -> None:
+    """Volume 0 … 1 and landscape 0 / 1, each with a presence bit: [n, 4]."""
+    volume_n, landscape_n = columns["volume"], columns["landscape"]
+    known_n = ~np.isnan(volume_n)
+    out[:, 0] = np.where(known_n, np.clip(np.where(known_n, volume_n, 0), 0, 1), 0)
+    out[:, 1] = known_n
+    out[:, 2] = landscape_n == 1
+    out[:, 3] = landscape_n >= 0
+
+
 def start_flag(columns: Columns, out: Floats) -> None:
     """1 for the start token alone; its weight column is the learned start token."""
     out[:, 0] = columns["start"]
@@ -139,7 +168,11 @@ DENSE_FEATURES: dict[str, Callable[[Columns, Floats], None]] = {
     "start": start_flag,
     "pxtr": pxtr_logits,
     "signals": signal_flags,
+    "surprise": pxtr_surprise,
     "play_ratio": play_ratio_one_hot,
+    "watch_time": one_hot_of("play_time_ms", buckets.WATCH_BOUNDS_MS),
+    "stays": stays,
+    "posture": posture,
     "duration": one_hot_of("duration_ms", buckets.DURATION_BOUNDS_MS),
     "gap": one_hot_of("gap_ms", buckets.GAP_BOUNDS_MS),
     "upload_age": one_hot_of("upload_age_days", buckets.AGE_BOUNDS_DAYS),
@@ -159,7 +192,11 @@ DENSE_WIDTHS = {
     "start": 1,
     "pxtr": 2 * X_PXTR,
     "signals": 2 * len(SIGNALS),
+    "surprise": X_PXTR,
     "play_ratio": 11,
+    "watch_time": len(buckets.WATCH_BOUNDS_MS) + 1,
+    "stays": 4,
+    "posture": 4,
     "duration": len(buckets.DURATION_BOUNDS_MS) + 1,
     "gap": len(buckets.GAP_BOUNDS_MS) + 1,
     "upload_age": len(buckets.AGE_BOUNDS_DAYS) + 1,
@@ -233,4 +270,18 @@ def since_watched(now_ms: int, shown_at_ms: NDArray[np.int64], out: Floats) -> F
     """
     seconds = np.clip((now_ms - shown_at_ms) / 1000.0, 0, SINCE_CAP_S)
     out[...] = np.where(shown_at_ms >= 0, np.log1p(seconds) / 8.0, 0.0)
+    return out
+
+
+BEHIND_CAP = 1_000
+
+
+def videos_behind(number_now: int, number: NDArray[np.int64], out: Floats) -> Floats:
+    """log1p(videos shown since each watched one) / 4, 0 for nulls and the start token: out float32 [n].
+
+    number: the user's running number of each watched impression, number_now of the one being chosen. The difference of
+    impression positions (KIR, CIKM 2022, section 4.3); like `since_watched` it enters as an attention bias.
+    """
+    behind = np.clip(number_now - number, 0, BEHIND_CAP)
+    out[...] = np.where(number >= 0, np.log1p(behind) / 4.0, 0.0)
     return out

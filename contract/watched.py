@@ -20,7 +20,8 @@ from contract.vocabulary import MISSING_KEY, NULL_INT, SIGNALS, TAGS_MAX, X_PXTR
 
 AMENDABLE = 8  # feedback of the last so many items is re-run; older amendments go to the log only
 
-# name -> (dtype, trailing shape, null). The raw columns that watch-time features read.
+# name -> (dtype, trailing shape, null). The raw columns that watch-time features read. number: the user's running
+# number of the impression.
 WATCHED_COLUMNS: dict[str, tuple[Any, tuple[int, ...], Any]] = {
     "video_id": (np.uint64, (), MISSING_KEY),
     "author_id": (np.uint64, (), MISSING_KEY),
@@ -30,10 +31,15 @@ WATCHED_COLUMNS: dict[str, tuple[Any, tuple[int, ...], Any]] = {
     "play_time_ms": (np.int32, (), NULL_INT),
     "signals": (np.int8, (len(SIGNALS),), NULL_INT),
     "gap_ms": (np.int64, (), NULL_INT),
+    "profile_stay_ms": (np.int32, (), NULL_INT),
+    "comment_stay_ms": (np.int32, (), NULL_INT),
+    "volume": (np.float32, (), np.nan),
+    "landscape": (np.int8, (), NULL_INT),
     "shown_at_ms": (np.int64, (), NULL_INT),
+    "number": (np.int64, (), NULL_INT),
     "start": (np.bool_, (), False),
 }
-FEEDBACK_COLUMNS = ("play_time_ms", "signals")
+FEEDBACK_COLUMNS = ("play_time_ms", "signals", "profile_stay_ms", "comment_stay_ms")
 
 
 @dataclass(frozen=True)

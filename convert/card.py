@@ -12,18 +12,20 @@ def model_card(source: KirSource, report: Verification) -> str:
     """Markdown. Facts only: what it is, what it takes, how it was checked, what it is not for."""
     spec, capacities = source.spec, source.capacities
     n_files = sum(not key.startswith("whole") for key in report.shipped)
-    facts = {
+    facts: dict[str, object] = {
         "dense version": source.dense_version,
         "rows revision": source.rows_revision,
         "feature spec": f"{spec.name}, fingerprint {spec.fingerprint}, {len(spec.fields)} fields",
         "watched list": f"{capacities['L']} videos",
         "candidates": f"buckets {capacities['N']}",
         "value": _sum(source.fusion),
-        "value in a list": f"{_sum(source.list_reward.value)}; s = Π σ({source.list_reward.survival}) of those before",
         "size on a phone": f"{report.shipped_bytes} bytes in {n_files} files",
         "verified on": f"{report.n_samples} windows ({report.data})",
         "ranking kept": f"Kendall tau {report.together.tau:.4f}, top-1 {report.together.top1:.3f} of float torch",
     }
+    if source.list_reward is not None:
+        reward = source.list_reward
+        facts["value in a list"] = f"{_sum(reward.value)}; s = Π σ({reward.survival}) of those before"
     lines = [
         f"# KIR {source.dense_version}",
         "",

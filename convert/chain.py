@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 Feeds = Mapping[str, Floats]
 Run = Callable[[Feeds], Mapping[str, Floats]]
 
-SWIPE_INPUTS = ("memory_mask", "since", "swipe_dense", "candidate_swipe")
+SWIPE_INPUTS = ("memory_mask", "since", "behind", "swipe_dense", "candidate_swipe")
 PAGE_INPUTS = ("user_rows", "user_dense", "candidate_rows", "candidate_dense")
 WATCH_INPUTS = ("watched_rows", "watched_dense")
 SINGLES = 2  # the last so many watched videos go through the one-token graph, the others through the rebuild graph
@@ -27,7 +27,9 @@ SINGLES = 2  # the last so many watched videos go through the one-token graph, t
 
 @dataclass(frozen=True)
 class Layout:
-    """L watched videos, t of each watch graph (ascending), past [1, G, L1, D] the cache, k beams, P placed slots."""
+    """L watched videos, t of each watch graph (ascending), past [1, G, L1, D] the cache (() without blocks), k beams,
+    P placed slots (0 without a placed context).
+    """
 
     L: int
     t: tuple[int, ...]
@@ -60,21 +62,21 @@ def run_halves(
     page = call(f"page/{bucket}", {name: inputs[name] for name in PAGE_INPUTS if name in inputs})
     memory = watch_all(sample, layout, call)
     feeds = {
-        "query": page["query"],
-        "candidate_pre": page["candidate_pre"],
+        **{name: page[name] for name in ("query", "candidate_pre") if name in page},
         "memory": memory,
         **{name: inputs[name] for name in SWIPE_INPUTS if name in inputs},
     }
     if record is not None:
-        record.setdefault(f"place/{bucket}", []).append({**feeds, **_placed(sample, layout, page["placed_kv"])})
+        if layout.P:
+            record.setdefault(f"place/{bucket}", []).append({**feeds, **_placed(sample, layout, page["placed_kv"])})
         record.setdefault(f"whole/{bucket}", []).append(inputs)
     return call(f"swipe/{bucket}", feeds)["scores"]
 
 
 def watch_all(sample: Sample, layout: Layout, call: Callable[[str, Feeds], Mapping[str, Floats]]) -> Floats:
-    """Memory [1, L1, 4D] of all filled slots, through the cache as a rebuild after eviction fills it."""
+    """Memory [1, L1, Wm] of all filled slots, through the cache as a rebuild after eviction fills it."""
     slots = layout.L + 1
-    past = np.zeros(layout.past, np.float32)
+    past = np.zeros(layout.past or (0,), np.float32)
     memory: Floats | None = None
     at, length = 0, sample.n_watched + 1
     while at < length:
@@ -83,12 +85,16 @@ def watch_all(sample: Sample, layout: Layout, call: Callable[[str, Feeds], Mappi
         position = np.zeros((1, t, slots), np.float32)
         position[0, np.arange(n), at + np.arange(n)] = 1.0
         feeds = {name: _tokens(sample.inputs[name], at, n, t) for name in WATCH_INPUTS if name in sample.inputs}
-        past_mask = np.full((1, slots), MASK_VALUE, np.float32)
-        past_mask[0, :at] = 0.0
-        found = call(f"watch/T{t}", {**feeds, "position": position, "past": past.copy(), "past_mask": past_mask})
+        feeds["position"] = position
+        if past.size:
+            past_mask = np.full((1, slots), MASK_VALUE, np.float32)
+            past_mask[0, :at] = 0.0
+            feeds |= {"past": past.copy(), "past_mask": past_mask}
+        found = call(f"watch/T{t}", feeds)
         if memory is None:
             memory = np.zeros((1, slots, found["memory_new"].shape[-1]), np.float32)
-        past[:, :, at : at + n] = found["new"][:, :, :n]
+        if past.size:
+            past[:, :, at : at + n] = found["new"][:, :, :n]
         memory[:, at : at + n] = found["memory_new"][:, :n]
         at += n
     assert memory is not None

@@ -96,6 +96,7 @@ class SessionReference:
         self.source, self.score = source, score
         self.watched = WatchedList(int(source.capacities["L"]))
         self.rows: list[Floats] = []
+        self.numbers: dict[int, int] = {}
         self.samples: list[Sample] = []
 
     def open_page(self, raw: bytes) -> None:
@@ -143,6 +144,7 @@ class SessionReference:
             watched=self.watched,
             rows=rows,
             now_ms=at_ms,
+            number=number,
         )
         self.samples.append(sample)
         scores_NT = self.score(sample)[0][self.left]
@@ -160,6 +162,7 @@ class SessionReference:
             values=[float(x) for x in values],
             choice=ids[best],
         )
+        self.numbers[step.choice] = number
         del self.left[best]
         dropped = self.watched.evict_if_full().dropped
         del self.rows[1 : 1 + dropped]
@@ -171,7 +174,7 @@ class SessionReference:
         item = {name: getattr(c, name)[index] for name in ("video_id", "author_id", "tags", "duration_ms", "pxtr")}
         signals = [step.signals.get(name, -1) for name in SIGNALS]
         times = {"play_time_ms": step.play_time_ms, "shown_at_ms": step.shown_at_ms}
-        self.watched.append({**item, "signals": signals, **times})
+        self.watched.append({**item, "signals": signals, **times, "number": self.numbers[step.video_id]})
         if self.rows:
             self.rows.append(self._watched_row(index))
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.features import Columns, block_keys, dense_block, pool_rows, since_watched
+from contract.features import Columns, block_keys, dense_block, pool_rows, since_watched, videos_behind
 from contract.spec import FeatureSpec
 from contract.vocabulary import MASK_VALUE
 from contract.watched import WatchedList
@@ -70,8 +70,10 @@ def whole_inputs(
     watched: WatchedList,
     rows: Mapping[str, Floats],
     now_ms: int,
+    number: int,
 ) -> Sample:
-    """One sample. `user` and `swipe` hold one entry, `candidates` n (n ≤ the largest bucket); rows: block name -> rows.
+    """One sample. number: the user's running number of the impression that is being chosen.
+    `user` and `swipe` hold one entry, `candidates` n (n ≤ the largest bucket); rows: block name -> rows.
 
     rows["watched_rows"] has one row per filled slot, the start token's first.
     """
@@ -79,6 +81,7 @@ def whole_inputs(
     bucket, slots = smallest_bucket(capacities["N"], n), int(capacities["L"]) + 1
     filled = watched.columns()
     since = since_watched(now_ms, filled["shown_at_ms"], np.zeros(watched.length, np.float32))
+    behind = videos_behind(number, filled["number"], np.zeros(watched.length, np.float32))
     found: dict[str, tuple[int, Floats]] = {}
     for block, columns, size in (
         ("user_dense", user, 0),
@@ -93,7 +96,8 @@ def whole_inputs(
         if spec.width(block):
             found[block] = (size, rows[block])
     inputs = {block: _padded(values, size) for block, (size, values) in found.items()}
-    inputs["since"] = _padded(since[:, None], slots)[:, :, 0]
+    for name, values in (("since", since), ("behind", behind)):
+        inputs[name] = _padded(values[:, None], slots)[:, :, 0]
     inputs["memory_mask"] = np.full((1, slots), MASK_VALUE, np.float32)
     inputs["memory_mask"][0, : watched.length] = 0.0
     return Sample(inputs, bucket, n, watched.n_watched)

@@ -31,7 +31,6 @@ from contract.manifest import (
     Variant,
 )
 from contract.spec import FeatureSpec
-from contract.vocabulary import TASKS
 from convert.files import flush, flush_tree, sha256_of, write_durably
 from convert.model import CARD, FORMAT, MODEL, REPORT, SESSION, tensors_of
 from convert.report import Verification
@@ -245,7 +244,7 @@ def _write_version(result: Path, about: Mapping[str, Any], report: Verification,
         created_at=str(about["created_at"]),
         spec=FeatureSpec.from_json(about["spec"], str(result / MODEL)),
         capacities=about["capacities"],
-        tasks=TASKS,
+        tasks=tuple(about["tasks"]),
         fusion=about["fusion"],
         graphs=tuple(graphs),
         files=files.entries,
@@ -270,9 +269,9 @@ def _write_version(result: Path, about: Mapping[str, Any], report: Verification,
 
 
 def _list_reward(about: Mapping[str, Any], result: Path) -> ListReward | None:
-    """None for a conversion older than it."""
+    """None for a model that has none."""
     found = about.get("list_reward")
-    return None if found is None else ListReward.from_json(found, TASKS, result / MODEL)
+    return None if found is None else ListReward.from_json(found, tuple(about["tasks"]), result / MODEL)
 
 
 def _variant(report: Verification, key: str, name: str, file: str) -> Variant:

@@ -20,7 +20,7 @@ from convert.onnx_export import TorchGraph
 from training.checkpoint import load_checkpoint
 from training.kir import graphs as torch_graphs
 from training.kir import load_kir
-from training.kir_train import FUSION, LIST_REWARD
+from training.kir_objective import fusion_of, list_reward_of
 from training.tables import SparseTables
 
 FIRST_ROWS_REVISION = 1
@@ -40,20 +40,22 @@ class KirSource:
     fusion: Mapping[str, float]
     graphs: Mapping[str, TorchGraph]
     tables: SparseTables
-    list_reward: ListReward
+    list_reward: ListReward | None
+    tasks: tuple[str, ...] = TASKS
     card: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
         """What the halves' runner needs of the capacities, and the cache's shape."""
-        past = next(tuple(g.inputs["past"].shape) for g in self.graphs.values() if g.name == "watch")
+        watch = next(g.inputs for g in self.graphs.values() if g.name == "watch")
+        past = tuple(watch["past"].shape) if "past" in watch else ()
         return Layout.of(self.capacities, past)
 
     @property
     def fusion_weights(self) -> NDArray[np.float32]:
         """float32 [T], in the order of the score columns."""
-        return np.array([self.fusion.get(task, 0.0) for task in TASKS], np.float32)
+        return np.array([self.fusion.get(task, 0.0) for task in self.tasks], np.float32)
 
     def decoded_tables(self, encoding: str = INT8) -> dict[str, NDArray[np.float32]]:
         """Rows as a phone gets them: encoded and decoded again."""
@@ -72,15 +74,16 @@ def load_source(checkpoint: str | Path) -> KirSource:
     capacities = {
         "L": config.watched,
         "P": config.placed,
-        "k": config.beams,
+        "k": config.beams if config.placed else 0,
         "N": sorted(int(g.bucket[1:]) for g in graphs.values() if g.name == "swipe"),
         "t": sorted(int(g.bucket[1:]) for g in graphs.values() if g.name == "watch"),
     }
-    fusion = dict(found.model_config.get("fusion") or FUSION)
-    if set(fusion) - set(TASKS):
-        raise ConversionError("fusion names unknown tasks", where=found.path, got=sorted(fusion), allowed=TASKS)
+    fusion = dict(found.model_config.get("fusion") or fusion_of(config.tasks))
+    if set(fusion) - set(config.tasks):
+        raise ConversionError("fusion names unknown tasks", where=found.path, got=sorted(fusion), allowed=config.tasks)
+    told = found.model_config.get("list_reward") or list_reward_of(config.tasks)
     try:
-        reward = ListReward.from_json(found.model_config.get("list_reward") or LIST_REWARD, TASKS)
+        reward = None if told is None else ListReward.from_json(told, config.tasks)
     except InputError as error:
         raise ConversionError(error.what, where=found.path, got=error.got, allowed=error.allowed) from None
     return KirSource(
@@ -92,6 +95,7 @@ def load_source(checkpoint: str | Path) -> KirSource:
         graphs=graphs,
         tables=found.tables,
         list_reward=reward,
+        tasks=config.tasks,
         card=found.card_path.read_text() if found.card_path.is_file() else "",
         provenance={"training": dict(found.config["training"]), "model": config.to_json()},
     )

@@ -19,6 +19,10 @@ from convert.source import KirSource
 
 HELD_OUT_SHARE = 0.2  # windows end in the last fifth of the log's time
 CANDIDATE_COLUMNS = ("video_id", "author_id", "tags", "duration_ms", "upload_age_days", "pxtr")
+WATCHED_FROM_LOG = (
+    "video_id", "author_id", "tags", "duration_ms", "pxtr", "play_time_ms", "profile_stay_ms", "comment_stay_ms",
+    "volume", "landscape",
+)  # fmt: skip
 START_MS = 1_700_000_000_000
 
 
@@ -50,8 +54,8 @@ def _window(
 ) -> Sample:
     watched = WatchedList(int(source.capacities["L"]))
     signals = log.signals
-    for i in range(at - n_watched, at):
-        watched.append(watched_item(log, i, signals))
+    for number, i in enumerate(range(at - n_watched, at)):
+        watched.append({**watched_item(log, i, signals), "number": number})
     candidates = _candidates(log, at, size, rng)
     columns = {name: log[name][candidates] for name in CANDIDATE_COLUMNS}
     columns["server_position"] = np.arange(len(candidates), dtype=np.int32)
@@ -73,12 +77,13 @@ def _window(
         watched=watched,
         rows={block: rows.block(block, of) for block, of in blocks if source.spec.width(block)},
         now_ms=int(log["time_ms"][at]),
+        number=n_watched,
     )
 
 
 def watched_item(log: Events, i: int, signals: NDArray[np.int8]) -> dict[str, object]:
     """Event i as `WatchedList.append` takes it."""
-    item = {name: log[name][i] for name in ("video_id", "author_id", "tags", "duration_ms", "pxtr", "play_time_ms")}
+    item = {name: log[name][i] for name in WATCHED_FROM_LOG}
     return {**item, "signals": signals[i], "shown_at_ms": log["time_ms"][i]}
 
 

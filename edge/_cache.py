@@ -23,7 +23,7 @@ Blocks = Callable[[int, int], tuple[Floats, Floats]]
 
 
 class WatchCache:
-    """Planes [1, G, L1, D], memory [1, L1, 4D] and its mask [1, L1], for one engine.
+    """Planes [1, G, L1, D], memory [1, L1, Wm] and its mask [1, L1], for one engine.
 
     Slots [0, fresh) are right. A failed `refresh` leaves `fresh` where it got to, so the next one goes on from there.
     """
@@ -34,9 +34,10 @@ class WatchCache:
         self._past: Floats = np.zeros((1, engine.planes, slots, engine.width), np.float32)
         self._past_mask: Floats = np.full((1, slots), MASK_VALUE, np.float32)
         self.memory = Memory(
-            memory=np.zeros((1, slots, 4 * engine.width), np.float32),
+            memory=np.zeros((1, slots, engine.memory_width), np.float32),
             memory_mask=np.full((1, slots), MASK_VALUE, np.float32),
             since=np.zeros((1, slots), np.float32),
+            behind=np.zeros((1, slots), np.float32),
         )
         self.fresh = 0
         self.runs = 0  # of the watch graph, for tests and statistics
@@ -51,6 +52,7 @@ class WatchCache:
         self.memory.memory[:, self.fresh :] = 0.0
         self.memory.memory_mask[:, self.fresh :] = MASK_VALUE
         self.memory.since[:, self.fresh :] = 0.0
+        self.memory.behind[:, self.fresh :] = 0.0
         largest = self._engine.watch_buckets[-1]
         while self.fresh < length:
             first, end = self.fresh, min(length, self.fresh + largest)

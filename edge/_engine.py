@@ -1,6 +1,7 @@
 """Engine: the dense net's graphs on LiteRT, one runner per graph and size bucket.
 
-Legend: N candidates, L1 = L + 1 watched slots, t new tokens, G cache planes, D width, T tasks, k beams, P placed slots.
+Legend: N candidates, L1 = L + 1 watched slots, t new tokens, G cache planes, D width, Wm width of memory, T tasks,
+k beams, P placed slots.
 Not thread-safe: an engine belongs to one session.
 """
 
@@ -24,23 +25,26 @@ Floats = NDArray[np.float32]
 class PageState:
     """What the `page` graph worked out for the n candidates of a page, in the bucket's size.
 
-    query [1, N, 2D], candidate_pre [1, N, C], placed_kv [1, N, V]
+    outputs: query [1, N, S·D], candidate_pre [1, N, C], placed_kv [1, N, V], those that the model has
     """
 
     bucket: int
     n: int
-    query: Floats
-    candidate_pre: Floats
-    placed_kv: Floats
+    outputs: Mapping[str, Floats]
+
+    @property
+    def placed_kv(self) -> Floats:
+        return self.outputs["placed_kv"]
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """The watched list as `swipe` reads it: memory [1, L1, 4D], memory_mask [1, L1], since [1, L1]."""
+    """The watched list as `swipe` reads it: memory [1, L1, Wm], and memory_mask, since, behind [1, L1] each."""
 
     memory: Floats
     memory_mask: Floats
     since: Floats
+    behind: Floats
 
 
 class Engine:
@@ -71,8 +75,10 @@ class Engine:
         for name, sizes in (("page", self.buckets), ("swipe", self.buckets), ("watch", self.watch_buckets)):
             for size in sizes:
                 self._runner(name, size).run()
-        past = self._runner("watch", self.watch_buckets[0]).inputs["past"]
-        self.planes, self.width = past.shape[1], past.shape[3]
+        past = self._runner("watch", self.watch_buckets[0]).inputs.get("past")
+        self.planes: int = 0 if past is None else past.shape[1]
+        self.width: int = 0 if past is None else past.shape[3]
+        self.memory_width = self._runner("swipe", self.buckets[0]).inputs["memory"].shape[2]
 
     def _check_manifest(self) -> None:
         where = self.dense_version
@@ -135,14 +141,14 @@ class Engine:
         runner = self._runner("page", bucket)
         _fill(runner, blocks)
         out = runner.run()
-        return PageState(bucket, n, out["query"], out["candidate_pre"], out["placed_kv"])
+        return PageState(bucket, n, out)
 
     def watch(
         self, rows_tR: Floats, dense_tF: Floats, first_slot: int, past: Floats, past_mask: Floats
     ) -> tuple[Floats, Floats]:
-        """Keys and values of n ≤ max(t) new tokens that take slots first_slot …: new [G, n, D], memory_new [n, 4D].
+        """Keys and values of n ≤ max(t) new tokens that take slots first_slot …: new [G, n, D], memory_new [n, Wm].
 
-        past [1, G, L1, D] and past_mask [1, L1] describe the slots before first_slot.
+        past [1, G, L1, D] and past_mask [1, L1] describe the slots before first_slot; without blocks G is 0.
         """
         n = len(dense_tF)
         size = next((t for t in self.watch_buckets if n <= t), 0)
@@ -153,23 +159,14 @@ class Engine:
         position = runner.inputs["position"]
         position[...] = 0.0
         position[0, np.arange(n), first_slot + np.arange(n)] = 1.0
-        out = runner.run({"past": past, "past_mask": past_mask})
-        return out["new"][0, :, :n], out["memory_new"][0, :n]
+        out = runner.run({"past": past, "past_mask": past_mask} if self.planes else {})
+        new_GnD = out["new"][0, :, :n] if self.planes else past[0, :, :n]  # no plane: nothing
+        return new_GnD, out["memory_new"][0, :n]
 
     def swipe(self, page: PageState, memory: Memory, swipe_dense: Floats, candidate_swipe: Floats) -> Floats:
         """Logits [n, T] of a page's candidates, nothing placed. swipe_dense [1, Fs], candidate_swipe [1, N, Fcs]."""
-        out = self._runner("swipe", page.bucket).run(
-            {
-                "query": page.query,
-                "candidate_pre": page.candidate_pre,
-                "memory": memory.memory,
-                "memory_mask": memory.memory_mask,
-                "since": memory.since,
-                "swipe_dense": swipe_dense,
-                "candidate_swipe": candidate_swipe,
-            }
-        )
-        return out["scores"][0, : page.n]
+        feeds = self._now(page, memory, swipe_dense, candidate_swipe)
+        return self._runner("swipe", page.bucket).run(feeds)["scores"][0, : page.n]
 
     def place(
         self,
@@ -181,24 +178,17 @@ class Engine:
         placed_mask: Floats,
     ) -> Floats:
         """Logits [k, n, T] given what k beams have placed: placed [1, k, P, V], placed_mask [1, k, P] additive."""
-        out = self._runner("place", page.bucket).run(
-            {
-                "query": page.query,
-                "candidate_pre": page.candidate_pre,
-                "memory": memory.memory,
-                "memory_mask": memory.memory_mask,
-                "since": memory.since,
-                "swipe_dense": swipe_dense,
-                "candidate_swipe": candidate_swipe,
-                "placed": placed,
-                "placed_mask": placed_mask,
-            }
-        )
-        return out["scores"][0, :, : page.n]
+        feeds = self._now(page, memory, swipe_dense, candidate_swipe)
+        feeds |= {"placed": placed, "placed_mask": placed_mask}
+        return self._runner("place", page.bucket).run(feeds)["scores"][0, :, : page.n]
+
+    def _now(self, page: PageState, memory: Memory, swipe_dense: Floats, candidate_swipe: Floats) -> dict[str, Floats]:
+        """What a graph at the swipe may take; a runner leaves out what its graph does not."""
+        return {**page.outputs, **vars(memory), "swipe_dense": swipe_dense, "candidate_swipe": candidate_swipe}
 
     def reference_scores(self, blocks: Mapping[str, Floats]) -> Floats:
         """Logits [n, T] by the `whole` graph: page blocks as in `page`, watched_rows [l, Rw], watched_dense [l, Fw],
-        memory_mask [1, L1], since [1, L1], swipe_dense [1, Fs], candidate_swipe [n, Fcs]. Slow; needs fetch="all".
+        memory_mask, since, behind [1, L1], swipe_dense [1, Fs], candidate_swipe [n, Fcs]. Slow; needs fetch="all".
         """
         n = len(blocks["candidate_dense"])
         runner = self._runner("whole", self.bucket_for(n))

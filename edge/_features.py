@@ -131,9 +131,16 @@ def _dense(spec: FeatureSpec, block: str, columns: Mapping[str, NDArray[Any]], n
     return dense_block(spec, block, columns, np.zeros((n, spec.width(block)), np.float32))
 
 
-def watched_item(page: Page, index: int) -> dict[str, Any]:
-    """The columns that a candidate brings into the watched list, pXTR as sent with its page."""
-    return {name: getattr(page.candidates, name)[index] for name in _ITEM_COLUMNS if name in WATCHED_COLUMNS}
+def watched_item(page: Page, index: int, number: int, device: DeviceState) -> dict[str, Any]:
+    """The columns that a candidate brings into the watched list, pXTR as sent with its page, and how it was shown.
+
+    number: the user's running number of the impression.
+    """
+    item = {name: getattr(page.candidates, name)[index] for name in _ITEM_COLUMNS if name in WATCHED_COLUMNS}
+    item["number"] = number
+    item["volume"] = np.nan if device.volume is None else device.volume
+    item["landscape"] = NULL_INT if device.landscape is None else int(device.landscape)
+    return item
 
 
 class WatchedRows:

@@ -105,6 +105,10 @@ class WatchHistory:
         observed = {
             "play_time_ms": shown.play_time_ms,
             "signals": [int(shown.signals[name]) if name in shown.signals else NULL_INT for name in SIGNALS],
+            **{
+                name: NULL_INT if getattr(shown, name) is None else getattr(shown, name)
+                for name in ("profile_stay_ms", "comment_stay_ms")
+            },
         }
         if first:
             at = shown.impression.shown_at_ms if feedback.shown_at_ms is None else feedback.shown_at_ms

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import NoModelError
-from contract.features import dense_block, since_watched
+from contract.features import dense_block, since_watched, videos_behind
 from contract.golden import fused_values
 from contract.page import Page
 from contract.watched import Change, WatchedList
@@ -91,9 +91,10 @@ class Reranker:
     # -- the swipe
 
     def device(self, now_ms: int, device: DeviceState, swipe_index: int) -> None:
-        """Fill what depends on now: since of every watched video, and the device's state."""
-        length = self.watched.length
-        since_watched(now_ms, self.watched.columns()["shown_at_ms"], self.cache.memory.since[0, :length])
+        """Fill what depends on now: how long and how many videos ago each was watched, and the device's state."""
+        length, columns, memory = self.watched.length, self.watched.columns(), self.cache.memory
+        since_watched(now_ms, columns["shown_at_ms"], memory.since[0, :length])
+        videos_behind(swipe_index, columns["number"], memory.behind[0, :length])
         self._swipe.device(device, swipe_index)
 
     def scores(self, page: ScoredPage, device: DeviceState) -> Floats:

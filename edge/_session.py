@@ -333,7 +333,7 @@ class EdgeSession:
             scores_NT=decision.scores_NT,
             values_N=decision.values_N,
             dense_version=by_model.dense_version if by_model else "",
-            variant=by_model.engine.variant if by_model else "",
+            variant=by_model.engine.variant + decision.searched if by_model else "",
             rows_revision=page.page.rows_revision if by_model else 0,
             stages_us=stages,
             search=decision.search,
@@ -345,7 +345,7 @@ class EdgeSession:
         self._history.show(
             Shown(
                 Impression(self.user_id, self.session_id, choice, now_ms, self._device),
-                watched_item(page.page, index),
+                watched_item(page.page, index, self.position, self._device),
                 None if scored is None else scored.features.watched_rows_nR[index],
                 page.page.dense_version,
                 page.page.rows_revision,

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from training.readers import LogData
 
 MODELS = ("kuaiformer", "ranker", "kir")
-PRESETS = ("tiny", "small", "paper", "seed")
+RANKER_PRESETS = ("tiny", "small")
+PRESETS = ("tiny", "small", "paper", "seed", "kir", "kir2020", "kir2022")
 KUAIRAND_UTC_OFFSET = 8.0
 DATA_HELP = "kuairand:PATH | events:PATH | sim:users=200,days=4"
 
@@ -76,7 +77,7 @@ def add_annotate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folds", type=_positive, default=3, help="rankers trained, each scores the days after its own"
     )
-    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="size of each ranker")
+    parser.add_argument("--preset", choices=RANKER_PRESETS, default="tiny", help="size of each ranker")
     parser.add_argument("--epochs", type=_positive, help="passes over the impressions with a time (default: 2)")
     parser.add_argument("--history-epochs", type=_positive, help="passes over those without a time (default: 2)")
     parser.add_argument("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
@@ -111,7 +112,10 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help=f"{DATA_HELP}; with --events: the log before them")
     parser.add_argument("--out", required=True, type=Path, help="checkpoint directory to write")
     parser.add_argument(
-        "--preset", choices=PRESETS, help="size of the model; the rest follows from it (default: tiny, or the recipe's)"
+        "--preset",
+        choices=PRESETS,
+        help="size of the model; the rest follows from it. kuaiformer: tiny, small, paper, seed; ranker: tiny, small; "
+        "kir: tiny, kir, kir2020, kir2022 (default: tiny, or the recipe's)",
     )
     parser.add_argument(
         "--epochs", type=_positive, help="passes over the data (default: kuaiformer 10, ranker 2, kir 4)"

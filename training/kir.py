@@ -4,11 +4,12 @@
     kir = Kir(KirConfig.of("tiny"), kir_spec())
     for key, graph in graphs(kir).items(): scores = graph.module(**graph.inputs)
 
-Shape legend: N candidates, L1 = L + 1 watched slots, t new tokens, S = 2 towers, D width of a tower, G = S·B·2 cache
-planes, P placed slots, k beams, C candidate_pre, V placed_kv, T tasks.
+Shape legend: N candidates, L1 = L + 1 watched slots, t new tokens, S towers, D width of a tower, G = S·B·2 cache
+planes, P placed slots, k beams, C candidate_pre, V placed_kv, Wm width of memory, T tasks.
 
 Each graph is a thin module over one folded copy of the net (`Kir.folded`): plain linear layers with a bias, static
-shapes, no gather, no expand. A block that the spec does not have is no input.
+shapes, no gather, no expand. What a spec or a preset does not have is no input and no output: blocks without fields,
+keys and values without blocks, query and placed_kv where nothing attends. Without a placed context there is no `place`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from contract.vocabulary import MASK_VALUE
 from training.checkpoint import Checkpoint
-from training.kir_config import PRESETS, KirConfig, S, T
+from training.kir_config import PRESETS, KirConfig
 from training.kir_interface import GRAPHS, example_inputs, graph_inputs, graph_outputs
 from training.kir_layers import causal_mask, heads_first, heads_last
 from training.kir_model import Kir
@@ -35,7 +36,7 @@ def _present(**blocks: Tensor | None) -> dict[str, Tensor]:
 
 
 class PageGraph(nn.Module):
-    """Once per page: user_* [1, ·], candidate_* [1, N, ·] -> query [1, N, 2D], candidate_pre [1, N, C], placed_kv."""
+    """Once per page: user_* [1, ·], candidate_* [1, N, ·] -> query [1, N, S·D], candidate_pre [1, N, C], placed_kv."""
 
     def __init__(self, net: Kir):
         super().__init__()
@@ -47,8 +48,8 @@ class PageGraph(nn.Module):
         user_dense: Tensor | None = None,
         candidate_rows: Tensor | None = None,
         candidate_dense: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return self.net.page(
+    ) -> tuple[Tensor, ...]:
+        found = self.net.page(
             _present(
                 user_rows=None if user_rows is None else user_rows.reshape(1, 1, -1),
                 user_dense=None if user_dense is None else user_dense.reshape(1, 1, -1),
@@ -56,12 +57,14 @@ class PageGraph(nn.Module):
                 candidate_dense=candidate_dense,
             )
         )
+        return tuple(x for x in found if x.shape[-1])
 
 
 class WatchGraph(nn.Module):
-    """t watched tokens against the cache -> new [1, G, t, D], memory_new [1, t, 4D].
+    """t watched tokens against the cache -> new [1, G, t, D], memory_new [1, t, Wm].
 
-    The tokens see the slots that `past_mask` leaves open and each other causally.
+    The tokens see the slots that `past_mask` leaves open and each other causally. Without blocks they see nothing but
+    themselves: no past and no new keys and values.
     """
 
     causal: Tensor
@@ -83,16 +86,19 @@ class WatchGraph(nn.Module):
         position: Tensor | None = None,
         past: Tensor | None = None,
         past_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        assert past is not None
-        assert past_mask is not None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         config = self.net.config
         tokens = self.net.tokens(_present(watched_rows=watched_rows, watched_dense=watched_dense), position)
+        if not config.blocks:
+            return self.net.encode(tokens, self.causal)[0]
+        assert past is not None
+        assert past_mask is not None
         mask = torch.cat([past_mask, self.zeros], dim=-1)[None]
         if self.t > 1:
             mask = mask + self.causal
-        # planes are tower-major, then layer, then key/value: [S, 2B·L1, D] splits into k, v, k, v, … of both towers
-        planes = past.reshape(S, 2 * config.blocks * config.slots, config.width).split(config.slots, dim=1)
+        # planes are tower-major, then layer, then key/value: [S, 2B·L1, D] splits into k, v, k, v, … of all towers
+        planes = past.reshape(config.n_towers, 2 * config.blocks * config.slots, config.width)
+        planes = planes.split(config.slots, dim=1)
         pairs = list(zip(planes[0::2], planes[1::2], strict=True))
         memory, new = self.net.encode(tokens, mask, pairs)
         return torch.cat(new, dim=1).reshape(1, config.planes, self.t, config.width), memory
@@ -101,13 +107,15 @@ class WatchGraph(nn.Module):
 class _Scores(nn.Module):
     """What swipe, place and whole share: target attention and the experts."""
 
-    slope: Tensor
+    since_slope: Tensor
+    behind_slope: Tensor
     nothing: Tensor
 
     def __init__(self, net: Kir):
         super().__init__()
         self.net = net
-        self.register_buffer("slope", net.since_slope.detach()[:, None, None].clone(), persistent=False)
+        for name in ("since_slope", "behind_slope"):
+            self.register_buffer(name, getattr(net, name).detach()[:, None, None].clone(), persistent=False)
         self.register_buffer("nothing", net.empty_placed().detach().clone(), persistent=False)
         # attention over the start entry alone is a constant: it goes into a bias instead of an op
         self.swipe_in = net.swipe_in
@@ -118,22 +126,25 @@ class _Scores(nn.Module):
 
     def hidden(
         self,
-        query: Tensor,
+        query: Tensor | None,
         candidate_pre: Tensor,
         memory: Tensor,
         memory_mask: Tensor,
         since: Tensor,
+        behind: Tensor,
         swipe_dense: Tensor | None,
         candidate_swipe: Tensor | None,
         nothing_placed: bool,
     ) -> Tensor:
-        attended = self.net.attend(query, memory, since * self.slope + memory_mask)
-        hidden = candidate_pre + self.net.candidate_part(attended, _present(candidate_swipe=candidate_swipe))
+        bias = since * self.since_slope + behind * self.behind_slope + memory_mask
+        attended = self.net.attend(candidate_pre if query is None else query, memory, bias)
+        hidden = self.net.candidate_part(candidate_pre, attended, _present(candidate_swipe=candidate_swipe))
+        nothing = nothing_placed and self.net.config.placed > 0
         if swipe_dense is not None:
-            layer = self.swipe_in if nothing_placed else self.net.swipe_in
+            layer = self.swipe_in if nothing else self.net.swipe_in
             assert layer is not None
             return hidden + layer(swipe_dense)
-        return hidden + self.nothing if nothing_placed else hidden
+        return hidden + self.nothing if nothing else hidden
 
 
 class SwipeGraph(_Scores):
@@ -141,16 +152,22 @@ class SwipeGraph(_Scores):
 
     def forward(
         self,
-        query: Tensor,
-        candidate_pre: Tensor,
-        memory: Tensor,
-        memory_mask: Tensor,
-        since: Tensor,
+        query: Tensor | None = None,
+        candidate_pre: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        since: Tensor | None = None,
+        behind: Tensor | None = None,
         swipe_dense: Tensor | None = None,
         candidate_swipe: Tensor | None = None,
     ) -> Tensor:
+        assert candidate_pre is not None
+        assert memory is not None
+        assert memory_mask is not None
+        assert since is not None
+        assert behind is not None
         return self.net.experts(
-            self.hidden(query, candidate_pre, memory, memory_mask, since, swipe_dense, candidate_swipe, True)
+            self.hidden(query, candidate_pre, memory, memory_mask, since, behind, swipe_dense, candidate_swipe, True)
         )
 
 
@@ -190,14 +207,17 @@ class PlaceGraph(_Scores):
         memory: Tensor,
         memory_mask: Tensor,
         since: Tensor,
+        behind: Tensor,
         swipe_dense: Tensor | None = None,
         candidate_swipe: Tensor | None = None,
         placed: Tensor | None = None,
         placed_mask: Tensor | None = None,
     ) -> Tensor:
-        shared = self.hidden(query, candidate_pre, memory, memory_mask, since, swipe_dense, candidate_swipe, False)
+        shared = self.hidden(
+            query, candidate_pre, memory, memory_mask, since, behind, swipe_dense, candidate_swipe, False
+        )
         scores = self.net.experts(shared + self._placed(query, placed, placed_mask))
-        return scores.reshape(1, self.net.config.beams, query.shape[1], T)
+        return scores.reshape(1, self.net.config.beams, query.shape[1], self.net.config.n_tasks)
 
 
 class WholeGraph(_Scores):
@@ -220,17 +240,22 @@ class WholeGraph(_Scores):
         watched_dense: Tensor | None = None,
         memory_mask: Tensor | None = None,
         since: Tensor | None = None,
+        behind: Tensor | None = None,
         swipe_dense: Tensor | None = None,
         candidate_swipe: Tensor | None = None,
     ) -> Tensor:
         assert memory_mask is not None
         assert since is not None
-        query, pre, _ = self.page(user_rows, user_dense, candidate_rows, candidate_dense)
+        assert behind is not None
+        found = self.page(user_rows, user_dense, candidate_rows, candidate_dense)
+        query, pre = (None, found[0]) if not self.net.config.query_width else found[:2]
         tokens = self.net.tokens(_present(watched_rows=watched_rows, watched_dense=watched_dense), None)
         memory, _ = self.net.encode(tokens, self.causal)
         # unused slots of the cached memory are zero: 1 + mask/30 is 1 for a used slot and exactly 0 for an unused one
         memory = memory * (1.0 - memory_mask / MASK_VALUE).reshape(1, -1, 1)
-        return self.net.experts(self.hidden(query, pre, memory, memory_mask, since, swipe_dense, candidate_swipe, True))
+        return self.net.experts(
+            self.hidden(query, pre, memory, memory_mask, since, behind, swipe_dense, candidate_swipe, True)
+        )
 
 
 class Graph(NamedTuple):
@@ -257,7 +282,7 @@ def graphs(
     """Every graph in every bucket: ("page", "N20"), ("watch", "T1"), …. All share one folded copy of the net."""
     config, net = kir.config, kir.folded()
     found = {}
-    for name in GRAPHS:
+    for name in GRAPHS if config.placed else [name for name in GRAPHS if name != "place"]:
         sizes = (t or (1, config.rebuild)) if name == "watch" else (buckets or config.buckets)
         for size in sizes:
             module: nn.Module

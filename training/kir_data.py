@@ -180,9 +180,7 @@ class Batches:
                 slots[block] = {name: torch.from_numpy(s[rows]) for name, s in self.slots[block].items()}
             else:
                 blocks[block] = self._dense(block, rows)
-        visible_BML1, since_BML1 = self._state(slot_BL1, choice_BM, choice_row_BM)
-        blocks["visible"] = torch.from_numpy(visible_BML1.astype(np.float32))
-        blocks["since"] = torch.from_numpy(since_BML1)
+        blocks |= {name: torch.from_numpy(x) for name, x in self._state(slot_BL1, choice_BM, choice_row_BM).items()}
         place = np.arange(m)
         open_BMM = (place[None, None, :] < place[None, :, None]) & (
             place[None, None, :] >= (place - placed_BM)[:, :, None]
@@ -193,16 +191,19 @@ class Batches:
 
     def _state(
         self, slot_BL1: NDArray[np.int64], choice_BM: NDArray[np.int64], choice_row_BM: NDArray[np.int64]
-    ) -> tuple[Bools, NDArray[np.float32]]:
-        """Which slots each target sees, and `since` of those, [B, M, L1] each."""
+    ) -> dict[str, NDArray[np.float32]]:
+        """`visible`: which slots each target sees (0 or 1), and `since` and `behind` of those, [B, M, L1] each."""
         n_visible_BM = self.data.windows.n_visible[choice_BM]
         visible_BML1 = np.arange(slot_BL1.shape[1]) <= n_visible_BM[:, :, None]
-        shown_BL1 = self.data.columns["shown_at_ms"][slot_BL1]
-        now_BM = self.data.columns["shown_at_ms"][choice_row_BM]
-        since_BML1 = np.zeros(visible_BML1.shape, np.float32)
-        shown_BML1 = np.where(visible_BML1, shown_BL1[:, None], -1)
-        features.since_watched(now_BM[:, :, None], shown_BML1, since_BML1)  # type: ignore[arg-type]  # broadcasts
-        return visible_BML1, since_BML1
+        found = {"visible": visible_BML1.astype(np.float32)}
+        for name, column, feature in (
+            ("since", "shown_at_ms", features.since_watched),
+            ("behind", "number", features.videos_behind),
+        ):
+            then_BL1, now_BM = self.data.columns[column][slot_BL1], self.data.columns[column][choice_row_BM]
+            then_BML1 = np.where(visible_BML1, then_BL1[:, None], -1)
+            found[name] = feature(now_BM[:, :, None], then_BML1, np.zeros(then_BML1.shape, np.float32))  # type: ignore[arg-type]  # broadcasts
+        return found
 
     def _dense(self, block: str, rows: NDArray[np.int64]) -> Tensor:
         flat = rows.reshape(-1)
@@ -216,6 +217,10 @@ class Batches:
 # Raw columns that a dense feature reads, where they are not named like the feature.
 _READS = {
     "play_ratio": ("play_time_ms", "duration_ms"),
+    "watch_time": ("play_time_ms",),
+    "surprise": ("pxtr", "signals"),
+    "stays": ("profile_stay_ms", "comment_stay_ms"),
+    "posture": ("volume", "landscape"),
     "duration": ("duration_ms",),
     "gap": ("gap_ms",),
     "upload_age": ("upload_age_days",),

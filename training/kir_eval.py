@@ -5,7 +5,7 @@ Shape legend: n impressions, T tasks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,21 +49,26 @@ def gauc(scores: Floats, labels: Bools, groups: NDArray[Any]) -> float:
 
 
 def binary_labels(labels_nT: Floats, threshold: float) -> tuple[Bools, Bools]:
-    """Classes [n, T] and which are known [n, T]: the watch share is cut at `threshold`, the other tasks at a half."""
+    """Classes [n, T] and which are known [n, T], of all TASKS: the watch share is cut at `threshold`, the others at a
+    half."""
     cut_T = np.array([threshold if task == "watch_time" else 0.5 for task in TASKS])
     return labels_nT > cut_T, ~np.isnan(labels_nT)
 
 
-def ranking_metrics(scores_nT: Floats, data: KirData, rows: NDArray[np.int64], threshold: float) -> dict[str, float]:
-    """`auc_<task>`, `gauc_<task>` (per user) and `session_gauc_<task>`; tasks with one class alone are left out."""
+def ranking_metrics(
+    scores_nT: Floats, tasks: Sequence[str], data: KirData, rows: NDArray[np.int64], threshold: float
+) -> dict[str, float]:
+    """`auc_<task>`, `gauc_<task>` (per user) and `session_gauc_<task>` of scores with a column for each of `tasks`;
+    tasks with one class alone are left out."""
     found = {}
     yes_nT, known_nT = binary_labels(data.labels_nT[rows], threshold)
     user, session = data.events["user_id"][rows], data.events["session_id"][rows]
-    for t, task in enumerate(TASKS):
+    for place, task in enumerate(tasks):
+        t = TASKS.index(task)
         known = known_nT[:, t]
         if not 0 < yes_nT[known, t].sum() < known.sum():
             continue
-        scores, yes = scores_nT[known, t], yes_nT[known, t]
+        scores, yes = scores_nT[known, place], yes_nT[known, t]
         found[f"auc_{task}"] = auc(scores, yes)
         found[f"gauc_{task}"] = gauc(scores, yes, user[known])
         if (session[known] != MISSING_KEY).all():
@@ -91,7 +96,7 @@ def score(task: Any, batches: Batches) -> tuple[Floats, NDArray[np.int64]]:
         events.append(batch.event[real])
     task.train(was_training)
     if not events:
-        return np.zeros((0, len(TASKS)), np.float32), np.zeros(0, np.int64)
+        return np.zeros((0, task.net.config.n_tasks), np.float32), np.zeros(0, np.int64)
     return np.concatenate(scores), np.concatenate(events)
 
 
@@ -104,7 +109,8 @@ def scored_views(name: str, task: Any, data: KirData, of: Bools, protocol: str) 
     if not len(rows):
         return []
     order = np.argsort(rows)  # as the log has them
-    rows, chance = rows[order], 1.0 / (1.0 + np.exp(-scores_nT[order, t].astype(np.float64)))
+    logit_n = scores_nT[order, task.net.config.tasks.index("effective_view")].astype(np.float64)
+    rows, chance = rows[order], 1.0 / (1.0 + np.exp(-logit_n))
     seen, label = data.events.take(rows), data.labels_nT[rows, t]
     server, kind = server_scores(data, rows)
     return [
@@ -113,7 +119,7 @@ def scored_views(name: str, task: Any, data: KirData, of: Bools, protocol: str) 
     ]
 
 
-def fused(scores_nT: Floats, fusion: Mapping[str, float]) -> Floats:
+def fused(scores_nT: Floats, tasks: Sequence[str], fusion: Mapping[str, float]) -> Floats:
     """value = Σ weight[task] · sigmoid(score[task]), [n]: what the phone ranks by."""
-    weights_T = np.array([fusion.get(task, 0.0) for task in TASKS])
+    weights_T = np.array([fusion.get(task, 0.0) for task in tasks])
     return 1.0 / (1.0 + np.exp(-scores_nT)) @ weights_T

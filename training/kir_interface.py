@@ -11,14 +11,14 @@ from torch import Tensor
 from contract.errors import InputError
 from contract.spec import FeatureSpec
 from contract.vocabulary import MASK_VALUE
-from training.kir_config import KirConfig, S, T
+from training.kir_config import KirConfig
 
 GRAPHS = ("page", "watch", "swipe", "place", "whole")
 
 
 def graph_inputs(config: KirConfig, spec: FeatureSpec, name: str, size: int) -> dict[str, tuple[int, ...]]:
-    """Input name -> shape, in order, without the blocks this spec does not have. size: N, or t for `watch`."""
-    width, both = config.width, S * config.width
+    """Input name -> shape, in order, without what this spec or preset does not have. size: N, or t for `watch`."""
+    width = config.width
     page: dict[str, tuple[int, ...]] = {
         "user_rows": (1, spec.width("user_rows")),
         "user_dense": (1, spec.width("user_dense")),
@@ -32,16 +32,22 @@ def graph_inputs(config: KirConfig, spec: FeatureSpec, name: str, size: int) -> 
     now = {
         "memory_mask": (1, config.slots),
         "since": (1, config.slots),
+        "behind": (1, config.slots),
         "swipe_dense": (1, spec.width("swipe_dense")),
         "candidate_swipe": (1, size, spec.width("candidate_swipe")),
     }
     cache = {
         "position": (1, size, config.slots),
         "past": (1, config.planes, config.slots, width),
-        "past_mask": (1, config.slots),
+        "past_mask": (1, config.slots if config.planes else 0),
     }
-    known = {"query": (1, size, both), "candidate_pre": (1, size, config.pre_width)}
-    swipe = {**known, "memory": (1, config.slots, 2 * both), **now}
+    query = {"query": (1, size, config.query_width if config.reads == "target" or name == "place" else 0)}
+    swipe = {
+        **query,
+        "candidate_pre": (1, size, config.pre_width),
+        "memory": (1, config.slots, config.memory_width),
+        **now,
+    }
     placed = {
         "placed": (1, config.beams, config.placed, config.kv_width),
         "placed_mask": (1, config.beams, config.placed),
@@ -55,24 +61,23 @@ def graph_inputs(config: KirConfig, spec: FeatureSpec, name: str, size: int) -> 
     }
     if name not in shapes:
         raise InputError("unknown graph", got=name, allowed=GRAPHS)
-    return {key: shape for key, shape in shapes[name].items() if shape[-1]}
+    return {key: shape for key, shape in shapes[name].items() if 0 not in shape}
 
 
 def graph_outputs(config: KirConfig, name: str, size: int) -> dict[str, tuple[int, ...]]:
-    """Output name -> shape, in order."""
-    both = S * config.width
+    """Output name -> shape, in order, without what this preset does not have."""
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "page": {
-            "query": (1, size, both),
+            "query": (1, size, config.query_width),
             "candidate_pre": (1, size, config.pre_width),
             "placed_kv": (1, size, config.kv_width),
         },
-        "watch": {"new": (1, config.planes, size, config.width), "memory_new": (1, size, 2 * both)},
-        "swipe": {"scores": (1, size, T)},
-        "place": {"scores": (1, config.beams, size, T)},
-        "whole": {"scores": (1, size, T)},
+        "watch": {"new": (1, config.planes, size, config.width), "memory_new": (1, size, config.memory_width)},
+        "swipe": {"scores": (1, size, config.n_tasks)},
+        "place": {"scores": (1, config.beams, size, config.n_tasks)},
+        "whole": {"scores": (1, size, config.n_tasks)},
     }
-    return shapes[name]
+    return {key: shape for key, shape in shapes[name].items() if 0 not in shape}
 
 
 def example_inputs(config: KirConfig, spec: FeatureSpec, name: str, size: int, seed: int = 0) -> dict[str, Tensor]:
@@ -87,8 +92,8 @@ def example_inputs(config: KirConfig, spec: FeatureSpec, name: str, size: int, s
         elif key == "position":
             x = torch.eye(config.slots)[None, (config.slots + 1) // 2 :][:, :size].clone()
             x = torch.cat([x, torch.zeros(1, size - x.shape[1], config.slots)], dim=1)
-        elif key in ("past", "memory", "placed", "since"):
-            axis = -1 if key == "since" else -2
+        elif key in ("past", "memory", "placed", "since", "behind"):
+            axis = -1 if key in ("since", "behind") else -2
             used = (shape[axis] + 1) // 2
             x.narrow(axis, used, shape[axis] - used).zero_()
         elif key.endswith("_dense") or key == "candidate_swipe":

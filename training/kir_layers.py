@@ -1,6 +1,6 @@
-"""Layers of the reranker that hold two towers at once.
+"""Layers of the reranker that hold all towers at once.
 
-Shape legend: B batch, t tokens, L1 = L + 1 watched slots, S = 2 towers (id, pxtr), H heads of a tower, D width of a
+Shape legend: B batch, t tokens, L1 = L + 1 watched slots, S towers (id, pxtr; or one), H heads of a tower, D width of a
 tower, d = D / H, X pXTR.
 
 The towers lie side by side in the feature axis ([id D | pxtr D]) and every linear layer holds both, block-diagonal:
@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from contract.spec import FeatureSpec
 from contract.vocabulary import MASK_VALUE, X_PXTR
-from training.kir_config import TOWERS, KirConfig, S
+from training.kir_config import KirConfig
 
-GROUP_TOWERS = {"video": ("id",), "server": ("pxtr",)}  # every other group feeds both
+GROUP_TOWERS = {"video": ("id", "both"), "server": ("pxtr", "both")}  # every other group feeds all towers
 NORM_EPS = 1e-6
 ROWS_GAIN = 8.0  # rows start small (std 0.05), one-hots do not
 # In training every window holds the targets' own feedback in later slots. An additive −30 there is an invitation:
@@ -92,7 +92,7 @@ def input_layer(spec: FeatureSpec, block: str, mask_OI: Tensor | None, n_out: in
     return MaskedLinear(mask_OI, pxtr=found[0] if found else None, gain=gain)
 
 
-def tower_mask(n_in: int, n_out: int, towers: int = S) -> Tensor:
+def tower_mask(n_in: int, n_out: int, towers: int) -> Tensor:
     """Block-diagonal [towers·n_out, towers·n_in]."""
     return torch.block_diag(*[torch.ones(n_out, n_in)] * towers)
 
@@ -100,16 +100,17 @@ def tower_mask(n_in: int, n_out: int, towers: int = S) -> Tensor:
 def head_mask(config: KirConfig) -> Tensor:
     """[S·H·D, S·D]: row (s, h, i) reads tower s, and is alive only when feature i belongs to head h."""
     alive_HD = torch.eye(config.heads).repeat_interleave(config.width // config.heads, dim=1)
-    return tower_mask(config.width, config.heads * config.width) * alive_HD.flatten().repeat(S)[:, None]
+    alive = alive_HD.flatten().repeat(config.n_towers)[:, None]
+    return tower_mask(config.width, config.heads * config.width, config.n_towers) * alive
 
 
-def group_mask(spec: FeatureSpec, block: str, width: int) -> Tensor | None:
+def group_mask(spec: FeatureSpec, block: str, config: KirConfig) -> Tensor | None:
     """[S·D, block width]: which tower reads which field. None for a block the spec does not have."""
     rows = []
     for column in spec.columns(block):
-        towers = GROUP_TOWERS.get(column.field.group, TOWERS)
-        alive_S = torch.tensor([float(tower in towers) for tower in TOWERS])
-        rows.append(alive_S.repeat_interleave(width)[:, None].expand(-1, column.field.width))
+        towers = GROUP_TOWERS.get(column.field.group, config.towers)
+        alive_S = torch.tensor([float(tower in towers) for tower in config.towers])
+        rows.append(alive_S.repeat_interleave(config.width)[:, None].expand(-1, column.field.width))
     return torch.cat(rows, dim=1) if rows else None
 
 
@@ -130,34 +131,34 @@ class TowerNorm(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, towers: int):
         super().__init__()
-        self.register_buffer("weight", tower_mask(width, width) / width, persistent=False)
-        self.register_buffer("bias", torch.full((S * width,), NORM_EPS), persistent=False)
+        self.register_buffer("weight", tower_mask(width, width, towers) / width, persistent=False)
+        self.register_buffer("bias", torch.full((towers * width,), NORM_EPS), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x / torch.sqrt(F.linear(x * x, self.weight, self.bias))
 
 
-def towers_first(x: Tensor, rows: int = 1) -> Tensor:
+def towers_first(x: Tensor, towers: int, rows: int = 1) -> Tensor:
     """[B, t, S·rows·D] -> [B·S, t·rows, D]."""
     batch, t, width = x.shape
-    inner = width // (S * rows)
-    if t == 1:
-        return x.reshape(batch * S, rows, inner)
+    inner = width // (towers * rows)
+    if t == 1 or towers == 1:
+        return x.reshape(batch * towers, t * rows, inner)
     if batch == 1:
-        return x.reshape(t, S, rows * inner).transpose(0, 1).reshape(S, t * rows, inner)
-    return x.reshape(batch, t, S, rows * inner).transpose(1, 2).reshape(batch * S, t * rows, inner)
+        return x.reshape(t, towers, rows * inner).transpose(0, 1).reshape(towers, t * rows, inner)
+    return x.reshape(batch, t, towers, rows * inner).transpose(1, 2).reshape(batch * towers, t * rows, inner)
 
 
 def towers_last(x: Tensor, batch: int, t: int) -> Tensor:
     """[B·S, t·rows, D] -> [B, t, S·rows·D]; undoes `towers_first`."""
-    inner = x.shape[1] * x.shape[2] // t
-    if t == 1:
-        return x.reshape(batch, 1, S * inner)
+    towers, inner = x.shape[0] // batch, x.shape[1] * x.shape[2] // t
+    if t == 1 or towers == 1:
+        return x.reshape(batch, t, towers * inner)
     if batch == 1:
-        return x.reshape(S, t, inner).transpose(0, 1).reshape(1, t, S * inner)
-    return x.reshape(batch, S, t, inner).transpose(1, 2).reshape(batch, t, S * inner)
+        return x.reshape(towers, t, inner).transpose(0, 1).reshape(1, t, towers * inner)
+    return x.reshape(batch, towers, t, inner).transpose(1, 2).reshape(batch, t, towers * inner)
 
 
 def heads_first(x: Tensor, heads: int) -> Tensor:
@@ -182,27 +183,28 @@ def excess(logits: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block of both towers. `excess`: of the last training step's logits."""
+    """One pre-norm transformer block of all towers. `excess`: of the last training step's logits."""
 
     excess: Tensor
 
     def __init__(self, config: KirConfig):
         super().__init__()
-        self.heads, width = config.heads, config.width
+        self.heads, self.towers, width = config.heads, config.n_towers, config.width
         alive = head_mask(config)
-        self.norm = TowerNorm(width)
+        self.norm = TowerNorm(width, self.towers)
         self.q = MaskedLinear(alive, gain=(width // config.heads) ** -0.5)  # the attention's scale is folded in here
-        self.k = MaskedLinear(tower_mask(width, width))
-        self.v = MaskedLinear(tower_mask(width, width))
+        self.k = MaskedLinear(tower_mask(width, width, self.towers))
+        self.v = MaskedLinear(tower_mask(width, width, self.towers))
         self.out = MaskedLinear(alive.t().contiguous(), gain=0.5)
-        self.up = MaskedLinear(tower_mask(width, config.ffn))
-        self.down = MaskedLinear(tower_mask(config.ffn, width), gain=0.5)
+        self.up = MaskedLinear(tower_mask(width, config.ffn, self.towers))
+        self.down = MaskedLinear(tower_mask(config.ffn, width, self.towers), gain=0.5)
 
     def forward(self, x: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, t, S·D], mask [1, t·H, keys], past k and v [S, L1, D] -> x and this block's own k, v [B·S, t, D]."""
         batch, t, _ = x.shape
         normed = self.norm(x)
-        q, k, v = towers_first(self.q(normed), self.heads), towers_first(self.k(normed)), towers_first(self.v(normed))
+        q = towers_first(self.q(normed), self.towers, self.heads)
+        k, v = towers_first(self.k(normed), self.towers), towers_first(self.v(normed), self.towers)
         keys, values = (k, v) if past is None else (torch.cat([past[0], k], 1), torch.cat([past[1], v], 1))
         logits = q @ keys.transpose(1, 2)
         if self.training:

@@ -1,11 +1,12 @@
-"""The reranker's network: two causal towers over the watched list, target attention, DeepFM, placed context, MMoE.
+"""The reranker's network: causal towers over the watched list, target attention, DeepFM, placed context, MMoE.
 
 Shape legend: B batch, N candidates (training: M targets of one window), L1 = L + 1 watched slots (slot 0 the start
-token), t new tokens, S = 2 towers (id, pxtr), H heads of a tower, D width of a tower, P placed slots, E experts,
+token), t new tokens, S towers (id, pxtr; or one), H heads of a tower, D width of a tower, P placed slots, E experts,
 T tasks, C width of candidate_pre, V width of placed_kv, X pXTR.
 
 Crossings (CIKM 2022 section 4.3): a pXTR difference enters in linear form, `W·p_watched − W·p_candidate`: the watched
-part comes through the pxtr tower's values, the candidate's through `candidate_pre`, and no N×L tensor is built.
+part comes through the pxtr tower's values, the candidate's through `candidate_pre`, and no N×L tensor is built. How
+long ago and how many videos ago each was watched enter the attention as biases with a slope for each head.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from contract.spec import FeatureSpec
-from training.kir_config import KirConfig, S, T
+from training.kir_config import KirConfig
 from training.kir_layers import (
     HARD_MASK,
     Block,
@@ -47,17 +48,18 @@ class Kir(nn.Module):
         super().__init__()
         self.config, self.spec = config, spec
         self.excess: list[Tensor] = []
-        width, both = config.width, S * config.width
+        width, towers, both = config.width, config.n_towers, config.n_towers * config.width
         # watched list
-        self.token_rows = input_layer(spec, "watched_rows", group_mask(spec, "watched_rows", width), both)
-        self.token_dense = input_layer(spec, "watched_dense", group_mask(spec, "watched_dense", width), both)
+        self.token_rows = input_layer(spec, "watched_rows", group_mask(spec, "watched_rows", config), both)
+        self.token_dense = input_layer(spec, "watched_dense", group_mask(spec, "watched_dense", config), both)
         self.position = dense_layer(config.slots, both, gain=config.slots**0.5 * 0.1)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
-        self.norm = TowerNorm(width)
-        self.memory = MaskedLinear(tower_mask(width, width).repeat(2, 1))  # K_id, K_pxtr, V_id, V_pxtr
+        self.norm = TowerNorm(width, towers)
+        # K_id, K_pxtr, V_id, V_pxtr; values alone where nothing attends
+        self.memory = MaskedLinear(tower_mask(width, width, towers).repeat(2 if config.reads == "target" else 1, 1))
         # page: columns [bottom | FM fields | query, candidate_pre, placed_kv]
         self.n_fields = {block: len(spec.columns(block)) for block in PAGE_BLOCKS}
-        self.out_widths = [both, config.pre_width, config.kv_width]
+        self.out_widths = [config.query_width, config.pre_width, config.kv_width]
         page_out = config.bottom + sum(self.out_widths)
         self.page_in = nn.ModuleDict()
         self.fm_in = nn.ModuleDict()
@@ -65,22 +67,28 @@ class Kir(nn.Module):
             layer = input_layer(spec, block, None, page_out)
             if layer is not None:
                 self.page_in[block] = layer
-                self.fm_in[block] = input_layer(spec, block, self._field_mask(block), self.n_fields[block] * config.fm)
-        self.bottom_fm = dense_layer(config.fm, config.bottom)
+                if config.fm:
+                    n_out = self.n_fields[block] * config.fm
+                    self.fm_in[block] = input_layer(spec, block, self._field_mask(block), n_out)
+        self.bottom_fm = dense_layer(config.fm, config.bottom) if config.fm else None
         self.page_out = dense_layer(config.bottom + config.fm, sum(self.out_widths))
         # swipe
-        self.since_slope = nn.Parameter(torch.linspace(-1.0, 0.0, S * config.heads))
-        swipe_in = both + spec.width("candidate_swipe")
-        self.first = dense_layer(swipe_in, config.pre_width)
+        self.since_slope = nn.Parameter(torch.linspace(-1.0, 0.0, towers * config.heads))
+        self.behind_slope = nn.Parameter(torch.linspace(0.0, -1.0, towers * config.heads))
+        self.first = dense_layer(both, config.pre_width)
+        self.candidate_in = input_layer(spec, "candidate_swipe", None, config.pre_width)
         self.swipe_in = input_layer(spec, "swipe_dense", None, config.pre_width)
-        self.placed_query = dense_layer(both, width, gain=(width // config.heads) ** -0.5)
-        self.placed_start = nn.Parameter(torch.randn(config.kv_width) * 0.1)
-        self.first_placed = dense_layer(width, config.pre_width, gain=0.5)
+        if config.placed:
+            self.placed_query = dense_layer(both, width, gain=(width // config.heads) ** -0.5)
+            self.placed_start = nn.Parameter(torch.randn(config.kv_width) * 0.1)
+            self.first_placed = dense_layer(width, config.pre_width, gain=0.5)
         half = config.expert // 2
         self.second = MaskedLinear(tower_mask(config.expert, half, config.experts))
-        self.gate = dense_layer(config.pre_width, T * config.experts, gain=0.5)
-        self._start_alike()
-        self.task = MaskedLinear(tower_mask(half, 1, config.experts).repeat(T, 1), gain=0.5)
+        gates = config.n_tasks * config.experts if config.experts > 1 else 0  # one expert has nothing to weigh
+        self.gate = dense_layer(config.pre_width, gates, gain=0.5) if gates else None
+        if config.reads == "target":
+            self._start_alike()
+        self.task = MaskedLinear(tower_mask(half, 1, config.experts).repeat(config.n_tasks, 1), gain=0.5)
 
     @torch.no_grad()
     def _start_alike(self) -> None:
@@ -88,7 +96,7 @@ class Kir(nn.Module):
 
         From random weights the net spends most of a short training on a plateau before attention matches anything.
         """
-        keys = self.memory.effective()[: S * self.config.width]
+        keys = self.memory.effective()[: self.config.n_towers * self.config.width]
         first = self.config.bottom
         for side in ("rows", "dense"):
             page = dict(self.page_in.items()).get(f"candidate_{side}")
@@ -143,16 +151,19 @@ class Kir(nn.Module):
     def page(self, blocks: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """What depends on the page alone. user_* [B, 1 or N, ·], candidate_* [B, N, ·] of the blocks the spec has.
 
-        Returns query [B, N, 2D], candidate_pre [B, N, C], placed_kv [B, N, V].
+        Returns query [B, N, S·D], candidate_pre [B, N, C], placed_kv [B, N, V]; of width 0 where the net needs none.
         """
         mixed = self._side(self.page_in, "candidate", blocks)
         assert mixed is not None, "a spec has candidate fields"
         user = self._side(self.page_in, "user", blocks)
         mixed = mixed if user is None else mixed + user
-        fm = self._interaction(blocks)
         bottom, direct = mixed.split([self.config.bottom, sum(self.out_widths)], dim=-1)
-        bottom = torch.relu(bottom + self.bottom_fm(fm))
-        out = direct + self.page_out(torch.cat([bottom, fm], dim=-1))
+        if self.bottom_fm is not None:
+            fm = self._interaction(blocks)
+            bottom = torch.cat([torch.relu(bottom + self.bottom_fm(fm)), fm], dim=-1)
+        else:
+            bottom = torch.relu(bottom)
+        out = direct + self.page_out(bottom)
         query, pre, placed_kv = out.split(self.out_widths, dim=-1)
         return query, pre, placed_kv
 
@@ -173,7 +184,7 @@ class Kir(nn.Module):
     def encode(
         self, x: Tensor, mask: Tensor, past: list[tuple[Tensor, Tensor]] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Tokens [B, t, S·D] through both towers -> memory [B, t, 4D] and k, v of each block, [B·S, t, D] each."""
+        """Tokens [B, t, S·D] through the towers -> memory [B, t, Wm] and k, v of each block, [B·S, t, D] each."""
         planes = []
         for index, block in enumerate(self.blocks):
             x, k, v = block(x, mask, None if past is None else past[index])
@@ -183,18 +194,23 @@ class Kir(nn.Module):
     # swipe -----------------------------------------------------------------------------------------------------------
 
     def attend(self, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        """Target attention in both towers at once. query [B, N, 2D], memory [B, L1, 4D], bias [B·2H, 1 or N, L1]."""
-        heads, both = S * self.config.heads, S * self.config.width
+        """What is read of the watched list, in all towers at once: [B, N, S·D], or [B, 1 or N, S·D] of a mean.
+
+        query [B, N, S·D], memory [B, L1, 2·S·D] (a mean: values alone, S·D), bias [B·S·H, 1 or N, L1].
+        """
+        heads, both = self.config.n_towers * self.config.heads, self.config.n_towers * self.config.width
+        if self.config.reads == "mean":
+            return heads_last(torch.softmax(bias, dim=-1) @ heads_first(memory, heads), memory.shape[0])
         keys, values = memory.split([both, both], dim=-1)
         logits = heads_first(query, heads) @ heads_first(keys, heads).transpose(1, 2)
         if self.training:
-            self.excess = [excess(logits)]
+            self.excess.append(excess(logits))
         return heads_last(torch.softmax(logits + bias, dim=-1) @ heads_first(values, heads), query.shape[0])
 
-    def candidate_part(self, attended: Tensor, blocks: Mapping[str, Tensor]) -> Tensor:
-        """What the experts read of the attended memory and the candidate's state at the swipe, [B, N, C]."""
-        found = blocks.get("candidate_swipe")
-        return self.first(attended if found is None else torch.cat([attended, found], dim=-1))
+    def candidate_part(self, pre: Tensor, attended: Tensor, blocks: Mapping[str, Tensor]) -> Tensor:
+        """The experts' input [B, N, C]: candidate_pre, what was read of the watched list, the candidate's state."""
+        hidden = pre + self.first(attended)
+        return hidden if self.candidate_in is None else hidden + self.candidate_in(blocks["candidate_swipe"])
 
     def experts(self, hidden: Tensor) -> Tensor:
         """MMoE from the experts' first layer before its ReLU [k, N, C] to logits [k, N, T].
@@ -202,12 +218,16 @@ class Kir(nn.Module):
         The task's own layer is linear, so Σ_e gate·(w_t·expert_e) is worked out per expert and mixed last.
         """
         hidden = torch.relu(hidden)
-        shape = (*hidden.shape[:-1], T, self.config.experts)
+        if self.gate is None:
+            return self.task(torch.relu(self.second(hidden)))
+        shape = (*hidden.shape[:-1], self.config.n_tasks, self.config.experts)
         gates = torch.softmax(self.gate(hidden).reshape(shape), dim=-1)
         return (self.task(torch.relu(self.second(hidden))).reshape(shape) * gates).sum(-1)
 
     def empty_placed(self) -> Tensor:
         """The experts' input when nothing is placed: attention over the start entry alone is its value, [C]."""
+        if not self.config.placed:
+            return torch.zeros(self.config.pre_width)
         return self.first_placed(self.placed_start[self.config.width :])
 
     def attend_placed(self, query: Tensor, placed_kv: Tensor, mask: Tensor) -> Tensor:
@@ -227,24 +247,31 @@ class Kir(nn.Module):
 
     def logit_excess(self) -> Tensor:
         """Sum over all attentions of the last training step (`kir_layers.LOGIT_BOUND`)."""
-        return total([*self.excess, *(block.excess for block in self.blocks)])
+        parts = [*self.excess, *(block.excess for block in self.blocks)]
+        return total(parts) if parts else self.since_slope.new_zeros(())
 
     def forward(self, blocks: Mapping[str, Tensor], mask_value: float = HARD_MASK) -> Tensor:
         """Training: every target of B windows at once -> logits [B, M, T].
 
         Blocks: user_*, candidate_*, swipe_dense [B, M, ·]; watched_* [B, L1, ·] encoded once, causally;
-        visible, since [B, M, L1]: which slots the target's choice could see, and `features.since_watched`;
-        placed [B, M, M]: which other targets are placed before it. visible and placed are 0 or 1.
+        visible, since, behind [B, M, L1]: which slots the target's choice could see, `features.since_watched` and
+        `features.videos_behind`; placed [B, M, M]: which other targets are placed before it. Both masks are 0 or 1.
         """
         config = self.config
+        self.excess = []
         query, pre, placed_kv = self.page(blocks)
         memory, _ = self.encode(
-            self.tokens(blocks, None), causal_mask(config.slots, config.heads, mask_value, query.device)
+            self.tokens(blocks, None), causal_mask(config.slots, config.heads, mask_value, pre.device)
         )
-        slope = self.since_slope[:, None, None]
-        hidden_BML1 = (1.0 - blocks["visible"]) * mask_value
-        bias = (blocks["since"][:, None] * slope + hidden_BML1[:, None]).flatten(0, 1)
-        hidden = pre + self.candidate_part(self.attend(query, memory, bias), blocks)
+        gaps_BHML1 = self.bias(blocks["since"][:, None], blocks["behind"][:, None])
+        bias = (gaps_BHML1 + ((1.0 - blocks["visible"]) * mask_value)[:, None]).flatten(0, 1)
+        hidden = self.candidate_part(pre, self.attend(query, memory, bias), blocks)
         if self.swipe_in is not None:
             hidden = hidden + self.swipe_in(blocks["swipe_dense"])
-        return self.experts(hidden + self.attend_placed(query, placed_kv, (1.0 - blocks["placed"]) * mask_value))
+        if config.placed:
+            hidden = hidden + self.attend_placed(query, placed_kv, (1.0 - blocks["placed"]) * mask_value)
+        return self.experts(hidden)
+
+    def bias(self, since: Tensor, behind: Tensor) -> Tensor:
+        """Attention bias of each head [S·H, …] for how long and how many videos ago, from [1, …] each."""
+        return since * self.since_slope[:, None, None] + behind * self.behind_slope[:, None, None]

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from contract.errors import CheckpointError, InputError
 from contract.events import Events
@@ -33,16 +32,17 @@ from training.kir import Kir, KirConfig
 from training.kir_data import Batch, Batches, KirData, coverage, prepare, pxtr_constants
 from training.kir_eval import fused, ranking_metrics, score, server_scores
 from training.kir_layers import HARD_MASK
+from training.kir_objective import (
+    TASK_WEIGHTS,
+    fusion_of,
+    list_reward_of,
+    task_columns,
+    task_losses,
+    weighted_log_loss,
+)
 from training.tables import SparseTables, table_keys
 from training.trainer import TrainConfig, Trainer
 
-TASK_WEIGHTS = {"effective_view": 1.0, "like": 0.5, "has_next": 0.3, "watch_time": 2.0}
-# For the session's watch time: the watched share of a minute, and staying (Eq. 5 of KIR puts it into s_i).
-# Simulator's closed loop, tiny, three trainings, 600 to 1000 sessions each: +12 to +17 % (± 5) over the server's order;
-# watch_time alone +7 to +8 %; mixtures with more of has_next or effective_view can't be told apart.
-FUSION = {"watch_time": 1.0, "has_next": 1.0, "like": 0.0, "effective_view": 0.15}
-# The same without staying, which discounts what follows in a list (Eq. 4 and 5): what the phone's beam search adds up.
-LIST_REWARD = {"value": {"watch_time": 1.0, "like": 0.0, "effective_view": 0.15}, "survival": "has_next"}
 KEY_DROPOUT = 0.03  # trains the default rows; at 0.1 it hid too much of what a session watched (GAUC 0.74 for 0.77)
 LOGIT_WEIGHT = 0.1
 MIN_COVERAGE = 0.01
@@ -66,13 +66,16 @@ class KirTask(nn.Module):
         return self.net({**batch.blocks, **rows}, mask_value)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Weighted sum of the tasks' mean cross-entropies over the labels that are known (soft for watch_time)."""
-        logits, known = self.scores(batch), ~torch.isnan(batch.labels)
-        losses = F.binary_cross_entropy_with_logits(logits, batch.labels.nan_to_num(), reduction="none") * known
-        losses_T = losses.sum((0, 1)) / known.sum((0, 1)).clamp(min=1)
-        weights_T = torch.tensor([TASK_WEIGHTS[task] for task in TASKS])
-        loss = (losses_T * weights_T).sum() + LOGIT_WEIGHT * self.net.logit_excess()
-        return loss, dict(zip(TASKS, losses_T.tolist(), strict=True))
+        """Weighted sum of the tasks' losses, or the weighted loss of one score, and what loud attention is charged."""
+        logits, config = self.scores(batch), self.net.config
+        charge = LOGIT_WEIGHT * self.net.logit_excess()
+        if config.loss == "weighted":
+            label, watched = (batch.labels[..., TASKS.index(task)] for task in (config.tasks[0], "watch_time"))
+            loss = weighted_log_loss(logits[..., 0], label, watched)
+            return loss + charge, {config.tasks[0]: float(loss.detach())}
+        losses_T = task_losses(logits, batch.labels[..., task_columns(config.tasks)])
+        weights_T = torch.tensor([TASK_WEIGHTS[task] for task in config.tasks])
+        return (losses_T * weights_T).sum() + charge, dict(zip(config.tasks, losses_T.tolist(), strict=True))
 
 
 def split_by_time(data: KirData, held_out: float) -> NDArray[np.bool_]:
@@ -89,7 +92,7 @@ def split_by_time(data: KirData, held_out: float) -> NDArray[np.bool_]:
 
 def start_biases(net: Kir, data: KirData, train: NDArray[np.bool_]) -> None:
     """Each task starts at its base rate, so that the first steps need not find it."""
-    labels_nT = data.labels_nT[train]
+    labels_nT = data.labels_nT[train][:, task_columns(net.config.tasks)]
     known_T = np.maximum((~np.isnan(labels_nT)).sum(0), 1)
     rate_T = np.clip(np.nansum(labels_nT, axis=0) / known_T, 1e-4, 1 - 1e-4)
     logit_T = torch.from_numpy(np.log(rate_T / (1 - rate_T)).astype(np.float32))
@@ -155,11 +158,12 @@ def evaluate(task: KirTask, data: KirData, held_out: NDArray[np.bool_], threshol
     scores_nT, rows = score(task, batches)
     if not len(rows):
         return {}
-    found = ranking_metrics(scores_nT, data, rows, threshold)
+    tasks = task.net.config.tasks
+    found = ranking_metrics(scores_nT, tasks, data, rows, threshold)
     baseline, _ = server_scores(data, rows)
-    server = ranking_metrics(np.repeat(baseline[:, None], len(TASKS), axis=1), data, rows, threshold)
-    fused_T = np.repeat(fused(scores_nT, FUSION)[:, None], len(TASKS), axis=1)
-    value = ranking_metrics(fused_T, data, rows, threshold)
+    server = ranking_metrics(np.repeat(baseline[:, None], len(TASKS), axis=1), TASKS, data, rows, threshold)
+    fused_T = np.repeat(fused(scores_nT, tasks, fusion_of(tasks))[:, None], len(TASKS), axis=1)
+    value = ranking_metrics(fused_T, TASKS, data, rows, threshold)
     return {
         **found,
         **{f"server_{name}": x for name, x in server.items() if name.endswith(("effective_view", "watch_time"))},
@@ -184,7 +188,7 @@ def train_kir(
 ) -> Checkpoint:
     """Train and save the reranker; returns the checkpoint (kind "kir").
 
-    preset       tiny | small (KirConfig); taken from the checkpoint when init_from is given
+    preset       one of kir_config.PRESETS; taken from the checkpoint when init_from is given
     max_seconds  budget of the training loop alone; preparation and evaluation come on top
     init_from    fine-tune this checkpoint into the next version: same spec and sizes, tables grown by new keys
     pxtr_only    no served fields: the phone needs no rows
@@ -220,7 +224,8 @@ def train_kir(
     facts |= {
         "seed": seed, "impressions": len(data), "training_impressions": int(train.sum()), "held_out": held_out,
         "users": len(np.unique(data.events["user_id"])), "plan": asdict(plan), "result": result.to_dict(),
-        "task_weights": TASK_WEIGHTS, "key_dropout": KEY_DROPOUT, "watch_share_threshold": threshold,
+        "task_weights": {task: TASK_WEIGHTS[task] for task in config.tasks}, "key_dropout": KEY_DROPOUT,
+        "watch_share_threshold": threshold,
         "server_baseline": server_scores(data, np.arange(min(len(data), 10_000)))[1], "pxtr_only": pxtr_only,
     }  # fmt: skip
     return save_checkpoint(
@@ -229,7 +234,11 @@ def train_kir(
         model=net,
         tables=tables,
         spec=net.spec,
-        model_config={**config.to_json(), "fusion": FUSION, "list_reward": LIST_REWARD},
+        model_config={
+            **config.to_json(),
+            "fusion": fusion_of(config.tasks),
+            "list_reward": list_reward_of(config.tasks),
+        },
         training=facts,
         metrics=metrics,
         card_text=_card(config, net, facts, metrics),
@@ -248,7 +257,7 @@ def _card(config: KirConfig, net: Kir, facts: dict[str, Any], metrics: dict[str,
         "dense parameters": sum(p.numel() for p in net.parameters()),
         "training impressions": facts["training_impressions"],
         "fields without data, dropped": ", ".join(facts["dropped_fields"] or ["none"]),
-        "fusion": ", ".join(f"{task} {weight:g}" for task, weight in FUSION.items()),
+        "fusion": ", ".join(f"{task} {weight:g}" for task, weight in fusion_of(config.tasks).items()),
     }
     note = "`server_*` ranks by what the server sent alone; GAUC is per user, weighted by impressions."
     return model_card("KIR, the on-device reranker", lines, metrics, note)

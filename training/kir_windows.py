@@ -163,20 +163,23 @@ def columns_of(events: Events, windows: Windows) -> dict[str, NDArray[Any]]:
         "gap_ms": windows.gap_ms,
         "shown_at_ms": events["time_ms"],
         "start": np.zeros(len(events), np.bool_),
+        "number": np.arange(len(events), dtype=np.int64),  # users side by side: differences within one are right
         "swipe_index": np.where(events["position"] >= 0, events["position"], events["seq"]),
         "decoder": np.full(len(events), NULL_INT, np.int32),
         **{
             name: events[name]
             for name in (
                 "duration_ms", "play_time_ms", "upload_age_days", "server_position", "user_activity",
-                "user_register_days", "hour", "network", "buffered_ms",
+                "user_register_days", "hour", "network", "buffered_ms", "profile_stay_ms", "comment_stay_ms", "volume",
+                "landscape",
             )
         },
     }  # fmt: skip
-    nulls = {"video_id": MISSING_KEY, "author_id": MISSING_KEY, "user_id": MISSING_KEY, "tags": MISSING_KEY}
+    nulls: dict[str, Any] = dict.fromkeys(("video_id", "author_id", "user_id", "tags"), MISSING_KEY)
+    nulls |= {"pxtr": np.nan, "volume": np.nan, "start": False}
     found = {}
     for name, column in columns.items():
-        null = np.full((2, *column.shape[1:]), {**nulls, "pxtr": np.nan, "start": False}.get(name, NULL_INT))
+        null = np.full((2, *column.shape[1:]), nulls.get(name, NULL_INT))
         found[name] = np.concatenate([column, null.astype(column.dtype)])
     found["start"][-2] = True
     return found

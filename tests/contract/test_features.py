@@ -10,16 +10,21 @@ from hypothesis import strategies as st
 from contract import buckets
 from contract.errors import SpecError
 from contract.features import (
+    BEHIND_CAP,
     DENSE_FEATURES,
     DENSE_WIDTHS,
     KEY_FEATURES,
     block_keys,
     dense_block,
     pool_rows,
+    posture,
+    pxtr_surprise,
     since_watched,
+    stays,
+    videos_behind,
 )
 from contract.specs import kir_spec, kuaiformer_spec, ranker_spec
-from contract.vocabulary import DECODERS, MISSING_KEY, NETWORKS, SIGNALS, TAGS_MAX, X_PXTR
+from contract.vocabulary import DECODERS, MISSING_KEY, NETWORKS, PXTR_HEADS, SIGNALS, TAGS_MAX, X_PXTR
 
 INTS = {
     "duration_ms": 700_000,
@@ -35,6 +40,9 @@ INTS = {
     "decoder": len(DECODERS) - 1,
     "swipe_index": 300,
     "buffered_ms": 60_000,
+    "profile_stay_ms": 200_000,
+    "comment_stay_ms": 200_000,
+    "landscape": 1,
 }
 IDS = ("video_id", "author_id", "user_id", "music_id", "kind")
 SPEC = kir_spec()
@@ -53,6 +61,7 @@ def make_columns(seed: int, n: int, null_rate: float) -> dict[str, np.ndarray]:
     columns["tags"] = np.where(np.arange(TAGS_MAX) < rng.integers(0, TAGS_MAX + 1, (n, 1)), tags, MISSING_KEY)
     columns["pxtr"] = holed(rng.random((n, X_PXTR)).astype(np.float32), np.nan)
     columns["signals"] = holed(rng.integers(0, 2, (n, len(SIGNALS))).astype(np.int8), -1)
+    columns["volume"] = holed(rng.random(n).astype(np.float32), np.nan)
     columns["start"] = rng.random(n) < 0.1
     return columns
 
@@ -222,3 +231,46 @@ def test_an_unknown_device_state_feeds_no_weight(name: str) -> None:
     DENSE_FEATURES[name]({name: np.array([0, 1, -1])}, out)
     assert out.sum(axis=1).tolist() == [0.0, 1.0, 0.0]
     assert out[1, 1] == 1.0
+
+
+def test_surprise_is_signal_minus_prediction_where_both_are_known():
+    pxtr = np.full((3, X_PXTR), np.nan, np.float32)
+    signals = np.full((3, len(SIGNALS)), -1, np.int8)
+    like, head = SIGNALS.index("like"), PXTR_HEADS.index("like")
+    pxtr[:2, head], signals[[0, 2], like] = 0.25, [1, 1]
+    pxtr[0, PXTR_HEADS.index("click")], signals[0, SIGNALS.index("click")] = 0.5, 0
+    out = np.zeros((3, DENSE_WIDTHS["surprise"]), np.float32)
+    pxtr_surprise({"pxtr": pxtr, "signals": signals}, out)
+    expected = np.zeros((3, X_PXTR), np.float32)
+    expected[0, head], expected[0, PXTR_HEADS.index("click")] = 0.75, -0.5
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_stays_and_posture_keep_null_apart_from_zero():
+    columns = {
+        "profile_stay_ms": np.array([0, -1, 90_000], np.int32),
+        "comment_stay_ms": np.array([-1, 30_000, -1], np.int32),
+        "volume": np.array([0.0, np.nan, 0.4], np.float32),
+        "landscape": np.array([-1, 0, 1], np.int8),
+    }
+    stay_n4, posture_n4 = np.zeros((3, 4), np.float32), np.zeros((3, 4), np.float32)
+    stays(columns, stay_n4)
+    posture(columns, posture_n4)
+    np.testing.assert_allclose(stay_n4, [[0, 1, 0, 0], [0, 0, 0.5, 1], [1, 1, 0, 0]])
+    np.testing.assert_allclose(posture_n4, [[0, 1, 0, 0], [0, 0, 0, 1], [0.4, 1, 1, 1]])
+
+
+def test_watch_time_buckets_tell_a_short_play():
+    play_ms = np.array([-1, 0, 2_999, 3_000, 17_999, 18_000, 500_000], np.int32)
+    out = np.zeros((7, DENSE_WIDTHS["watch_time"]), np.float32)
+    DENSE_FEATURES["watch_time"]({"play_time_ms": play_ms}, out)
+    assert out[0].tolist() == [0.0] * 9, "not observed is no bucket"
+    assert out[1:].argmax(axis=1).tolist() == [0, 1, 2, 4, 5, 8]
+
+
+def test_videos_behind_counts_impressions_since():
+    out = np.full(5, 9.0, np.float32)
+    videos_behind(10, np.array([-1, 9, 7, 0, 12]), out)
+    np.testing.assert_allclose(out, [0, np.log1p(1) / 4, np.log1p(3) / 4, np.log1p(10) / 4, 0], rtol=1e-6)
+    videos_behind(10_000_000, np.array([0]), out[:1])
+    assert out[0] == pytest.approx(np.log1p(BEHIND_CAP) / 4), "a long history stays in range"

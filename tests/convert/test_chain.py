@@ -18,7 +18,7 @@ from convert.phone import Sample, smallest_bucket
 from convert.source import KirSource, load_source
 from convert.windows import make_windows, synthetic_events
 from tests.convert import makers
-from training.kir_train import FUSION, LIST_REWARD
+from training.kir_objective import FUSION, LIST_REWARD
 
 L = 6
 

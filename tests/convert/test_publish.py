@@ -22,7 +22,7 @@ from convert.files import sha256_of, write_durably
 from convert.model import ConversionResult
 from convert.publish import check_published, check_version, publish, rollback
 from convert.replay import check_goldens
-from training.kir_train import LIST_REWARD
+from training.kir_objective import LIST_REWARD
 
 
 @pytest.fixture(scope="module")

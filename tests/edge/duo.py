@@ -57,7 +57,7 @@ class Duo:
         assert choice.chooser is Chooser.MODEL, (choice.reason, self.session.last_error)
         assert choice.scores_NT is not None
         told = np.array([buffered.get(int(v), -1) for v in self.reference.page.candidates.video_id])
-        self.reference.n_swipes = number
+        self.reference.n_swipes = self.reference.number_of[choice.video_id] = number
         scores = self.reference.scores(self.clock.wall_ms(), device.network, device.decoder, told)
         index = {int(v): i for i, v in enumerate(self.reference.page.candidates.video_id)}
         mine = [place for place, video_id in enumerate(choice.considered) if video_id in index]

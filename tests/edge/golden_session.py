@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.features import dense_block, pool_rows, since_watched
+from contract.features import dense_block, pool_rows, since_watched, videos_behind
 from contract.golden import FeedbackStep, GoldenSession, PageStep, SwipeStep, fused_values
 from contract.manifest import MANIFEST_NAME, Manifest
 from contract.page import CANDIDATE, USER, Page, parse_page
@@ -51,6 +51,7 @@ class Reference:
         self.watched = WatchedList(capacity)
         self.watched_rows: list[Floats] = []
         self.n_swipes = 0
+        self.number_of: dict[int, int] = {}
 
     def open_page(self, page: Page) -> None:
         n, spec = len(page.candidates), self.spec
@@ -92,6 +93,8 @@ class Reference:
         dense_block(spec, "watched_dense", self.watched.columns(), dense[:length])
         since = np.zeros(capacity + 1, np.float32)
         since_watched(now_ms, self.watched.columns()["shown_at_ms"], since[:length])
+        behind = np.zeros(capacity + 1, np.float32)
+        videos_behind(self.n_swipes, self.watched.columns()["number"], behind[:length])
         mask = np.full(capacity + 1, MASK_VALUE, np.float32)
         mask[:length] = 0
         device = {"network": network, "decoder": decoder, "swipe_index": self.n_swipes}
@@ -105,6 +108,7 @@ class Reference:
             ),
         }
         watched = {"watched_rows": rows, "watched_dense": dense, "memory_mask": mask, "since": since}
+        watched["behind"] = behind
         return run(self.whole, {**self.inputs, **watched, **now})["scores"][0, : len(buffered_ms)]
 
     def swipe(self, now_ms: int, network: int, decoder: int, buffered_ms: NDArray[np.int64]) -> SwipeStep:
@@ -125,6 +129,7 @@ class Reference:
             choice=int(ids[best]),
         )
         del self.remaining[best]
+        self.number_of[step.choice] = self.n_swipes
         self.n_swipes += 1
         dropped = self.watched.evict_if_full().dropped
         del self.watched_rows[:dropped]
@@ -136,6 +141,7 @@ class Reference:
         item = {name: getattr(page.candidates, name)[index] for name in ("author_id", "tags", "duration_ms", "pxtr")}
         signals = [step.signals.get(name, -1) for name in SIGNALS]
         times = {"play_time_ms": step.play_time_ms, "shown_at_ms": step.shown_at_ms}
+        item["number"] = self.number_of[step.video_id]
         self.watched.append({"video_id": step.video_id, "signals": signals, **times, **item})
         # Its row as a candidate: same (feature, table), another field name.
         candidate_fields = {(c.field.feature, c.field.table): c.field.name for c in spec.columns("candidate_rows")}

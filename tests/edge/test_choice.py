@@ -230,6 +230,7 @@ class TestBeam:
         assert choice.values_N is not None
         assert choice.value == choice.values_N[choice.considered.index(choice.video_id)]
         assert choice.best_value == choice.values_N.max()
+        assert (choice.variant, choice.dense_version, choice.rows_revision) == ("float32+beam", "kir-a", 7)
         assert set(choice.stages_us) == {"maintain", "features", "engine", "choice", "search", "total"}
         assert choice.stages_us["total"] == pytest.approx(sum(choice.stages_us.values()) - choice.stages_us["total"])
         assert choice.search is not None
@@ -268,6 +269,7 @@ class TestFallback:
         assert choice.video_id == choice.considered[int(choice.values_N.argmax())]
         assert choice.search is not None
         assert choice.search == dataclasses.replace(choice.search, video_ids=(), steps=0, ended="", problem=problem)
+        assert choice.variant == "float32"
         assert error in str(session.last_error)
         return session
 

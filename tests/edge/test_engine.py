@@ -41,7 +41,7 @@ def random_memory(n_watched: int, seed: int = 1) -> Memory:
     mask[0, : n_watched + 1] = 0
     since = np.zeros((1, L1), np.float32)
     since[0, 1 : n_watched + 1] = 0.3
-    return Memory(memory, mask, since)
+    return Memory(memory, mask, since, 2 * since)
 
 
 def swipe(engine: Engine, page: PageState, memory: Memory) -> Any:
@@ -85,9 +85,9 @@ class TestEngine:
 
     def test_results_are_the_callers_own(self, engine: Engine) -> None:
         page = engine.page(random_page(4))
-        query = page.query.copy()
+        query = page.outputs["query"].copy()
         engine.page(random_page(4, seed=3))
-        np.testing.assert_array_equal(page.query, query)
+        np.testing.assert_array_equal(page.outputs["query"], query)
 
     @pytest.mark.parametrize("n", [1, 2, 3])
     def test_watching_together_is_watching_one_by_one(self, engine: Engine, n: int) -> None:
@@ -136,11 +136,12 @@ class TestEngine:
         )
         memory = np.zeros((1, L1, 4 * D), np.float32)
         memory[0, :1] = memory_new
-        since = np.zeros((1, L1), np.float32)
+        since, behind = np.zeros((2, 1, L1), np.float32)
         dense = np.ones((1, SPEC.width("swipe_dense")), np.float32)
         now = rng.normal(0, 1, (1, 8, SPEC.width("candidate_swipe"))).astype(np.float32)
-        halves = engine.swipe(engine.page(blocks), Memory(memory, mask, since), dense, now)
-        now_blocks = {"memory_mask": mask, "since": since, "swipe_dense": dense, "candidate_swipe": now[0, :n]}
+        halves = engine.swipe(engine.page(blocks), Memory(memory, mask, since, behind), dense, now)
+        now_blocks = {"memory_mask": mask, "since": since, "behind": behind}
+        now_blocks |= {"swipe_dense": dense, "candidate_swipe": now[0, :n]}
         np.testing.assert_allclose(halves, engine.reference_scores({**blocks, **now_blocks}), atol=1e-5)
 
 
@@ -237,7 +238,7 @@ class TestDelegate:
         plain = Engine(published("kir-a"), allow_no_delegate=True)
         assert not plain.delegated
         blocks = random_page(4)
-        np.testing.assert_allclose(plain.page(blocks).query, engine.page(blocks).query, atol=1e-5)
+        np.testing.assert_allclose(plain.page(blocks).outputs["query"], engine.page(blocks).outputs["query"], atol=1e-5)
 
 
 def without_delegate(monkeypatch: pytest.MonkeyPatch) -> None:

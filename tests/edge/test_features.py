@@ -12,6 +12,7 @@ from contract.errors import InputError
 from contract.page import CANDIDATE, WATCHED, Page, Rows
 from contract.rows import FLOAT32, encode_rows
 from contract.vocabulary import MISSING_KEY
+from contract.watched import WATCHED_COLUMNS
 from edge import DeviceState, Feedback
 from edge._features import SwipeFeatures, WatchedRows, page_features, unfit_reason, watched_item
 from tests.edge.tiny_model import SPEC
@@ -225,10 +226,14 @@ class TestFeedbackChecks:
 
 def test_a_watched_item_keeps_the_pxtr_it_was_sent_with() -> None:
     page = page_of(101, 102)
-    item = watched_item(page, 1)
+    item = watched_item(page, 1, 5, DeviceState(volume=0.25, landscape=True))
     assert item["video_id"] == 102
     np.testing.assert_array_equal(item["pxtr"], page.candidates.pxtr[1])
-    assert set(item) == {"video_id", "author_id", "tags", "duration_ms", "pxtr"}
+    assert (item["number"], item["volume"], item["landscape"]) == (5, 0.25, 1)
+    assert set(item) <= set(WATCHED_COLUMNS)
+    unknown = watched_item(page, 0, 0, DeviceState())
+    assert np.isnan(unknown["volume"])
+    assert unknown["landscape"] == -1
 
 
 def test_watched_owner_is_what_the_server_writes() -> None:

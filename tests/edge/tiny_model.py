@@ -58,7 +58,7 @@ def graph_shapes(spec: FeatureSpec, name: str, size: int) -> tuple[Shapes, Shape
         "candidate_swipe": (1, n, spec.width("candidate_swipe")),
     }
     halves = {"query": (1, n, 2 * D), "candidate_pre": (1, n, C)}
-    memory = {"memory": (1, L1, 4 * D), "memory_mask": (1, L1), "since": (1, L1)}
+    memory = {"memory": (1, L1, 4 * D), "memory_mask": (1, L1), "since": (1, L1), "behind": (1, L1)}
     watched = {name: (1, size, spec.width(name)) for name, size in (("watched_rows", t), ("watched_dense", t))}
     inputs: Shapes
     if name == "page":
@@ -73,7 +73,8 @@ def graph_shapes(spec: FeatureSpec, name: str, size: int) -> tuple[Shapes, Shape
         outputs = {"scores": (1, K, n, T)}
     else:
         whole_watched = {block: (1, L1, spec.width(block)) for block in watched}
-        inputs = {**page, **whole_watched, "memory_mask": (1, L1), "since": (1, L1), **now}
+        gaps = {"since": (1, L1), "behind": (1, L1)}
+        inputs = {**page, **whole_watched, "memory_mask": (1, L1), **gaps, **now}
         outputs = {"scores": (1, n, T)}
     return {k: v for k, v in inputs.items() if v[-1]}, outputs
 
@@ -133,7 +134,7 @@ class Net:
 
     def hidden(self, x: dict[str, Any]) -> Any:
         tf = self.tf
-        bias = tf.reshape(x["memory_mask"] - x["since"], [1, 1, L1])
+        bias = tf.reshape(x["memory_mask"] - x["since"] + 0.3 * x["behind"], [1, 1, L1])
         attended = []
         for s in range(S):
             q = x["query"][:, :, s * D : (s + 1) * D]

@@ -12,9 +12,10 @@ import torch
 from contract import features
 from contract.errors import InputError
 from contract.specs import kir_spec
-from contract.vocabulary import MASK_VALUE, TASKS
+from contract.vocabulary import MASK_VALUE
 from contract.watched import WatchedList
-from training.kir import Kir, KirConfig, cost, example_inputs, graph_inputs, graph_outputs, graphs
+from training import kir_config
+from training.kir import Graph, Kir, KirConfig, cost, example_inputs, graph_inputs, graph_outputs, graphs
 from training.kir_layers import causal_mask
 
 L = 8
@@ -55,6 +56,12 @@ def row_of(key: int, width: int) -> np.ndarray:
     return np.random.default_rng(int(key) % 2**32).normal(size=width).astype(np.float32) * 0.5
 
 
+def outputs_of(graph: Graph, inputs: dict) -> dict[str, torch.Tensor]:
+    """Outputs by name."""
+    found = graph.module(**inputs)
+    return dict(zip(graph.outputs, found if isinstance(found, tuple) else (found,), strict=True))
+
+
 class Phone:
     """Watched list, cache and memory of a device, kept up by the T1 and rebuild graphs."""
 
@@ -63,7 +70,8 @@ class Phone:
         self.graphs = graphs(kir)
         self.list = WatchedList(self.config.watched)
         self.past = torch.zeros(1, self.config.planes, self.config.slots, self.config.width)
-        self.memory = torch.zeros(1, self.config.slots, 4 * self.config.width)
+        self.memory = torch.zeros(1, self.config.slots, self.config.memory_width)
+        self.number = 0
         self.watch(0, 1)
 
     def blocks(self, first: int, end: int, size: int) -> dict[str, torch.Tensor]:
@@ -89,10 +97,13 @@ class Phone:
             n = min(bucket, end - at)
             position = torch.zeros(1, bucket, self.config.slots)
             position[0, torch.arange(n), torch.arange(at, at + n)] = 1.0
-            inputs = {**self.blocks(at, at + n, bucket), "position": position, "past": self.past}
-            new, memory_new = self.graphs["watch", f"T{bucket}"].module(**inputs, past_mask=self.mask(at))
-            self.past[:, :, at : at + n] = new[:, :, :n]
-            self.memory[:, at : at + n] = memory_new[:, :n]
+            inputs = {**self.blocks(at, at + n, bucket), "position": position}
+            if self.config.planes:
+                inputs |= {"past": self.past, "past_mask": self.mask(at)}
+            found = outputs_of(self.graphs["watch", f"T{bucket}"], inputs)
+            if self.config.planes:
+                self.past[:, :, at : at + n] = found["new"][:, :, :n]
+            self.memory[:, at : at + n] = found["memory_new"][:, :n]
 
     def mask(self, used: int) -> torch.Tensor:
         mask = torch.zeros(1, self.config.slots)
@@ -100,7 +111,8 @@ class Phone:
         return mask
 
     def append(self, item: dict) -> None:
-        change = self.list.append(item)
+        change = self.list.append({**item, "number": self.number})
+        self.number += 1
         self.watch(change.first_slot, change.length)
 
     def after_choice(self) -> None:
@@ -111,16 +123,19 @@ class Phone:
             self.watch(change.first_slot, change.length, self.config.rebuild)
 
     def now(self, now_ms: int) -> dict[str, torch.Tensor]:
-        since = np.zeros((1, self.config.slots), np.float32)
+        since, behind = np.zeros((2, 1, self.config.slots), np.float32)
         features.since_watched(now_ms, self.list.columns()["shown_at_ms"], since[0, : self.list.length])
-        return {"memory_mask": self.mask(self.list.length), "since": torch.from_numpy(since)}
+        features.videos_behind(self.number, self.list.columns()["number"], behind[0, : self.list.length])
+        gaps = {"since": torch.from_numpy(since), "behind": torch.from_numpy(behind)}
+        return {"memory_mask": self.mask(self.list.length), **gaps}
 
     def swipe(self, page: dict, rest: dict, now_ms: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores from the cache, and from the whole net."""
         n = f"N{self.config.buckets[0]}"
-        query, pre, _ = self.graphs["page", n].module(**page)
+        found = outputs_of(self.graphs["page", n], page)
+        known = {name: found[name] for name in ("query", "candidate_pre") if name in self.graphs["swipe", n].inputs}
         now = self.now(now_ms)
-        halves = self.graphs["swipe", n].module(query, pre, self.memory, **now, **rest)
+        halves = self.graphs["swipe", n].module(**known, memory=self.memory, **now, **rest)
         tokens = self.blocks(0, self.list.length, self.config.slots)
         return halves, self.graphs["whole", n].module(**page, **tokens, **now, **rest)
 
@@ -131,10 +146,21 @@ def page_and_rest(kir: Kir) -> tuple[dict, dict]:
     return page, {k: v for k, v in inputs.items() if k in ("swipe_dense", "candidate_swipe")}
 
 
-@pytest.mark.parametrize("spec_name", SPECS)
+SMALL = {"watched": L, "buckets": (6,), "width": 16, "ffn": 32, "expert": 16}
+PRESETS = {name: KirConfig.of(name, **SMALL) for name in ("kir", "kir2020", "kir2022")}
+ABLATED = {
+    "id": KirConfig.of("tiny", watched=L, buckets=(6,), towers=("id",)),
+    "pxtr": KirConfig.of("tiny", watched=L, buckets=(6,), towers=("pxtr",)),
+    "mean_placed": KirConfig.of("tiny", watched=L, buckets=(6,), reads="mean"),
+}
+CASES = [*((spec_name, TINY) for spec_name in SPECS), *(("full", config) for config in (PRESETS | ABLATED).values())]
+NAMES = [*SPECS, *PRESETS, *ABLATED]
+
+
+@pytest.mark.parametrize(("spec_name", "config"), CASES, ids=NAMES)
 @torch.no_grad()
-def test_halves_equal_the_whole_net_through_evictions(spec_name):
-    kir = make_kir(spec_name)
+def test_halves_equal_the_whole_net_through_evictions(spec_name, config):
+    kir = make_kir(spec_name, config)
     phone, random = Phone(kir), np.random.default_rng(0)
     page, rest = page_and_rest(kir)
     seen, now_ms = [], 1_700_000_000_000
@@ -250,8 +276,8 @@ def test_training_form_equals_the_graphs():
         mask[0, i, n + 1 :] = MASK_VALUE
     placed_mask = torch.full((1, m, m), MASK_VALUE)
     placed_mask[0, 2, 1] = 0.0
-    since = inputs["since"][:, None].expand(1, m, -1)
-    blocks = {**inputs, "visible": (mask == 0).float(), "since": since, "placed": (placed_mask == 0).float()}
+    gaps = {name: inputs[name][:, None].expand(1, m, -1) for name in ("since", "behind")}
+    blocks = {**inputs, "visible": (mask == 0).float(), **gaps, "placed": (placed_mask == 0).float()}
     for name in ("user_rows", "user_dense", "swipe_dense"):
         blocks[name] = inputs[name][:, None].expand(1, m, -1)
     scores = kir(blocks)
@@ -267,7 +293,7 @@ def test_training_form_equals_the_graphs():
     placed[:, 0, 0] = placed_kv[:, 1]
     beam_mask = torch.full_like(place["placed_mask"], MASK_VALUE)
     beam_mask[:, 0, 0] = 0.0
-    rest = {k: inputs[k] for k in ("since", "swipe_dense", "candidate_swipe")}
+    rest = {k: inputs[k] for k in ("since", "behind", "swipe_dense", "candidate_swipe")}
     graph_scores = made["place", f"N{m}"].module(
         query, pre, memory, mask[:, 2], **rest, placed=placed, placed_mask=beam_mask
     )
@@ -289,9 +315,9 @@ def test_pxtr_constants_standardise():
     torch.testing.assert_close(layer(torch.zeros_like(x))[0], layer.bias)
 
 
-@pytest.mark.parametrize("spec_name", SPECS)
-def test_shapes_are_as_told(spec_name):
-    kir = make_kir(spec_name)
+@pytest.mark.parametrize(("spec_name", "config"), CASES, ids=NAMES)
+def test_shapes_are_as_told(spec_name, config):
+    kir = make_kir(spec_name, config)
     for (name, bucket), graph in graphs(kir).items():
         size = int(bucket[1:])
         assert {k: tuple(v.shape) for k, v in graph.inputs.items()} == graph_inputs(kir.config, kir.spec, name, size)
@@ -302,13 +328,14 @@ def test_shapes_are_as_told(spec_name):
         assert [tuple(x.shape) for x in result] == list(told.values())
         assert all(bool(torch.isfinite(x).all()) for x in result)
         if name == "swipe":
-            assert result[0].shape[-1] == len(TASKS)
+            assert result[0].shape[-1] == len(config.tasks)
+    assert (("place", "N6") in graphs(kir)) == (config.placed > 0)
 
 
 def test_no_sequence_is_as_long_as_a_feature_is_wide():
     """onnx2tf's TensorFlow backend takes one for the other and gives wrong scores without a word."""
     spec = kir_spec()
-    for preset in ("tiny", "small"):
+    for preset in kir_config.PRESETS:
         config = KirConfig.of(preset)
         widths = {spec.width(block) for block in spec.blocks} | {config.width, 2 * config.width, 4 * config.width}
         widths |= {config.width // config.heads, config.pre_width, config.kv_width, 2 * config.ffn, config.bottom}
@@ -323,7 +350,7 @@ def test_cost_grows_with_what_is_scored():
 
 
 def test_configuration_is_checked_and_round_trips():
-    config = KirConfig.of("small")
+    config = KirConfig.of("kir")
     assert KirConfig.from_json(config.to_json()) == config
     for changes in ({"watched": 7}, {"heads": 3}, {"buckets": (20, 10)}, {"buckets": ()}):
         with pytest.raises(InputError):
@@ -334,18 +361,22 @@ def test_configuration_is_checked_and_round_trips():
         KirConfig.from_json({"preset": "tiny"})
 
 
-def test_gradients_reach_every_parameter():
-    kir = make_kir()
+@pytest.mark.parametrize("config", [TINY, *PRESETS.values(), *ABLATED.values()], ids=["tiny", *PRESETS, *ABLATED])
+def test_gradients_reach_every_parameter(config):
+    kir = make_kir(config=config)
     m = 3
     inputs = example_inputs(TINY, SPECS["full"], "whole", m)
     blocks = {
         **inputs,
         "visible": (inputs["memory_mask"] == 0).float().expand(1, m, -1),
         "since": inputs["since"].expand(1, m, -1),
+        "behind": inputs["behind"].expand(1, m, -1),
     }
     for name in ("user_rows", "user_dense", "swipe_dense"):
         blocks[name] = inputs[name][:, None].expand(1, m, -1)
     blocks["placed"] = torch.ones(1, m, m).tril(-1)
     kir(blocks).square().sum().backward()
     silent = [name for name, p in kir.named_parameters() if p.grad is None or float(p.grad.abs().max()) == 0.0]
+    if config.towers == ("pxtr",):  # reads no video rows
+        silent = [name for name in silent if not name.startswith("token_rows")]
     assert not [name for name in silent if not name.endswith("k.bias")], "a key's bias shifts all logits alike"

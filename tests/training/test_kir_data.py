@@ -83,7 +83,7 @@ def phone_states(events: Events, capacity: int):
                     break
                 watched.evict_if_full()
                 item = {name: events[name][j] for name in WATCHED_COLUMNS if name in events.columns}
-                item |= {"signals": events.signals[j], "shown_at_ms": time_ms}
+                item |= {"signals": events.signals[j], "shown_at_ms": time_ms, "number": j}
                 watched.append(item)
                 pending.pop(0)
             yield int(i), {name: column.copy() for name, column in watched.columns().items()}
@@ -120,6 +120,9 @@ def test_batched_tensors_equal_the_phones(seed):
             since = np.zeros(L + 1, np.float32)
             features.since_watched(int(data.events["time_ms"][event]), state["shown_at_ms"], since[:n])
             np.testing.assert_array_equal(batch.blocks["since"][b, m].numpy(), since)
+            behind = np.zeros(L + 1, np.float32)
+            features.videos_behind(int(data.columns["number"][event]), state["number"], behind[:n])
+            np.testing.assert_array_equal(batch.blocks["behind"][b, m].numpy(), behind)
             for block in ("user_dense", "candidate_dense", "swipe_dense", "candidate_swipe"):
                 one = {name: column[event : event + 1] for name, column in data.columns.items()}
                 dense = features.dense_block(SPEC, block, one, np.zeros((1, SPEC.width(block)), np.float32))
@@ -184,7 +187,7 @@ def test_placed_targets_take_the_state_of_an_earlier_choice():
         for b, m in zip(*np.nonzero(batch.event >= 0), strict=True):
             plain[int(batch.event[b, m])] = {
                 name: batch.blocks[name][b, m].numpy()
-                for name in ("visible", "since", "swipe_dense", "candidate_dense")
+                for name in ("visible", "since", "behind", "swipe_dense", "candidate_dense")
             }
     session, moved, seen = batches.data.events["session_id"], 0, 0
     for batch in batches.epoch(0, seed=3):
@@ -195,7 +198,7 @@ def test_placed_targets_take_the_state_of_an_earlier_choice():
             assert (np.flatnonzero(opened[b, m]) == np.arange(m - j, m)).all(), "the last j, in order"
             assert j <= config.placed
             assert (session[event - j : event + 1] == session[event]).all()
-            for name in ("visible", "since", "swipe_dense"):
+            for name in ("visible", "since", "behind", "swipe_dense"):
                 np.testing.assert_array_equal(batch.blocks[name][b, m].numpy(), plain[event - j][name])
             np.testing.assert_array_equal(
                 batch.blocks["candidate_dense"][b, m].numpy(), plain[event]["candidate_dense"]

@@ -114,12 +114,13 @@ class Slow:
         out = mixed[CONFIG.bottom :] + self.layer(kir.page_out, np.concatenate([bottom, fm]))
         return np.split(out, np.cumsum(kir.out_widths)[:-1])
 
-    def target_attention(self, query, keys, values, since):
+    def target_attention(self, query, keys, values, since, behind):
         d, found = D // H, []
         for tower, h in itertools.product(range(2), range(H)):
             mine = slice(h * d, (h + 1) * d)
-            slope = float(self.kir.since_slope[tower * H + h])
-            logits = keys[tower][:, mine] @ query[tower * D : (tower + 1) * D][mine] + slope * since
+            row = tower * H + h
+            logits = keys[tower][:, mine] @ query[tower * D : (tower + 1) * D][mine]
+            logits = logits + float(self.kir.since_slope[row]) * since + float(self.kir.behind_slope[row]) * behind
             found.append(softmax(logits) @ values[tower][:, mine])
         return np.concatenate(found)
 
@@ -139,8 +140,11 @@ class Slow:
         kv = [self.page(blocks, j)[2] for j in placed]
         for i in range(N):
             query, pre, _ = self.page(blocks, i)
-            attended = self.target_attention(query, keys, values, blocks["since"][0, : n + 1])
-            hidden = pre + self.layer(kir.first, np.concatenate([attended, blocks["candidate_swipe"][0, i]]))
+            gaps = (blocks[name][0, : n + 1] for name in ("since", "behind"))
+            attended = self.target_attention(query, keys, values, *gaps)
+            hidden = (
+                pre + self.layer(kir.first, attended) + self.layer(kir.candidate_in, blocks["candidate_swipe"][0, i])
+            )
             hidden = hidden + self.layer(kir.swipe_in, blocks["swipe_dense"][0]) + self.placed_context(query, kv)
             found.append(self.mixture(np.maximum(hidden, 0)))
         return np.array(found)
@@ -178,6 +182,7 @@ def state(n: int, seed: int = 1) -> tuple[dict[str, torch.Tensor], dict[str, np.
         inputs[name][:, n + 1 :] = 0
     inputs["since"] = torch.linspace(1.0, 0.0, CONFIG.slots)[None].clone()
     inputs["since"][:, n + 1 :] = 0
+    inputs["behind"] = 3 * inputs["since"] ** 2
     inputs["memory_mask"] = torch.where(torch.arange(CONFIG.slots) <= n, 0.0, MASK_VALUE)[None]
     return inputs, {name: x.double().numpy() for name, x in inputs.items()}
 
@@ -204,7 +209,7 @@ def test_place_graph_equals_the_reference(kir, placed):
     mask = torch.full((1, CONFIG.beams, CONFIG.placed), MASK_VALUE)
     for slot, candidate in enumerate(placed):
         slots[0, 1, slot], mask[0, 1, slot] = kv[0, candidate], 0.0
-    rest = {name: inputs[name] for name in ("memory_mask", "since", "swipe_dense", "candidate_swipe")}
+    rest = {name: inputs[name] for name in ("memory_mask", "since", "behind", "swipe_dense", "candidate_swipe")}
     found = made["place", "N5"].module(query, pre, memory, **rest, placed=slots, placed_mask=mask)
     np.testing.assert_allclose(found[0, 1].numpy(), slow.scores(blocks, 4, placed), atol=2e-5)
     np.testing.assert_allclose(found[0, 0].numpy(), slow.scores(blocks, 4), atol=2e-5)
@@ -234,10 +239,10 @@ def test_folding_changes_nothing(kir):
 
 def test_norm_is_of_each_tower():
     x = torch.randn(2, 3, 2 * D) * torch.tensor([1.0] * D + [9.0] * D)
-    normed = TowerNorm(D)(x).reshape(2, 3, 2, D)
+    normed = TowerNorm(D, 2)(x).reshape(2, 3, 2, D)
     torch.testing.assert_close(normed.square().mean(-1), torch.ones(2, 3, 2), atol=1e-4, rtol=0)
     torch.testing.assert_close(normed[..., 0, :], x[..., :D] / x[..., :D].square().mean(-1, keepdim=True).sqrt())
-    assert torch.isfinite(TowerNorm(D)(torch.zeros(1, 1, 2 * D))).all()
+    assert torch.isfinite(TowerNorm(D, 2)(torch.zeros(1, 1, 2 * D))).all()
 
 
 @pytest.mark.parametrize(("batch", "t"), [(1, 1), (1, 4), (3, 1), (3, 4)])
@@ -246,8 +251,11 @@ def test_shapes_for_one_token_one_window_and_many_hold_the_same_numbers(batch, t
     rows = 2
     x = torch.arange(batch * t * 2 * rows * 5.0).reshape(batch, t, 2 * rows * 5)
     general = x.reshape(batch, t, 2, rows * 5).transpose(1, 2).reshape(batch * 2, t * rows, 5)
-    assert torch.equal(towers_first(x, rows), general)
-    assert torch.equal(towers_last(towers_first(x, rows), batch, t), x)
+    assert torch.equal(towers_first(x, 2, rows), general)
+    assert torch.equal(towers_last(towers_first(x, 2, rows), batch, t), x)
+    alone = x.reshape(batch, t * rows, -1)
+    assert torch.equal(towers_first(x, 1, rows), alone)
+    assert torch.equal(towers_last(alone, batch, t), x)
     heads = x.reshape(batch, t, 4, rows * 5 // 2).transpose(1, 2).reshape(batch * 4, t, rows * 5 // 2)
     assert torch.equal(heads_first(x, 4), heads)
     assert torch.equal(heads_last(heads_first(x, 4), batch), x)
@@ -272,7 +280,8 @@ def test_training_charges_every_attention():
         kir = Kir(CONFIG, SPEC)
         inputs, _ = state(4)
         blocks = {**inputs, "visible": (inputs["memory_mask"] == 0).float().expand(1, N, -1)}
-        blocks |= {"since": inputs["since"].expand(1, N, -1), "placed": torch.zeros(1, N, N)}
+        blocks |= {name: inputs[name].expand(1, N, -1) for name in ("since", "behind")}
+        blocks["placed"] = torch.zeros(1, N, N)
         for name in ("user_rows", "user_dense", "swipe_dense"):
             blocks[name] = inputs[name][:, None].expand(1, N, -1)
         kir.train()(blocks)

@@ -15,10 +15,11 @@ from contract.parquet import write_events
 from contract.vocabulary import MISSING_KEY, PXTR_HEADS, SIGNALS, TASKS, X_PXTR
 from training import kir_train
 from training.checkpoint import load_checkpoint
-from training.kir import graphs, load_kir
+from training.kir import KirConfig, graphs, load_kir
 from training.kir_data import prepare
 from training.kir_eval import auc, fused, gauc, ranking_metrics, server_scores
-from training.kir_train import FUSION, LIST_REWARD, TASK_WEIGHTS, train_kir
+from training.kir_objective import FUSION, LIST_REWARD, TASK_WEIGHTS
+from training.kir_train import train_kir
 
 QUICK = {"epochs": 1, "seed": 0}
 
@@ -196,7 +197,7 @@ def test_metrics_and_baseline_follow_the_data(log):
     data = prepare(log, 20)
     rows = np.arange(len(data))
     perfect = np.nan_to_num(data.labels_nT)
-    found = ranking_metrics(perfect, data, rows, 0.3)
+    found = ranking_metrics(perfect, TASKS, data, rows, 0.3)
     assert found["auc_effective_view"] == found["gauc_effective_view"] == found["session_gauc_watch_time"] == 1.0
     assert "auc_has_next" not in found, "one class alone"
     scores, name = server_scores(data, rows)
@@ -208,4 +209,17 @@ def test_fusion_is_a_weighted_sum_of_probabilities():
     scores = np.array([[0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 2.0]])
     weights = {"watch_time": 2.0, "effective_view": 1.0}
     expected = 1 / (1 + np.exp(-scores[:, 3])) * 2 + 1 / (1 + np.exp(-scores[:, 0]))
-    np.testing.assert_allclose(fused(scores, weights), expected)
+    np.testing.assert_allclose(fused(scores, TASKS, weights), expected)
+
+
+@pytest.mark.parametrize("preset", ["kir2020", "kir2022"])
+def test_presets_train_their_own_tasks(log, tmp_path, preset):
+    checkpoint = train_kir(log, tmp_path / preset, preset, epochs=1, max_seconds=20)
+    tasks = tuple(checkpoint.model_config["tasks"])
+    assert tasks == {"kir2020": ("effective_view",), "kir2022": ("has_next", "effective_view", "like")}[preset]
+    assert set(checkpoint.model_config["fusion"]) == set(tasks)
+    assert (checkpoint.model_config["list_reward"] is None) == (preset == "kir2020")
+    assert checkpoint.metrics["auc_effective_view"] > 0.5
+    assert "auc_watch_time" not in checkpoint.metrics
+    net = load_kir(checkpoint)
+    assert net.config == KirConfig.of(preset)

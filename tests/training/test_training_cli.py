@@ -163,9 +163,9 @@ def test_kir_is_called_with_what_the_flags_say(tmp_path, monkeypatch):
         return types.SimpleNamespace(version="kir-0", metrics={"auc": 0.5, "steps": 3}, path=out_dir)
 
     monkeypatch.setitem(sys.modules, "training.kir_train", types.SimpleNamespace(train_kir=train_kir))
-    assert run("train", "kir", "--data", SIM, "--out", tmp_path / "k", "--epochs", 2, "--preset", "small") == 0
+    assert run("train", "kir", "--data", SIM, "--out", tmp_path / "k", "--epochs", 2, "--preset", "kir2022") == 0
     assert called["epochs"] == 2
-    assert called["preset"] == "small"
+    assert called["preset"] == "kir2022"
     assert called["out"] == tmp_path / "k"
 
 
