@@ -55,7 +55,7 @@ EVENT_COLUMNS = (
     EventColumn("chooser", "text", True, "always", "model | server_order | random"),
     EventColumn("fallback_reason", "text", True, "always", "why the chooser was not the model"),
     EventColumn("dense_version", "text", True, "always", "the model that chose"),
-    EventColumn("variant", "text", True, "always", "its quantised variant"),
+    EventColumn("variant", "text", True, "always", "its quantised variant, +beam when it looked ahead"),
     EventColumn("rows_revision", "i64", True, "always", "revision of the sparse rows it chose with"),
     EventColumn("propensity", "f32", True, "always", "probability with which the chooser showed it"),
     EventColumn("play_time_ms", "i32", True, "always", "milliseconds played, replays included"),

@@ -54,6 +54,11 @@ class Decision:
     value: float | None = None
     best_value: float | None = None
 
+    @property
+    def searched(self) -> str:
+        """What events add to the model's variant: an A/B must know which choices looked ahead."""
+        return "+beam" if self.search is not None and not self.search.problem else ""
+
 
 def choose(tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation) -> Decision:
     """One of the tier's remaining candidates, none of them empty.

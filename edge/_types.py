@@ -127,6 +127,7 @@ class Choice:
     considered        ids of the candidates it was chosen from, in server order; the chosen one is among them
     scores_NT         float32 [N, T] logits of `considered`, values_N float32 [N] fused; None when the model did not
                       choose
+    variant           the swipe graph's quantised form, as events name it; "+beam" behind it when a search chose
     remaining         indices of the chosen one's page that could have been shown instead
     position          number of the swipe in its session, from 0; seq is the same number in events
     stages_us         microseconds per stage: maintain, features, engine, choice, total; with a beam also search
