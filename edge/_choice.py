@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from contract.beam import BeamPlan
 from edge._ahead import search, unfit_plan
-from edge._policy import BEAM, About, ChoicePolicy, Mask, limits_now
+from edge._policy import BEAM, LIMITS, About, ChoicePolicy, Limits, Mask, limits_now
 from edge._pool import PooledPage
 from edge._reranker import Reranker
 from edge._types import Chooser, DeviceState, Reason, Search
@@ -70,9 +70,14 @@ def choose(tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation
     start = now.timer_ns()
     places = [(page, index) for page in tier for index in page.remaining]
     considered = [page.video_ids[index] for page, index in places]
-    limits = limits_now(now.policy, tier, now.recent, now.device)
+    failed = None
+    try:
+        limits = limits_now(now.policy, tier, now.recent, now.device)
+    except Exception as error:  # what the app handed in can't be read: a video without limits rather than none
+        failed, every_N = error, np.ones(len(places), bool)
+        limits = Limits(every_N, every_N, LIMITS)
 
-    def by_server(reason: str, error: Exception | None = None) -> Decision:
+    def by_server(reason: str, error: Exception | None = failed) -> Decision:
         page, index = places[int(np.argmax(limits.allowed_N))]
         return Decision(page, index, Chooser.SERVER_ORDER, reason, considered, error=error, relaxed=limits.relaxed)
 
@@ -105,7 +110,7 @@ def choose(tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation
         values_N,
         (ready - begin) / 1e3,
         (done - ready) / 1e3,
-        ahead.error if ahead else None,
+        (ahead.error if ahead else None) or failed,
         ahead.search if ahead else None,
         limits.relaxed,
         float(values_N[best]),

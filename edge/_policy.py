@@ -24,7 +24,7 @@ from edge._types import DeviceState
 NEXT_ONE, BEAM = "next_one", "beam"
 MODES = (NEXT_ONE, BEAM)
 GAP_MAX = 64
-AUTHOR, TOPIC, PRELOADED = "author", "topic", "preloaded"
+LIMITS = TOPIC, AUTHOR, PRELOADED = "topic", "author", "preloaded"
 
 Mask = NDArray[np.bool_]
 About = tuple[int, frozenset[int]]  # author and tags of a shown video

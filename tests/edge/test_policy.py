@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from contract.errors import InputError
 from contract.vocabulary import MISSING_KEY
 from edge import ChoicePolicy, Chooser, DeviceState, EdgeSession, FakeClock, SessionConfig
-from edge._policy import AUTHOR, PRELOADED, TOPIC, Limits, about, limits_now
+from edge._policy import AUTHOR, LIMITS, PRELOADED, TOPIC, Limits, about, limits_now
 from edge._pool import PooledPage
 from tests.edge.tiny_page import candidates_of, make_page, page_bytes
 
@@ -168,6 +168,13 @@ class TestInASession:
         assert (choice.value, choice.best_value) == (None, None)
         again = session.next(DeviceState())
         assert (again.video_id, again.relaxed) == (101, (PRELOADED,))
+
+    def test_what_can_not_be_read_stops_no_swipe(self) -> None:
+        session = self.session(preloaded_only=True)
+        session.on_page(page_bytes(range(101, 105)))
+        choice = session.next(DeviceState(buffered_ms={101: "long"}))  # type: ignore[dict-item]
+        assert (choice.video_id, choice.relaxed) == (101, LIMITS)
+        assert isinstance(session.last_error, TypeError)
 
     def test_what_was_shown_long_ago_is_forgotten(self) -> None:
         session = self.session(author_gap=3)
