@@ -82,6 +82,14 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     _add_training_arguments(training.add_argument)
     loss = kinds.add_parser("loss", help="a step of the softmax loss: plain, torch's fused one, chunked, and this one")
     _add_loss_arguments(loss.add_argument)
+    load = kinds.add_parser(
+        "load", help="what reranking costs the server: pages, bytes, CPU per 100 swipes, by page size"
+    )
+    load.add_argument("--work", required=True, type=Path, help="a demo's folder: its models, its world")
+    load.add_argument("--page-sizes", type=int, nargs="+", default=[6, 12, 20], help="candidates (default: 6 12 20)")
+    load.add_argument("--sessions", type=int, default=40, help="of each arm and page size (default: %(default)s)")
+    load.add_argument("--seed", type=int, default=0, help="of users and sessions (default: %(default)s)")
+    load.add_argument("--json", type=Path, help="write the result here as well")
     swipe = kinds.add_parser("swipe", help="what a swipe costs on this machine, part by part, beside the whole net")
     swipe.add_argument("--cdn", required=True, help="published models: URL or directory")
     swipe.add_argument("--repeats", type=int, default=2000, help="timed calls of each part (default: %(default)s)")
@@ -226,6 +234,7 @@ def run_bench(args: argparse.Namespace) -> int:
         "closed-loop": _run_closed_loop,
         "encoder": _run_encoder,
         "incremental": _run_incremental,
+        "load": _run_load,
         "loss": _run_loss,
         "ranking": _run_ranking,
         "retrieval": _run_retrieval,
@@ -248,6 +257,12 @@ def _run_swipe(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.swipe_latency import measure_swipe
 
     return measure_swipe(args.cdn, args.repeats)
+
+
+def _run_load(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.load import run_load
+
+    return run_load(args.work, args.page_sizes, args.sessions, args.seed)
 
 
 def _run_loss(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -81,23 +81,26 @@ def edge_choosers(world: Any, engine: Engine) -> Any:
     return chooser
 
 
-def run_work(
-    work: Path | None, seeds: int, sessions: int, page_size: int, sweep: bool = False
-) -> tuple[dict[str, Any], str]:
-    """Again with the models of a demo's folder. Returns the result and its tables."""
+def demo_of(work: Path | None) -> tuple[LoopPaths, Any]:
+    """The paths and the simulated world of a finished demo. Raises InputError where there is none."""
     from training.simulator import SimConfig, World
 
     config_file = None if work is None else work / "phone" / "phones.json"
     if work is None or config_file is None or not config_file.is_file():
-        fix = "run `kir demo --out DIR` first, or pass --worlds N"
+        fix = "run `kir demo --out DIR` first"
         raise InputError("--work names no folder of a finished demo", got=str(work), fix=fix)
     viewer = json.loads(config_file.read_text())["viewer"]
     if viewer["kind"] != "sim":
         raise InputError("this demo ran on real logs", where=work, fix="run the demo without --data")
-    work = work.resolve()
-    paths = LoopPaths(work)
-    world = World(SimConfig(**viewer["world"]))
-    with ServerProcess(paths.bundle, paths.cdn, work / "bench", ["--client-clock"]) as server:
+    return LoopPaths(work.resolve()), World(SimConfig(**viewer["world"]))
+
+
+def run_work(
+    work: Path | None, seeds: int, sessions: int, page_size: int, sweep: bool = False
+) -> tuple[dict[str, Any], str]:
+    """Again with the models of a demo's folder. Returns the result and its tables."""
+    paths, world = demo_of(work)
+    with ServerProcess(paths.bundle, paths.cdn, paths.work / "bench", ["--client-clock"]) as server:
         size = {"seeds": seeds, "sessions": sessions, "page_size": page_size}
         found = closed_loops(world, paths.cdn, server.grpc_address, **size, sweep=sweep)
     result = {"benchmark": "closed-loop", "machine": machine(), **{name: one.to_json() for name, one in found.items()}}

@@ -41,6 +41,17 @@ class ServerProcess:
     def http_url(self) -> str:
         return f"http://127.0.0.1:{self.http_port}"
 
+    def cpu_ms(self) -> float:
+        """Processor time of the process so far, user and system; NaN where the system does not tell (no /proc)."""
+        if self._process is None:
+            return float("nan")
+        try:
+            # after the name, which may hold anything: state, then 10 fields, then utime and stime in ticks
+            ticks = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        except OSError:
+            return float("nan")
+        return 1000.0 * sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
     def start(self, same_ports: bool = False) -> None:
         """Start and wait until both ports answer. Raises ServerUnavailable with the end of its log."""
         self._work.mkdir(parents=True, exist_ok=True)
