@@ -10,6 +10,7 @@ Legend: m remaining candidates of the tier in server order, k lists, V width of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,9 +61,8 @@ class Expand:
         self._engine, self._reward = reranker.engine, reward
         self._tasks = reranker.engine.manifest.tasks
         self._scores_mT = scores_mT
-        self._place = [(page.remaining, reranker.placer(page.scored, device)) for page in tier if page.scored]
-        kv = [page.scored.state.placed_kv[0, page.remaining] for page in tier if page.scored]
-        self._kv_mV: Floats = kv[0] if len(kv) == 1 else np.concatenate(kv)
+        self._scored = [(page.remaining, page.scored) for page in tier if page.scored]
+        self._reranker, self._device = reranker, device
 
     def __call__(self, lists: Sequence[tuple[int, ...]]) -> tuple[Floats, Floats]:
         """Raises what the engine raises, FloatingPointError for scores that are no numbers."""
@@ -71,6 +71,15 @@ class Expand:
             raise FloatingPointError("the place graph gave scores that are no numbers")
         value_km, survive_km = self._reward.places(scores_kmT, self._tasks)
         return value_km, survive_km
+
+    @cached_property
+    def _place(self) -> list[tuple[Sequence[int], Callable[[Floats, Floats], Floats]]]:
+        """Made when something is placed: most searches by a low t end with the first step."""
+        return [(remaining, self._reranker.placer(page, self._device)) for remaining, page in self._scored]
+
+    @cached_property
+    def _kv_mV(self) -> Floats:
+        return np.concatenate([page.state.placed_kv[0, remaining] for remaining, page in self._scored])
 
     def _scores(self, lists: Sequence[tuple[int, ...]]) -> Floats:
         beams, slots = self._engine.beams, self._engine.placed
