@@ -66,6 +66,8 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     _add_ranking_arguments(ranking.add_argument)
     ablation = kinds.add_parser("ablation", help="KuaiFormer with one change at a time: quality and cost, arm by arm")
     _add_ablation_arguments(ablation.add_argument)
+    rerank = kinds.add_parser("rerank-ablation", help="the reranker with one change at a time, on the same impressions")
+    _add_rerank_ablation_arguments(rerank.add_argument)
     since = kinds.add_parser("incremental", help="updates of KuaiFormer against the old model and training from zero")
     _add_incremental_arguments(since.add_argument)
     baseline = kinds.add_parser("baseline", help="train or make what KuaiFormer is compared with; measured on val")
@@ -151,6 +153,28 @@ def _seeds(text: str) -> list[int]:
         raise InputError("--seeds are numbers with commas", got=text) from None
 
 
+def _add_rerank_ablation_arguments(add: Callable[..., Any]) -> None:
+    add("--data", required=True, help="a log with pXTR: events:FOLDER of kir annotate")
+    add("--out", type=Path, default=Path("runs/rerank"), help="checkpoints of the arms (default: %(default)s)")
+    add("--only", default="", help="arms, with commas; `full` is always among them (default: all)")
+    add("--preset", default="tiny", help="sizes of all arms (default: %(default)s)")
+    add("--epochs", type=int, default=4, help="of every arm (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of every arm (default: %(default)s)")
+    add("--json", type=Path, help="write the result here as well")
+
+
+def _run_rerank_ablation(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.rerank_ablation import run_rerank_ablation
+
+    only = tuple(word for word in args.only.split(",") if word)
+    words = ["kir", "bench", "rerank-ablation"]
+    for name in ("data", "only", "preset", "epochs", "seed"):
+        words += [f"--{name}", str(getattr(args, name))] if getattr(args, name) != "" else []
+    return run_rerank_ablation(
+        args.data, args.out, shlex.join(words), preset=args.preset, epochs=args.epochs, seed=args.seed, only=only
+    )
+
+
 def _run_ablation(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.ablation import run_ablation
 
@@ -229,6 +253,7 @@ def run_bench(args: argparse.Namespace) -> int:
     """One benchmark: a table, then one JSON line."""
     benches = {
         "ablation": _run_ablation,
+        "rerank-ablation": _run_rerank_ablation,
         "ann": _run_ann,
         "baseline": run_baseline,
         "closed-loop": _run_closed_loop,

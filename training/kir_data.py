@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contract import features
+from contract.errors import InputError
 from contract.events import Events
 from contract.spec import FeatureSpec
 from contract.vocabulary import MISSING_KEY, TASKS, WATCH_TIME_CAP_MS
-from training.kir_windows import Windows, columns_of, first_revisions, in_order, replay
+from training.kir_windows import Windows, columns_of, first_revisions, in_order, replay, visible_at_page
 from training.tables import SparseTables
 
 WATCHED_BLOCKS = ("watched_rows", "watched_dense")
 SWIPE_BLOCKS = ("swipe_dense",)
+SEEN = ("swipe", "page", "nothing")
 COVERAGE_ROWS = 50_000
 
 Bools = NDArray[np.bool_]
@@ -110,15 +112,47 @@ class Batch:
     event: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class View:
+    """What a choice may know of the watched list; less than all of it only in ablations.
+
+    seen  swipe = all that was watched; page = what was known when the page arrived; nothing = the start token alone
+    gaps  how long and how many videos ago each was watched
+    """
+
+    seen: str = "swipe"
+    gaps: bool = True
+
+    def __post_init__(self) -> None:
+        if self.seen not in SEEN:
+            raise InputError("unknown view of the watched list", got=self.seen, allowed=SEEN)
+
+    def n_visible(self, data: KirData) -> NDArray[np.int64]:
+        """Tokens of its window that each event's choice sees, [n]."""
+        if self.seen == "page":
+            return visible_at_page(data.events, data.windows)
+        return data.windows.n_visible if self.seen == "swipe" else np.zeros_like(data.windows.n_visible)
+
+
 class Batches:
     """Batches of the targets that `of` [n] marks. `placed` > 0: half of the targets get their last few watched videos
     moved into the placed list, feedback hidden, and the state of the choice before them (CONTRACTS section 3).
     """
 
     def __init__(
-        self, data: KirData, spec: FeatureSpec, tables: SparseTables, of: Bools, *, windows: int = 64, placed: int = 0
+        self,
+        data: KirData,
+        spec: FeatureSpec,
+        tables: SparseTables,
+        of: Bools,
+        *,
+        windows: int = 64,
+        placed: int = 0,
+        view: View | None = None,
     ):
         self.data, self.spec, self.size, self.placed = data, spec, windows, placed
+        self.view = view or View()
+        self._n_visible = self.view.n_visible(data)
         self.of = of
         self.slots = {
             block: tables.field_slots(spec, block, data.columns)
@@ -193,7 +227,7 @@ class Batches:
         self, slot_BL1: NDArray[np.int64], choice_BM: NDArray[np.int64], choice_row_BM: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float32]]:
         """`visible`: which slots each target sees (0 or 1), and `since` and `behind` of those, [B, M, L1] each."""
-        n_visible_BM = self.data.windows.n_visible[choice_BM]
+        n_visible_BM = self._n_visible[choice_BM]
         visible_BML1 = np.arange(slot_BL1.shape[1]) <= n_visible_BM[:, :, None]
         found = {"visible": visible_BML1.astype(np.float32)}
         for name, column, feature in (
@@ -201,7 +235,7 @@ class Batches:
             ("behind", "number", features.videos_behind),
         ):
             then_BL1, now_BM = self.data.columns[column][slot_BL1], self.data.columns[column][choice_row_BM]
-            then_BML1 = np.where(visible_BML1, then_BL1[:, None], -1)
+            then_BML1 = np.where(visible_BML1 & self.view.gaps, then_BL1[:, None], -1)
             found[name] = feature(now_BM[:, :, None], then_BML1, np.zeros(then_BML1.shape, np.float32))  # type: ignore[arg-type]  # broadcasts
         return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from contract.specs import kir_spec
 from contract.vocabulary import MASK_VALUE, TASKS
 from training.checkpoint import Checkpoint, load_checkpoint, model_card, save_checkpoint
 from training.kir import Kir, KirConfig
-from training.kir_data import Batch, Batches, KirData, coverage, prepare, pxtr_constants
+from training.kir_data import Batch, Batches, KirData, View, coverage, prepare, pxtr_constants
 from training.kir_eval import fused, ranking_metrics, score, server_scores
 from training.kir_layers import HARD_MASK
 from training.kir_objective import (
@@ -101,10 +101,11 @@ def start_biases(net: Kir, data: KirData, train: NDArray[np.bool_]) -> None:
 
 
 def choose_spec(
-    data: KirData, train: NDArray[np.bool_], pxtr_only: bool, least: float
+    data: KirData, train: NDArray[np.bool_], pxtr_only: bool, least: float, without: Iterable[str] = ()
 ) -> tuple[FeatureSpec, dict[str, float], list[str]]:
-    """The shipped spec minus the fields this log (almost) never fills; the coverage; what was dropped."""
-    spec = kir_spec().without_served() if pxtr_only else kir_spec()
+    """The shipped spec minus `without` and the fields this log (almost) never fills; the coverage; what it dropped."""
+    spec = kir_spec().without(without)
+    spec = spec.without_served() if pxtr_only else spec
     shares = coverage(spec, data, train)
     dropped = [name for name, share in shares.items() if share < least]
     return spec.without(dropped), shares, dropped
@@ -118,11 +119,11 @@ def new_keys(spec: FeatureSpec, data: KirData, train: NDArray[np.bool_]) -> dict
 
 
 def _start(
-    data: KirData, train: NDArray[np.bool_], preset: str, seed: int, pxtr_only: bool
+    data: KirData, train: NDArray[np.bool_], config: KirConfig, seed: int, pxtr_only: bool, without: Iterable[str]
 ) -> tuple[Kir, SparseTables, dict[str, Any]]:
-    spec, shares, dropped = choose_spec(data, train, pxtr_only, MIN_COVERAGE)
+    spec, shares, dropped = choose_spec(data, train, pxtr_only, MIN_COVERAGE, without)
     torch.manual_seed(seed)
-    net = Kir(KirConfig.of(preset), spec)
+    net = Kir(config, spec)
     net.set_pxtr_constants(*pxtr_constants(data, train))
     start_biases(net, data, train)
     tables = SparseTables.from_spec_and_keys(spec, new_keys(spec, data, train), dropout=KEY_DROPOUT, seed=seed)
@@ -152,9 +153,11 @@ def mask_gap(task: KirTask, batches: Batches) -> float:
     return max((float((a.sigmoid() - b.sigmoid()).abs().max()) for a, b in pairs), default=0.0)
 
 
-def evaluate(task: KirTask, data: KirData, held_out: NDArray[np.bool_], threshold: float) -> dict[str, float]:
+def evaluate(
+    task: KirTask, data: KirData, held_out: NDArray[np.bool_], threshold: float, view: View | None = None
+) -> dict[str, float]:
     """Ranking on held-out events, of the net and of the server's own order (`server_*`)."""
-    batches = Batches(data, task.net.spec, task.tables, held_out, windows=4 * WINDOWS)
+    batches = Batches(data, task.net.spec, task.tables, held_out, windows=4 * WINDOWS, view=view)
     scores_nT, rows = score(task, batches)
     if not len(rows):
         return {}
@@ -183,6 +186,9 @@ def train_kir(
     init_from: Checkpoint | str | Path | None = None,
     pxtr_only: bool = False,
     held_out: float = HELD_OUT,
+    changes: Mapping[str, Any] | None = None,
+    without: Iterable[str] = (),
+    view: View | None = None,
     overwrite: bool = False,
     log: Log | None = None,
 ) -> Checkpoint:
@@ -193,6 +199,8 @@ def train_kir(
     init_from    fine-tune this checkpoint into the next version: same spec and sizes, tables grown by new keys
     pxtr_only    no served fields: the phone needs no rows
     held_out     share of the log, latest in time, that is kept for the metrics
+    changes      of the preset's configuration; without: fields left out of the spec; view: what choices may know.
+                 For ablations; not with init_from
 
     Raises InputError when there is nothing to train on.
     """
@@ -204,22 +212,22 @@ def train_kir(
     began = time.perf_counter()
     if isinstance(init_from, str | Path):
         init_from = load_checkpoint(init_from, kind="kir")
-    config = KirConfig.from_json(init_from.model_config) if init_from else KirConfig.of(preset)
+    config = KirConfig.from_json(init_from.model_config) if init_from else KirConfig.of(preset, **(changes or {}))
     data = prepare(events, config.watched)
     train = split_by_time(data, held_out)
     if not train.any():
         raise InputError("no events to train on", got=f"{len(events)} events, held out {held_out}")
     net, tables, facts = (
-        _continue(data, train, init_from) if init_from else _start(data, train, preset, seed, pxtr_only)
+        _continue(data, train, init_from) if init_from else _start(data, train, config, seed, pxtr_only, without)
     )
     task = KirTask(net, tables)
-    batches = Batches(data, net.spec, tables, train, placed=config.placed)
+    batches = Batches(data, net.spec, tables, train, placed=config.placed, view=view)
     batches.size = min(WINDOWS, max(LEAST_WINDOWS, len(batches.pieces) // STEPS))
     say(f"{int(train.sum())} targets in {len(batches.pieces)} windows; prepared in {time.perf_counter() - began:.1f} s")
     plan = TrainConfig(epochs=epochs, max_seconds=max_seconds, seed=seed, learning_rate=2e-3 if init_from else 1e-2)
     result = Trainer(task, batches.epoch, len(batches), plan, label="kir", quiet=log is None).run()
     threshold = float(np.nanmean(data.labels_nT[train, TASKS.index("watch_time")]))
-    metrics = evaluate(task, data, ~train, threshold)
+    metrics = evaluate(task, data, ~train, threshold, view)
     say(f"trained {result.steps} steps in {result.seconds:.1f} s; " + _headline(metrics))
     facts |= {
         "seed": seed, "impressions": len(data), "training_impressions": int(train.sum()), "held_out": held_out,

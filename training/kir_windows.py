@@ -132,6 +132,26 @@ class _Replay:
         return kept
 
 
+def visible_at_page(events: Events, windows: Windows) -> Ints:
+    """n_visible [n] of a phone that reranks once, when the page arrives: of each event's window the tokens that were
+    known at the first choice of its page.
+
+    A page is a run of one page_id of one user; where a log has none, what came before in the session.
+    """
+    index, page = np.arange(len(events)), events["page_id"]
+    if not len(index):
+        return index
+    same = np.concatenate([[False], (events["user_id"][1:] == events["user_id"][:-1]) & (page[1:] == page[:-1])])
+    first = np.where(page == "", index - windows.run, np.maximum.accumulate(np.where(same, 0, index)))
+    n_known = windows.n_visible[first]
+    last_known = np.where(n_known > 0, windows.token_WL[windows.target_window[first], n_known - 1], -1)
+    found = np.empty(len(index), np.int64)
+    for rows in np.array_split(index, -(-len(index) // 100_000)):
+        token_rL = windows.token_WL[windows.target_window[rows]]
+        found[rows] = ((token_rL >= 0) & (token_rL <= last_known[rows, None])).sum(axis=1)
+    return found
+
+
 def _gaps(time_ms: Ints, same_user: NDArray[np.bool_]) -> Ints:
     """What `WatchedList` works out when it appends: time since the video before, null for the first of a user."""
     before = np.concatenate([[NULL_INT], time_ms[:-1]])[: len(time_ms)]

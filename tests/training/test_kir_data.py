@@ -13,7 +13,7 @@ from contract.specs import kir_spec
 from contract.vocabulary import MISSING_KEY, SIGNALS, TASKS, WATCH_TIME_CAP_MS
 from contract.watched import WATCHED_COLUMNS, WatchedList
 from training.kir import Kir, KirConfig
-from training.kir_data import Batches, coverage, prepare, pxtr_constants
+from training.kir_data import Batches, View, coverage, prepare, pxtr_constants
 from training.kir_train import KirTask, new_keys, split_by_time
 from training.kir_windows import first_revisions, in_order, replay
 from training.tables import SparseTables
@@ -324,3 +324,52 @@ def test_split_is_by_time():
         mine = share[without.events["user_id"] == user]
         assert mine.tolist() == sorted(mine.tolist(), reverse=True), "the last of each user is held out"
         assert 0.6 < mine.mean() < 0.9
+
+
+def slow_visible_at_page(events: Events, windows) -> list[int]:
+    """Loops: the first event of the page, what was visible then, and which of these tokens the event's window holds."""
+    found = []
+    for i in range(len(events)):
+        first = i
+        if events["page_id"][i] == "":
+            first = i - int(windows.run[i])
+        else:
+            while (
+                first
+                and events["user_id"][first - 1] == events["user_id"][i]
+                and events["page_id"][first - 1] == events["page_id"][i]
+            ):
+                first -= 1
+        then = windows.token_WL[windows.target_window[first], : windows.n_visible[first]].tolist()
+        last = max(then, default=-1)
+        tokens = windows.token_WL[windows.target_window[i]].tolist()
+        found.append(sum(0 <= token <= last for token in tokens))
+    return found
+
+
+@pytest.mark.parametrize("paged", [True, False])
+def test_one_shot_knows_what_was_known_when_the_page_came(paged):
+    events = some_events(seed=3)
+    pages = [f"page-{time_ms // 120_000}" if paged else "" for time_ms in events["time_ms"]]
+    data = prepare(events.with_columns(page_id=np.array(pages, object)), L)
+    frozen = View("page").n_visible(data)
+    assert frozen.tolist() == slow_visible_at_page(data.events, data.windows)
+    assert (frozen <= data.windows.n_visible).all()
+    assert (frozen < data.windows.n_visible).any(), "the toy must have pages of several impressions"
+
+
+def test_views_hide_what_they_say():
+    data = prepare(some_events(), L)
+    tables = tables_of(make_batches(some_events()))
+    every = np.ones(len(data), bool)
+    nothing = next(Batches(data, SPEC, tables, every, view=View("nothing")).in_turn()).blocks
+    assert nothing["visible"][..., 0].all()
+    assert not nothing["visible"][..., 1:].any()
+    blind = next(Batches(data, SPEC, tables, every, view=View(gaps=False)).in_turn()).blocks
+    plain = next(Batches(data, SPEC, tables, every).in_turn()).blocks
+    assert not blind["since"].any()
+    assert not blind["behind"].any()
+    assert plain["since"].any()
+    torch.testing.assert_close(blind["visible"], plain["visible"])
+    with pytest.raises(InputError, match="unknown view"):
+        View("later")
