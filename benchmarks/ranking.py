@@ -150,8 +150,12 @@ def _gains(arms: Sequence[Arm], pairs: Sequence[tuple[str, ...]]) -> dict[str, l
     """Real-time − past only, by users' impressions in the window, of each model that was scored in both."""
     from training.real_time import slices
 
-    shown = {arm.name: arm.shown for arm in arms}
-    return {frozen: slices(shown[live], shown[frozen]) for live, frozen in pairs}
+    arm_of, found = {arm.name: arm for arm in arms}, {}
+    for name, frozen_name in pairs:
+        live, frozen = arm_of[name], arm_of[frozen_name]
+        seeds = [(one.scored, two.scored) for one, two in zip(live.results, frozen.results, strict=True)]
+        found[frozen_name] = slices(live.shown, frozen.shown, seeds=seeds)
+    return found
 
 
 def _scored(path: Path, asked: Asked | None, live: bool, log: Callable[[str], object]) -> list[ScoredLog]:

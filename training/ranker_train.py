@@ -22,10 +22,10 @@ from contract.vocabulary import PXTR_HEADS, X_PXTR
 from training.checkpoint import Checkpoint, TrainingState, load_checkpoint, model_card, save_checkpoint
 from training.days import cut_before_last_days, days_of, held_out, split_at
 from training.ranker import SERVED, Ranker, RankerConfig, preset_config
-from training.ranker_data import RankerBatch, RankerData
+from training.ranker_data import RANKED, RankerBatch, RankerData
 from training.ranker_eval import ranker_metrics, ranker_protocol, scored_long_views
 from training.ranker_loss import ranker_loss
-from training.real_time import live_index, told_live
+from training.real_time import against_outcomes, live_index, told_live
 from training.tables import SparseTables, table_keys
 from training.trainer import TrainConfig, Trainer, keep_log, log_beside
 from training.within_user import ScoredLog
@@ -337,7 +337,8 @@ def evaluate_ranker(
     """Metrics on impressions from `cut_ms` on, the protocol in words under "protocol"; and how the long_view head
     scored each of them, beside the item rate (none where no label was observed).
 
-    Histories are frozen at the cut. live: they go on (`training.real_time`); the same head past only stands second.
+    Histories are frozen at the cut. live: they go on (`training.real_time`); then the same head past only stands
+    second, and the control of that setting third.
     """
     offset = float(checkpoint.config["training"]["utc_offset_hours"])
     net = load_ranker(checkpoint)
@@ -345,11 +346,14 @@ def evaluate_ranker(
     pxtr = _predict_from(net, checkpoint.tables, events, cut_ms, offset)
     protocol = ranker_protocol(later, cut_ms)
     scored = scored_long_views(checkpoint.version, later, pxtr, earlier, protocol)
-    if live:
+    if live and scored:
+        late, control = held_out(events, cut_ms, offset), pxtr.copy()
+        control[:, RANKED] = against_outcomes(events, late, pxtr[:, RANKED])
         pxtr = _predict_from(net, checkpoint.tables, events, cut_ms, offset, live=True)
-        protocol = ranker_protocol(later, cut_ms, told_live(events, held_out(events, cut_ms, offset)))
-        now = scored_long_views(f"{checkpoint.version} real-time", later, pxtr, earlier, protocol)
-        scored = [*now[:1], *scored]
+        protocol = ranker_protocol(later, cut_ms, told_live(events, late))
+        now = scored_long_views(f"{checkpoint.version} real-time", later, pxtr, earlier, protocol)[0]
+        bet = scored_long_views("control: bets against outcomes", later, control, earlier, protocol)[0]
+        scored = [now, scored[0], bet, *scored[1:]]
     return {**ranker_metrics(later, pxtr, earlier), "protocol": protocol}, scored
 
 

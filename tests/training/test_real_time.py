@@ -20,7 +20,7 @@ from training.ranker import preset_config
 from training.ranker_data import frozen_bounds, live_bounds
 from training.ranker_eval import PAST_ONLY
 from training.ranker_train import RankerTask, make_task, predict
-from training.real_time import AT_LEAST, entries_within, live_index, slices, slices_table, told_live
+from training.real_time import AT_LEAST, against_outcomes, entries_within, live_index, slices, slices_table, told_live
 from training.within_user import ScoredLog, evaluate, read_scores
 
 CUT = 10 * DAY_MS
@@ -173,6 +173,38 @@ def test_a_later_report_counts_from_when_it_came(events):
     assert readable(early.with_columns(time_ms=np.array([CUT, CUT + 4, CUT + 8])))[1:] == [set(), {0}]
 
 
+def test_the_control_bets_against_what_was_known(events):
+    late = held_out(events, CUT)
+    chance = np.random.default_rng(3).uniform(0.1, 0.9, late.sum()).astype(np.float32)
+    found = against_outcomes(events, late, chance)
+    told = dict(zip(np.flatnonzero(late), chance, strict=True))
+    for place, rows in enumerate(rows for i, rows in enumerate(readable(events)) if late[i]):
+        surprises = [float(events["long_view"][j]) - told[j] for j in rows if late[j]]
+        logit = np.log(chance[place] / (1 - chance[place])) - sum(surprises) / (len(surprises) + 2)
+        assert found[place] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
+    np.testing.assert_allclose(against_outcomes(events, late, chance, weight=0.0), chance, atol=1e-6)
+
+
+def test_within_users_the_control_wins_where_nothing_is_to_be_learnt():
+    """Labels by coin, so no score is worth more than .5; yet GAUC is well above it, and log loss is not deceived."""
+    rng = np.random.default_rng(0)
+    n = 3000
+    log = Events(
+        {"user_id": np.repeat(np.arange(n // 3), 3).astype(np.uint64), "video_id": np.arange(n).astype(np.uint64),
+         "time_ms": CUT + 100_000 * np.arange(n), "play_time_ms": np.ones(n), "long_view": rng.integers(0, 2, n)}
+    )  # fmt: skip
+    late = held_out(log, CUT)
+    fair = np.full(n, 0.5, np.float32)
+    one, two = (
+        evaluate(ScoredLog.of("x", log, log["long_view"], chance, "", probability=True), draws=50)
+        for chance in (against_outcomes(log, late, fair), fair)
+    )
+    assert two.values["gauc"] == 0.5
+    assert one.values["gauc"] > 0.6
+    assert abs(one.values["auc"] - 0.5) < 0.03
+    assert slices(one, two)[0].log_loss.mean > 0
+
+
 def scored(name: str, user: np.ndarray, score: np.ndarray) -> ScoredLog:
     n = len(user)
     label = np.random.default_rng(1).integers(0, 2, n).astype(np.int8)
@@ -189,8 +221,18 @@ def test_slices_are_of_users_with_so_many_impressions():
     alone = [evaluate(_some(one.scored, kept)) for one in (live, frozen)]
     for metric, one in found[-1].difference.items():
         assert one.mean == pytest.approx(alone[0].metrics[metric].mean - alone[1].metrics[metric].mean)
+    for place, kept_users in ((0, range(6)), (-1, (4, 5))):
+        rows = np.isin(user, kept_users)
+        lost = [
+            -np.log(np.where(one.scored.label == 1, one.scored.score, 1 - one.scored.score)) for one in (live, frozen)
+        ]
+        assert found[place].log_loss.mean == pytest.approx((lost[0] - lost[1])[rows].mean())
+    halved = slices(live, frozen, seeds=[(live.scored, frozen.scored), (frozen.scored, frozen.scored)])
+    assert halved[0].log_loss.mean == pytest.approx(found[0].log_loss.mean / 2)
+    margins = [evaluate(replace(one.scored, probability=False), draws=5) for one in (live, frozen)]
+    assert slices(*margins)[0].to_dict()["log_loss"] is None
     table = slices_table(found)
-    assert [line.split("  ")[1].strip() for line in table.splitlines()[2:]] == [
+    assert [line.split("  ")[1].strip() for line in table.splitlines()[2:-1]] == [
         "all users",
         "users with ≥ 3",
         "users with ≥ 6",
@@ -247,7 +289,9 @@ def test_any_log_in_the_official_layout(ranker, data, cut, tmp_path, capsys):
     assert "REAL-TIME feedback" in text
     assert "users with ≥ 12" in text
     assert [one["at_least"] for one in found["real_time"]] == list(AT_LEAST)
-    live, frozen, floor = found["within_user"]
+    live, frozen, control, floor = found["within_user"]
+    assert control["name"] == "control: bets against outcomes"
+    assert "log loss judges this setting" in text
     assert live["name"].endswith("real-time")
     assert PAST_ONLY in frozen["protocol"] == floor["protocol"]
     assert found["real_time"][0]["difference"]["primary"]["mean"] == pytest.approx(
