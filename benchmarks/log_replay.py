@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from benchmarks.edge_arm import EdgeChooser
 from benchmarks.stats import cluster_bootstrap_mean
 from contract.features import block_keys
+from contract.history import HistoryIndex
 from contract.page import CANDIDATE, ROWS_OK, USER, Candidates, Page, Rows
 from contract.rows import INT8, encode_rows
 from contract.spec import FeatureSpec
+from contract.user_profile import profiles_at
 from edge import Engine, InstalledModel
 
 PROTOCOL = (
@@ -43,10 +45,12 @@ class LoggedPages:
     def __init__(self, events: Any, spec: FeatureSpec, tables: Any, dense_version: str, rows_revision: int):
         self._events, self._spec, self._slots = events, spec, tables.slots
         self._tables = tables.numpy_rows()
+        self._index = HistoryIndex.from_events(events, every=True)
         self._version = (dense_version, rows_revision)
 
     def page(self, rows: NDArray[np.int64]) -> Page:
-        e = self._events
+        e, first = self._events, rows[:1]
+        profile = profiles_at(self._index, e["user_id"][first], e["time_ms"][first], first)
         candidates = Candidates(
             video_id=e["video_id"][rows],
             author_id=e["author_id"][rows],
@@ -66,16 +70,20 @@ class LoggedPages:
             user_activity=int(e["user_activity"][rows[0]]),
             user_register_days=int(e["user_register_days"][rows[0]]),
             hour=int(e["hour"][rows[0]]),
-            rows=self._rows(rows),
+            user_profile=profile["user_profile"][0],
+            rows=self._rows(rows, profile["recent_authors"]),
         )
 
-    def _rows(self, rows: NDArray[np.int64]) -> Rows:
-        columns = {name: self._events[name][rows] for name in ("user_id", "video_id", "author_id", "tags")}
+    def _rows(self, rows: NDArray[np.int64], recent_authors: NDArray[np.uint64]) -> Rows:
+        columns: dict[str, NDArray[Any]] = {
+            name: self._events[name][rows] for name in ("user_id", "video_id", "author_id", "tags")
+        }
         wanted: dict[str, list[NDArray[np.int64]]] = {name: [] for name in self._spec.tables}
         slots: dict[tuple[str, str], NDArray[np.int64]] = {}
         feature_table: dict[tuple[str, str], str] = {}
         for owner, block, part in ((USER, "user_rows", slice(0, 1)), (CANDIDATE, "candidate_rows", slice(None))):
-            keys = block_keys(self._spec, block, {name: column[part] for name, column in columns.items()})
+            of = {name: column[part] for name, column in columns.items()}
+            keys = block_keys(self._spec, block, {**of, "recent_authors": recent_authors})
             for column in self._spec.columns(block):
                 name, table = column.field.name, column.field.table
                 found = self._slots(table, keys[name])

@@ -64,6 +64,7 @@ EVENT_COLUMNS = (
     EventColumn("profile_stay_ms", "i32", True, "opt_in", "time on the author's page"),
     EventColumn("comment_stay_ms", "i32", True, "opt_in", "time in the comments"),
     EventColumn("network", "i32", True, "always", "index into vocabulary.NETWORKS"),
+    EventColumn("decoder", "i32", True, "always", "index into vocabulary.DECODERS"),
     EventColumn("buffered_ms", "i32", True, "always", "preloaded length when it was chosen"),
     EventColumn("volume", "f32", True, "opt_in", "0 … 1"),
     EventColumn("landscape", "i8", True, "opt_in", "orientation"),

@@ -135,6 +135,16 @@ def posture(columns: Columns, out: Floats) -> None:
     out[:, 3] = landscape_n >= 0
 
 
+def profile(columns: Columns, out: Floats) -> None:
+    """The user's statistics as of the page: value and presence of each rate, then how much history there is: [n, 7].
+
+    Raw column user_profile float32 [n, P], NaN = nothing observed (`contract.user_profile.PROFILE`).
+    """
+    known_nP = ~np.isnan(columns["user_profile"])
+    value_nP = np.where(known_nP, columns["user_profile"], 0)
+    out[:, 0:6:2], out[:, 1:6:2], out[:, 6] = value_nP[:, :3], known_nP[:, :3], value_nP[:, 3]
+
+
 def start_flag(columns: Columns, out: Floats) -> None:
     """1 for the start token alone; its weight column is the learned start token."""
     out[:, 0] = columns["start"]
@@ -159,6 +169,7 @@ KEY_FEATURES: dict[str, Callable[[Columns], Keys]] = {
     "music_id": keys_of_column("music_id"),
     "kind": keys_of_column("kind"),
     "user_id": keys_of_column("user_id"),
+    "recent_authors": keys_of_column("recent_authors"),
     "duration_1000": duration_keys,
     "gap_bucket": gap_keys,
     "play_ratio_bucket": play_ratio_keys,
@@ -179,6 +190,7 @@ DENSE_FEATURES: dict[str, Callable[[Columns, Floats], None]] = {
     "server_position": capped_share("server_position", RANK_CAP),
     "user_activity": one_hot_of("user_activity"),
     "user_register": one_hot_of("user_register_days", buckets.REGISTER_BOUNDS_DAYS),
+    "profile": profile,
     "hour": one_hot_of("hour"),
     "tab": one_hot_of("tab"),
     "network": known_one_hot_of("network"),
@@ -203,6 +215,7 @@ DENSE_WIDTHS = {
     "server_position": 2,
     "user_activity": 8,
     "user_register": len(buckets.REGISTER_BOUNDS_DAYS) + 1,
+    "profile": 7,
     "hour": 24,
     "tab": 16,
     "network": len(NETWORKS),

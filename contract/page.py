@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from contract.errors import PageError
 from contract.rows import FLOAT16, FLOAT32, INT8, EncodedRows, decode_rows
+from contract.user_profile import PROFILE, unknown_profile
 from contract.v1 import page_pb2 as pb
 from contract.vocabulary import MISSING_KEY, NULL_INT, PXTR_HEADS, TAGS_MAX, X_PXTR
 
@@ -85,7 +86,9 @@ NO_ROWS = Rows({}, {}, {})
 
 @dataclass(frozen=True)
 class Page:
-    """One page. TTLs: milliseconds from arrival; `rows_status` "ok" means the rows fit dense_version."""
+    """One page. TTLs: milliseconds from arrival; `rows_status` "ok" means the rows fit dense_version; user_profile
+    float32 [P] (`contract.user_profile`).
+    """
 
     page_id: str
     candidates: Candidates
@@ -102,6 +105,7 @@ class Page:
     user_activity: int = -1
     user_register_days: int = -1
     hour: int = -1
+    user_profile: NDArray[np.float32] = field(default_factory=unknown_profile)
     rows: Rows = field(default_factory=lambda: NO_ROWS)
 
     @property
@@ -137,7 +141,12 @@ def encode_page(page: Page) -> pb.Page:
             pxtr=np.where(present_NX, c.pxtr, 0).astype("<f4").tobytes(),
             pxtr_present=present_NX.astype(np.uint8).tobytes(),
         ),
-        user=pb.UserColumns(activity=page.user_activity, register_days=page.user_register_days, hour=page.hour),
+        user=pb.UserColumns(
+            activity=page.user_activity,
+            register_days=page.user_register_days,
+            hour=page.hour,
+            profile=page.user_profile.tolist(),
+        ),
     )
     for name, table in page.rows.tables.items():
         message.row_tables.add(
@@ -199,6 +208,7 @@ def decode_page(message: pb.Page) -> Page:
         user_activity=message.user.activity,
         user_register_days=message.user.register_days,
         hour=message.user.hour,
+        user_profile=_decode_profile(message.user.profile, where),
         rows=_decode_rows(message, len(candidates), where),
     )
 
@@ -242,6 +252,18 @@ def _decode_candidates(c: pb.CandidateColumns, where: str) -> Candidates:
         upload_age_days=age.astype(np.int32),
         pxtr=np.where(present == 1, pxtr, np.nan).astype(np.float32),
     )
+
+
+def _decode_profile(values: Any, where: str) -> NDArray[np.float32]:
+    if not len(values):
+        return unknown_profile()
+    _check(len(values) == len(PROFILE), "user profile has another length", where, len(values), len(PROFILE))
+    profile = np.array(values, np.float32)
+    told = profile[~np.isnan(profile)]
+    _check(
+        bool(((told >= 0) & (told <= 1)).all()), "user profile out of range", where, profile.tolist(), "0 … 1 or NaN"
+    )
+    return profile
 
 
 def _ragged(counts: NDArray[np.int64], n_values: int, width: int, what: str, where: str) -> NDArray[np.int64]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from contract.features import DENSE_WIDTHS
 from contract.spec import FeatureSpec, Field
+from contract.user_profile import AUTHORS_MAX
 from contract.vocabulary import TAGS_MAX
+
+_MAX_LEN = {"tags": TAGS_MAX, "recent_authors": AUTHORS_MAX}
 
 
 def _served(name: str, feature: str, block: str, group: str, known: str, table: str, width: int) -> Field:
-    max_len = TAGS_MAX if feature == "tags" else 1
+    max_len = _MAX_LEN.get(feature, 1)
     return Field(name, feature, block, group, known, "served", width, table=table, max_len=max_len)
 
 
@@ -22,8 +25,10 @@ def kir_spec(video: int = 16, author: int = 8, tag: int = 8, user: int = 16) -> 
         "kir",
         (
             _served("user_id", "user_id", "user_rows", "user", "page", "user", user),
+            _served("user_authors", "recent_authors", "user_rows", "user", "page", "author", author),
             _dense("user_activity", "user_activity", "user_dense", "user", "page"),
             _dense("user_register", "user_register", "user_dense", "user", "page"),
+            _dense("user_profile", "profile", "user_dense", "user", "page"),
             _dense("hour", "hour", "user_dense", "user", "page"),
             _served("video_id", "video_id", "candidate_rows", "video", "page", "video", video),
             _served("author_id", "author_id", "candidate_rows", "video", "page", "author", author),

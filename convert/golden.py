@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from contract.events import Events
 from contract.features import block_keys, pool_rows
 from contract.golden import FeedbackStep, GoldenSession, PageStep, Step, SwipeStep, fused_values
+from contract.history import HistoryIndex
 from contract.page import CANDIDATE, ROWS_OK, USER, Candidates, Page, Rows, encode_page, parse_page
 from contract.rows import encode_rows
+from contract.user_profile import profiles_at
 from contract.vocabulary import DECODERS, MISSING_KEY, NETWORKS, SIGNALS
 from contract.watched import WatchedList
 from convert.phone import Sample, whole_inputs
@@ -72,7 +74,9 @@ def make_page(
         **{name: log[name][at] for name in ("video_id", "author_id", "tags", "duration_ms", "upload_age_days", "pxtr")}
     )
     one = slice(user_event, user_event + 1)
-    columns = {USER: {"user_id": log["user_id"][one]}, CANDIDATE: vars(candidates)}
+    index = HistoryIndex.from_events(log, every=True)
+    profile = profiles_at(index, log["user_id"][one], np.array([now_ms]), np.array([len(log)]))
+    columns = {USER: {"user_id": log["user_id"][one], **profile}, CANDIDATE: vars(candidates)}
     page = Page(
         page_id=page_id,
         candidates=candidates,
@@ -84,6 +88,7 @@ def make_page(
         user_activity=int(log["user_activity"][user_event]),
         user_register_days=int(log["user_register_days"][user_event]),
         hour=int(log["hour"][user_event]),
+        user_profile=profile["user_profile"][0],
         rows=page_rows(source, columns),
     )
     return encode_page(page).SerializeToString(deterministic=True)
@@ -138,7 +143,7 @@ class SessionReference:
         sample = whole_inputs(
             spec,
             self.source.capacities,
-            user={name: np.array([getattr(page, name)]) for name in user},
+            user={**{name: np.array([getattr(page, name)]) for name in user}, "user_profile": page.user_profile[None]},
             candidates={**vars(page.candidates), "server_position": page.server_position, "buffered_ms": buffered_ms},
             swipe={name: np.array([value]) for name, value in now.items()},
             watched=self.watched,

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from contract.errors import InputError
 from contract.events import Events
+from contract.features import Columns
+from contract.history import HistoryIndex
+from contract.user_profile import profiles_at
 from contract.vocabulary import DECODERS, MISSING_KEY, NETWORKS, PXTR_HEADS, SIGNALS, TAGS_MAX
 from contract.watched import WatchedList
 from convert.phone import Rows, Sample, whole_inputs
@@ -35,6 +38,7 @@ def make_windows(source: KirSource, events: Events, n: int, seed: int = 0) -> It
         raise InputError("too few events to verify with", got=f"{len(log)} events", fix="give a longer log with --data")
     rng = np.random.default_rng([seed, 0xC0])
     rows = Rows(source.spec, source.tables, source.decoded_tables())
+    index = HistoryIndex.from_events(log, every=True)
     first_of_user = np.searchsorted(log["user_id"], log["user_id"])
     late = np.flatnonzero(log["time_ms"] >= np.quantile(log["time_ms"], 1.0 - HELD_OUT_SHARE))
     seen = late - first_of_user[late]
@@ -46,11 +50,19 @@ def make_windows(source: KirSource, events: Events, n: int, seed: int = 0) -> It
             n_watched = 0 if number % 8 == 0 else min(int(at - first_of_user[at]), int(rng.integers(1, L + 1)))
         below, bucket = buckets[number % (len(buckets) - 1) :][:2]
         size = (below + bucket + 1) // 2 if number // (len(buckets) - 1) % 3 == 1 else bucket
-        yield _window(source, rows, log, at, n_watched, size, rng)
+        profile = profiles_at(index, log["user_id"][at : at + 1], log["time_ms"][at : at + 1], np.array([at]))
+        yield _window(source, rows, log, at, n_watched, size, profile, rng)
 
 
 def _window(
-    source: KirSource, rows: Rows, log: Events, at: int, n_watched: int, size: int, rng: np.random.Generator
+    source: KirSource,
+    rows: Rows,
+    log: Events,
+    at: int,
+    n_watched: int,
+    size: int,
+    profile: Columns,
+    rng: np.random.Generator,
 ) -> Sample:
     watched = WatchedList(int(source.capacities["L"]))
     signals = log.signals
@@ -62,6 +74,7 @@ def _window(
     columns["buffered_ms"] = rng.integers(-1, 10_000, len(candidates), dtype=np.int32)
     one = slice(at, at + 1)
     user = {name: log[name][one] for name in ("user_id", "user_activity", "user_register_days", "hour")}
+    user |= profile
     swipe = {
         "network": rng.integers(0, len(NETWORKS), 1, dtype=np.int32),
         "decoder": rng.integers(0, len(DECODERS), 1, dtype=np.int32),

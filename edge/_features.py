@@ -68,6 +68,7 @@ def page_features(spec: FeatureSpec, page: Page, n: int, request_ids: Sequence[i
     user = {
         "user_activity": np.array([page.user_activity]),
         "user_register_days": np.array([page.user_register_days]),
+        "user_profile": page.user_profile[None],
         "hour": np.array([page.hour]),
     }
     c = page.candidates

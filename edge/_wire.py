@@ -117,6 +117,7 @@ def feedback_event(
         play_time_ms=feedback.play_time_ms,
         has_next=feedback.has_next,
         network=device.network,  # type: ignore[arg-type]
+        decoder=device.decoder,  # type: ignore[arg-type]
         buffered_ms=device.buffered_ms.get(choice.video_id),
         rows_revision=choice.rows_revision,
         **{name: bool(feedback.signals[name]) for name in SIGNALS if name in feedback.signals},

@@ -11,7 +11,7 @@ from contract.catalogue import Catalogue
 from contract.events import EVENT_COLUMNS, Events, null_column
 from contract.page import CANDIDATES_MAX
 from contract.v1 import feedback_pb2 as pb
-from contract.vocabulary import MISSING_KEY, NETWORKS, NULL_INT, SIGNALS
+from contract.vocabulary import DECODERS, MISSING_KEY, NETWORKS, NULL_INT, SIGNALS
 from server_stub.histories import JOINED, item_columns
 from server_stub.page_log import SentPage
 from server_stub.page_request import TIME_MAX_MS
@@ -76,6 +76,7 @@ def row_of(event: pb.FeedbackEvent, sent: SentPage | None, catalogue: Catalogue)
     row["chooser"] = CHOOSERS.get(event.chooser, "")
     row["is_rand"] = int(row["chooser"] == "random") if row["chooser"] else NULL_INT
     row["network"] = event.network if event.network < len(NETWORKS) else 0
+    row["decoder"] = event.decoder if event.decoder < len(DECODERS) else 0
     if not event.page_id:
         row["candidate_index"] = NULL_INT
     row |= _joined_with_catalogue(event, catalogue)

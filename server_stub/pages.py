@@ -156,13 +156,17 @@ class PageMaker:
             user_activity=found.user_activity,
             user_register_days=found.user_register_days,
             hour=found.hour,
+            user_profile=found.user_profile,
             rows=rows,
         )
 
     def _rows(self, request: PageRequest, found: Recommendation, version: LiveVersion) -> tuple[Rows, int]:
         watched = np.array([w.video_id for w in request.watched], np.uint64)
         columns: dict[str, Columns] = {
-            USER: {"user_id": np.array([request.user_id], np.uint64)},
+            USER: {
+                "user_id": np.array([request.user_id], np.uint64),
+                "recent_authors": found.recent_authors[None],
+            },
             CANDIDATE: found.items,
             WATCHED: item_columns(self.recommender.catalogue, watched),
         }

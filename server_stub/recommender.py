@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from contract.catalogue import Catalogue
 from contract.errors import InputError
+from contract.history import RANKER_HISTORY
 from contract.keys import key_of_id
-from contract.vocabulary import NULL_INT
+from contract.user_profile import AUTHORS_MAX, unknown_profile, user_profile
+from contract.vocabulary import MISSING_KEY, NULL_INT
 from server_stub.histories import Histories, Interaction, UserView, item_columns
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Recommendation:
     retrieval float32 [n], the best inner product, NaN for popular items
     reason   "" or why not (only) retrieval: no_history | short | repeats
     user_activity, user_register_days, hour: what the ranker was told, -1 = unknown
+    user_profile float32 [P], recent_authors uint64 [AUTHORS_MAX]: `contract.user_profile`, of the history as it is
     """
 
     items: Mapping[str, NDArray[Any]]
@@ -64,6 +67,8 @@ class Recommendation:
     hour: int = NULL_INT
     retrieval_version: str = ""
     ranker_version: str = ""
+    user_profile: Floats = field(default_factory=unknown_profile)
+    recent_authors: Ids = field(default_factory=lambda: np.full(AUTHORS_MAX, MISSING_KEY))
 
     @property
     def video_id(self) -> Ids:
@@ -194,6 +199,7 @@ class Recommender:
             hour=hour,
             retrieval_version=models.retrieval.version,
             ranker_version=models.ranker.version,
+            **profile_of(view),
         )
         return _ranked(models, empty, user_key, view, k)
 
@@ -219,6 +225,13 @@ class Recommender:
             ids = np.concatenate([ids, more])
             scores = np.concatenate([scores, np.full(len(more), np.nan, np.float32)])
         return ids, scores, reason
+
+
+def profile_of(view: UserView) -> dict[str, NDArray[Any]]:
+    """What a page tells of the user's last impressions: `user_profile` [P], `recent_authors` [AUTHORS_MAX]."""
+    length = min(RANKER_HISTORY, view.impressions.capacity)
+    columns = {name: column[None] for name, column in view.impressions.columns(length).items()}
+    return {name: value[0] for name, value in user_profile(columns).items()}
 
 
 def _ranked(models: Models, pool: Recommendation, user_key: int, view: UserView, k: int) -> Recommendation:

@@ -23,6 +23,7 @@ from contract.catalogue import Catalogue
 from contract.keys import key_of_id
 from contract.spec import FeatureSpec
 from contract.specs import kir_spec
+from contract.user_profile import AUTHORS_MAX
 from contract.vocabulary import MISSING_KEY, NULL_INT, TAGS_MAX, X_PXTR
 from server_stub.config import ServerConfig
 from server_stub.histories import Interaction, item_columns
@@ -127,6 +128,8 @@ class FakeRecommender:
             user_activity=user_id % 8,
             user_register_days=100,
             hour=hour,
+            user_profile=np.array([0.5, 0.25, np.nan, 1.0], np.float32),
+            recent_authors=np.resize(self.catalogue.author_id[:2], AUTHORS_MAX),
             retrieval_version=self.version,
             ranker_version=self.version,
         )

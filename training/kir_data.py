@@ -259,6 +259,7 @@ _READS = {
     "gap": ("gap_ms",),
     "upload_age": ("upload_age_days",),
     "user_register": ("user_register_days",),
+    "profile": ("user_profile",),
     "buffered": ("buffered_ms",),
 }
 

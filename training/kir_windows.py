@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from contract.errors import InputError
 from contract.events import Events
+from contract.history import HistoryIndex
+from contract.user_profile import profiles_at
 from contract.vocabulary import MISSING_KEY, NULL_INT
 
 SESSION_BREAK_MS = 30 * 60_000  # only where a log has no session ids
@@ -132,17 +134,31 @@ class _Replay:
         return kept
 
 
-def visible_at_page(events: Events, windows: Windows) -> Ints:
-    """n_visible [n] of a phone that reranks once, when the page arrives: of each event's window the tokens that were
-    known at the first choice of its page.
-
-    A page is a run of one page_id of one user; where a log has none, what came before in the session.
-    """
+def page_starts(events: Events, windows: Windows) -> Ints:
+    """Of each event the first of its page, [n]: a run of one page_id of one user; where a log has none, a session."""
     index, page = np.arange(len(events)), events["page_id"]
     if not len(index):
         return index
     same = np.concatenate([[False], (events["user_id"][1:] == events["user_id"][:-1]) & (page[1:] == page[:-1])])
-    first = np.where(page == "", index - windows.run, np.maximum.accumulate(np.where(same, 0, index)))
+    starts: Ints = np.where(page == "", index - windows.run, np.maximum.accumulate(np.where(same, 0, index)))
+    return starts
+
+
+def _profiles(events: Events, windows: Windows) -> dict[str, NDArray[Any]]:
+    """`contract.user_profile` of each event, as of its page."""
+    first, of = np.unique(page_starts(events, windows), return_inverse=True)
+    index = HistoryIndex.from_events(events, every=True)
+    found = profiles_at(index, events["user_id"][first], events["time_ms"][first], first)
+    return {name: column[of] for name, column in found.items()}
+
+
+def visible_at_page(events: Events, windows: Windows) -> Ints:
+    """n_visible [n] of a phone that reranks once, when the page arrives: of each event's window the tokens that were
+    known at the first choice of its page.
+    """
+    index, first = np.arange(len(events)), page_starts(events, windows)
+    if not len(index):
+        return index
     n_known = windows.n_visible[first]
     last_known = np.where(n_known > 0, windows.token_WL[windows.target_window[first], n_known - 1], -1)
     found = np.empty(len(index), np.int64)
@@ -182,20 +198,21 @@ def columns_of(events: Events, windows: Windows) -> dict[str, NDArray[Any]]:
         "signals": events.signals,
         "gap_ms": windows.gap_ms,
         "shown_at_ms": events["time_ms"],
+        **_profiles(events, windows),
         "start": np.zeros(len(events), np.bool_),
         "number": np.arange(len(events), dtype=np.int64),  # users side by side: differences within one are right
         "swipe_index": np.where(events["position"] >= 0, events["position"], events["seq"]),
-        "decoder": np.full(len(events), NULL_INT, np.int32),
         **{
             name: events[name]
             for name in (
                 "duration_ms", "play_time_ms", "upload_age_days", "server_position", "user_activity",
-                "user_register_days", "hour", "network", "buffered_ms", "profile_stay_ms", "comment_stay_ms", "volume",
-                "landscape",
+                "user_register_days", "hour", "network", "decoder", "buffered_ms",
+                "profile_stay_ms", "comment_stay_ms", "volume", "landscape",
             )
         },
     }  # fmt: skip
     nulls: dict[str, Any] = dict.fromkeys(("video_id", "author_id", "user_id", "tags"), MISSING_KEY)
+    nulls |= {"recent_authors": MISSING_KEY, "user_profile": np.nan}
     nulls |= {"pxtr": np.nan, "volume": np.nan, "start": False}
     found = {}
     for name, column in columns.items():

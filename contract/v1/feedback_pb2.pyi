@@ -14,10 +14,19 @@ class ChooserKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CHOOSER_KIND_MODEL: _ClassVar[ChooserKind]
     CHOOSER_KIND_SERVER_ORDER: _ClassVar[ChooserKind]
     CHOOSER_KIND_RANDOM: _ClassVar[ChooserKind]
+
+class Decoder(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DECODER_UNSPECIFIED: _ClassVar[Decoder]
+    DECODER_HARDWARE: _ClassVar[Decoder]
+    DECODER_SOFTWARE: _ClassVar[Decoder]
 CHOOSER_KIND_UNSPECIFIED: ChooserKind
 CHOOSER_KIND_MODEL: ChooserKind
 CHOOSER_KIND_SERVER_ORDER: ChooserKind
 CHOOSER_KIND_RANDOM: ChooserKind
+DECODER_UNSPECIFIED: Decoder
+DECODER_HARDWARE: Decoder
+DECODER_SOFTWARE: Decoder
 
 class ReportFeedbackRequest(_message.Message):
     __slots__ = ("events",)
@@ -38,7 +47,7 @@ class ReportFeedbackResponse(_message.Message):
     def __init__(self, accepted: _Optional[int] = ..., duplicates: _Optional[int] = ..., rejected: _Optional[int] = ..., reasons: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FeedbackEvent(_message.Message):
-    __slots__ = ("user_id", "session_id", "seq", "revision", "page_id", "candidate_index", "video_id", "time_ms", "known_at_ms", "position", "remaining", "chooser", "dense_version", "variant", "fallback_reason", "propensity", "play_time_ms", "click", "long_view", "like", "follow", "comment", "forward", "hate", "profile_enter", "finish", "profile_stay_ms", "comment_stay_ms", "has_next", "network", "buffered_ms", "volume", "landscape", "rows_revision")
+    __slots__ = ("user_id", "session_id", "seq", "revision", "page_id", "candidate_index", "video_id", "time_ms", "known_at_ms", "position", "remaining", "chooser", "dense_version", "variant", "fallback_reason", "propensity", "play_time_ms", "click", "long_view", "like", "follow", "comment", "forward", "hate", "profile_enter", "finish", "profile_stay_ms", "comment_stay_ms", "has_next", "network", "buffered_ms", "volume", "landscape", "rows_revision", "decoder")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +82,7 @@ class FeedbackEvent(_message.Message):
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     LANDSCAPE_FIELD_NUMBER: _ClassVar[int]
     ROWS_REVISION_FIELD_NUMBER: _ClassVar[int]
+    DECODER_FIELD_NUMBER: _ClassVar[int]
     user_id: int
     session_id: int
     seq: int
@@ -107,4 +117,5 @@ class FeedbackEvent(_message.Message):
     volume: float
     landscape: bool
     rows_revision: int
-    def __init__(self, user_id: _Optional[int] = ..., session_id: _Optional[int] = ..., seq: _Optional[int] = ..., revision: _Optional[int] = ..., page_id: _Optional[str] = ..., candidate_index: _Optional[int] = ..., video_id: _Optional[int] = ..., time_ms: _Optional[int] = ..., known_at_ms: _Optional[int] = ..., position: _Optional[int] = ..., remaining: _Optional[_Iterable[int]] = ..., chooser: _Optional[_Union[ChooserKind, str]] = ..., dense_version: _Optional[str] = ..., variant: _Optional[str] = ..., fallback_reason: _Optional[str] = ..., propensity: _Optional[float] = ..., play_time_ms: _Optional[int] = ..., click: _Optional[bool] = ..., long_view: _Optional[bool] = ..., like: _Optional[bool] = ..., follow: _Optional[bool] = ..., comment: _Optional[bool] = ..., forward: _Optional[bool] = ..., hate: _Optional[bool] = ..., profile_enter: _Optional[bool] = ..., finish: _Optional[bool] = ..., profile_stay_ms: _Optional[int] = ..., comment_stay_ms: _Optional[int] = ..., has_next: _Optional[bool] = ..., network: _Optional[_Union[_page_pb2.Network, str]] = ..., buffered_ms: _Optional[int] = ..., volume: _Optional[float] = ..., landscape: _Optional[bool] = ..., rows_revision: _Optional[int] = ...) -> None: ...
+    decoder: Decoder
+    def __init__(self, user_id: _Optional[int] = ..., session_id: _Optional[int] = ..., seq: _Optional[int] = ..., revision: _Optional[int] = ..., page_id: _Optional[str] = ..., candidate_index: _Optional[int] = ..., video_id: _Optional[int] = ..., time_ms: _Optional[int] = ..., known_at_ms: _Optional[int] = ..., position: _Optional[int] = ..., remaining: _Optional[_Iterable[int]] = ..., chooser: _Optional[_Union[ChooserKind, str]] = ..., dense_version: _Optional[str] = ..., variant: _Optional[str] = ..., fallback_reason: _Optional[str] = ..., propensity: _Optional[float] = ..., play_time_ms: _Optional[int] = ..., click: _Optional[bool] = ..., long_view: _Optional[bool] = ..., like: _Optional[bool] = ..., follow: _Optional[bool] = ..., comment: _Optional[bool] = ..., forward: _Optional[bool] = ..., hate: _Optional[bool] = ..., profile_enter: _Optional[bool] = ..., finish: _Optional[bool] = ..., profile_stay_ms: _Optional[int] = ..., comment_stay_ms: _Optional[int] = ..., has_next: _Optional[bool] = ..., network: _Optional[_Union[_page_pb2.Network, str]] = ..., buffered_ms: _Optional[int] = ..., volume: _Optional[float] = ..., landscape: _Optional[bool] = ..., rows_revision: _Optional[int] = ..., decoder: _Optional[_Union[Decoder, str]] = ...) -> None: ...

@@ -191,14 +191,16 @@ class CandidateColumns(_message.Message):
     def __init__(self, video_ids: _Optional[_Iterable[int]] = ..., author_ids: _Optional[_Iterable[int]] = ..., duration_ms: _Optional[_Iterable[int]] = ..., upload_age_days: _Optional[_Iterable[int]] = ..., tag_counts: _Optional[_Iterable[int]] = ..., tags: _Optional[_Iterable[int]] = ..., pxtr_heads: _Optional[_Iterable[str]] = ..., pxtr: _Optional[bytes] = ..., pxtr_present: _Optional[bytes] = ...) -> None: ...
 
 class UserColumns(_message.Message):
-    __slots__ = ("activity", "register_days", "hour")
+    __slots__ = ("activity", "register_days", "hour", "profile")
     ACTIVITY_FIELD_NUMBER: _ClassVar[int]
     REGISTER_DAYS_FIELD_NUMBER: _ClassVar[int]
     HOUR_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
     activity: int
     register_days: int
     hour: int
-    def __init__(self, activity: _Optional[int] = ..., register_days: _Optional[int] = ..., hour: _Optional[int] = ...) -> None: ...
+    profile: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, activity: _Optional[int] = ..., register_days: _Optional[int] = ..., hour: _Optional[int] = ..., profile: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class RowTable(_message.Message):
     __slots__ = ("name", "width", "encoding", "values", "scales")

@@ -10,8 +10,10 @@ import pytest
 from benchmarks.log_replay import LoggedPages, logged_pages, ndcg
 from contract.events import Events
 from contract.features import block_keys, pool_rows
+from contract.history import HistoryIndex
 from contract.page import CANDIDATE, USER, encode_page, parse_page
 from contract.specs import kir_spec
+from contract.user_profile import profiles_at
 from training.tables import SparseTables, table_keys
 
 SPEC = kir_spec()
@@ -61,6 +63,9 @@ def test_a_logged_page_carries_the_checkpoints_rows() -> None:
     """Through the wire and back, a candidate's features are those of the tables, up to the int8 step of its rows."""
     events = log([7] * 3, [1, 2, 3])
     columns = {name: events[name] for name in ("user_id", "video_id", "author_id", "tags")}
+    index = HistoryIndex.from_events(events, every=True)
+    profiles = profiles_at(index, events["user_id"], events["time_ms"], np.arange(3))
+    columns["recent_authors"] = profiles["recent_authors"]
     tables = SparseTables.from_spec_and_keys(
         SPEC, table_keys(SPEC, [("user_rows", columns), ("candidate_rows", columns)]), seed=3
     )
@@ -68,6 +73,7 @@ def test_a_logged_page_carries_the_checkpoints_rows() -> None:
     back = parse_page(encode_page(page).SerializeToString())
     assert back.candidates.video_id.tolist() == [3, 1]
     assert (back.dense_version, back.rows_revision, back.spec_fingerprint) == ("kir-x", 4, SPEC.fingerprint)
+    np.testing.assert_array_equal(back.user_profile, profiles["user_profile"][2])
     for owner, block, rows in ((USER, "user_rows", [2]), (CANDIDATE, "candidate_rows", [2, 0])):
         keys = block_keys(SPEC, block, {name: column[rows] for name, column in columns.items()})
         slots = {c.field.name: tables.slots(c.field.table, keys[c.field.name]) for c in SPEC.columns(block)}

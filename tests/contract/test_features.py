@@ -24,6 +24,7 @@ from contract.features import (
     videos_behind,
 )
 from contract.specs import kir_spec, kuaiformer_spec, ranker_spec
+from contract.user_profile import AUTHORS_MAX, PROFILE
 from contract.vocabulary import DECODERS, MISSING_KEY, NETWORKS, PXTR_HEADS, SIGNALS, TAGS_MAX, X_PXTR
 
 INTS = {
@@ -61,6 +62,9 @@ def make_columns(seed: int, n: int, null_rate: float) -> dict[str, np.ndarray]:
     columns["tags"] = np.where(np.arange(TAGS_MAX) < rng.integers(0, TAGS_MAX + 1, (n, 1)), tags, MISSING_KEY)
     columns["pxtr"] = holed(rng.random((n, X_PXTR)).astype(np.float32), np.nan)
     columns["signals"] = holed(rng.integers(0, 2, (n, len(SIGNALS))).astype(np.int8), -1)
+    columns["user_profile"] = holed(rng.random((n, len(PROFILE))).astype(np.float32), np.nan)
+    authors = rng.integers(0, 60, (n, AUTHORS_MAX)).astype(np.uint64)
+    columns["recent_authors"] = np.where(rng.random(authors.shape) < null_rate, MISSING_KEY, authors)
     columns["volume"] = holed(rng.random(n).astype(np.float32), np.nan)
     columns["start"] = rng.random(n) < 0.1
     return columns

@@ -26,6 +26,7 @@ from contract.page import (
     parse_page,
 )
 from contract.rows import FLOAT16, FLOAT32, INT8, decode_rows, encode_rows
+from contract.user_profile import PROFILE
 from contract.v1 import page_pb2 as pb
 from contract.vocabulary import MISSING_KEY, TAGS_MAX, X_PXTR
 
@@ -75,6 +76,9 @@ def row_tables(draw: Any, n: int) -> Rows:
     return Rows(tables, slots, of)
 
 
+PROFILE_VALUES = st.one_of(st.just(float("nan")), st.floats(0, 1, width=32))
+
+
 @st.composite
 def pages(draw: Any) -> Page:
     n = draw(st.integers(1, 5))
@@ -92,6 +96,7 @@ def pages(draw: Any) -> Page:
         user_activity=draw(st.integers(-1, 7)),
         user_register_days=draw(st.integers(-1, 5000)),
         hour=draw(st.integers(-1, 23)),
+        user_profile=np.array(draw(st.lists(PROFILE_VALUES, min_size=len(PROFILE), max_size=len(PROFILE))), np.float32),
         rows=draw(row_tables(n)),
     )
 
@@ -128,8 +133,9 @@ class TestRoundTrip:
     def test_a_page_comes_back_as_it_went(self, page: Page) -> None:
         back = parse_page(encode_page(page).SerializeToString())
         same_columns(page.candidates, back.candidates)
-        scalars = [name for name in vars(page) if name not in ("candidates", "rows")]
+        scalars = [name for name in vars(page) if name not in ("candidates", "rows", "user_profile")]
         assert {n: getattr(page, n) for n in scalars} == {n: getattr(back, n) for n in scalars}
+        np.testing.assert_array_equal(back.user_profile, page.user_profile)
         assert back.rows.tables == page.rows.tables
         assert back.rows.feature_table == page.rows.feature_table
 
@@ -153,6 +159,12 @@ class TestRoundTrip:
     def test_a_hard_ttl_below_the_soft_one_is_lifted(self) -> None:
         page = replace(small_page(), soft_ttl_ms=500, hard_ttl_ms=100)
         assert decode_page(encode_page(page)).hard_ttl_ms == 500
+
+
+def test_a_server_that_tells_no_profile_leaves_it_unknown() -> None:
+    message = encode_page(small_page())
+    message.user.ClearField("profile")
+    assert np.isnan(decode_page(message).user_profile).all()
 
 
 class TestDamagedBytes:
@@ -210,6 +222,9 @@ def _set(path: str, value: Any) -> Any:
 
 
 HOSTILE = {
+    "a user profile of another length": lambda m: m.user.profile.pop(),
+    "a user profile out of range": lambda m: m.user.profile.__setitem__(0, 1.5),
+    "an infinite user profile": lambda m: m.user.profile.__setitem__(1, float("inf")),
     "an unknown rows_status": _set("rows_status", 77),
     "an empty page id": _set("page_id", ""),
     "a long page id": _set("page_id", "x" * 129),

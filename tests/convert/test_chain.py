@@ -137,7 +137,7 @@ class TestHalves:
             whole = run[f"whole/N{sample.bucket}"](sample.inputs)["scores"]
             halves = run_halves(sample, two_buckets.layout, run)
             n = sample.n_candidates
-            np.testing.assert_allclose(halves[:, :n], whole[:, :n], atol=1e-5)
+            np.testing.assert_allclose(halves[:, :n], whole[:, :n], rtol=2e-6, atol=1e-5)  # logits reach 30 here
             seen.add(sample.n_watched)
         assert {0, L} <= seen
 

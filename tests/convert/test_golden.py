@@ -110,7 +110,7 @@ class TestPageRows:
         tags = np.full((5, 3), MISSING_KEY)
         tags[:3, 0] = makers.VIDEOS[:3]
         columns = {"video_id": ids, "author_id": ids, "tags": tags}
-        rows = page_rows(source, {"user": {"user_id": ids[:1]}, CANDIDATE: columns})
+        rows = page_rows(source, {"user": {"user_id": ids[:1], "recent_authors": ids[None, :2]}, CANDIDATE: columns})
         want = Rows(source.spec, source.tables, source.decoded_tables()).block("candidate_rows", columns)
         from contract.features import pool_rows
 
@@ -121,7 +121,7 @@ class TestPageRows:
     def test_a_row_is_sent_once(self, source: KirSource) -> None:
         ids = np.repeat(makers.VIDEOS[:2], 3)
         columns = {"video_id": ids, "author_id": ids, "tags": np.full((6, 3), MISSING_KEY)}
-        rows = page_rows(source, {"user": {"user_id": ids[:1]}, CANDIDATE: columns})
+        rows = page_rows(source, {"user": {"user_id": ids[:1], "recent_authors": ids[None, :2]}, CANDIDATE: columns})
         assert len(rows.decoded()["video"]) == 3  # two videos and the default row
         assert len(rows.decoded()["tag"]) == 1
 

@@ -61,6 +61,7 @@ class Reference:
         user = {
             "user_activity": np.array([page.user_activity]),
             "user_register_days": np.array([page.user_register_days]),
+            "user_profile": page.user_profile[None],
             "hour": np.array([page.hour]),
         }
         self.inputs = {

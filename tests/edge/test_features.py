@@ -16,7 +16,7 @@ from contract.watched import WATCHED_COLUMNS
 from edge import DeviceState, Feedback
 from edge._features import SwipeFeatures, WatchedRows, page_features, unfit_reason, watched_item
 from tests.edge.tiny_model import SPEC
-from tests.edge.tiny_page import USER_ID, make_page, row_of
+from tests.edge.tiny_page import RECENT_AUTHORS, USER_ID, make_page, row_of
 
 VERSION = "kir-a"
 
@@ -40,7 +40,10 @@ class TestPageFeatures:
         rows = features.blocks["candidate_rows"]
         for i, video_id in enumerate((101, 102)):
             np.testing.assert_array_equal(rows[i, field_columns("video_id")], row_of(VERSION, "video", video_id, 4))
-        np.testing.assert_array_equal(features.blocks["user_rows"][0], row_of(VERSION, "user", USER_ID, 4))
+        user_row = features.blocks["user_rows"][0]
+        np.testing.assert_array_equal(user_row[field_columns("user_id")], row_of(VERSION, "user", USER_ID, 4))
+        authors = [row_of(VERSION, "author", int(key), 4) for key in RECENT_AUTHORS[0] if key != MISSING_KEY]
+        np.testing.assert_allclose(user_row[field_columns("user_authors")], np.mean(authors, axis=0), rtol=1e-6)
 
     def test_several_tags_are_averaged_and_none_is_the_default(self) -> None:
         features = page_features(SPEC, page_of(104, 102), 2, [])

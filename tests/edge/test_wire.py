@@ -9,7 +9,7 @@ import pytest
 
 from contract.events import COLUMN, EVENT_COLUMNS
 from contract.v1 import feedback_pb2, page_pb2
-from contract.vocabulary import NETWORKS, SIGNALS
+from contract.vocabulary import DECODERS, NETWORKS, SIGNALS
 from edge import (
     Choice,
     Chooser,
@@ -43,7 +43,7 @@ CHOICE = Choice(
     rows_revision=7,
 )
 EVERYTHING = Feedback(101, 900, dict.fromkeys(SIGNALS, True), True, profile_stay_ms=11, comment_stay_ms=12)
-LOUD = DeviceState(network=6, buffered_ms={101: 3000}, volume=0.5, landscape=True)
+LOUD = DeviceState(network=6, decoder=1, buffered_ms={101: 3000}, volume=0.5, landscape=True)
 
 
 def message(
@@ -151,6 +151,11 @@ class TestRequest:
         names = [name.removeprefix("NETWORK_").lower() for name in page_pb2.Network.keys()]  # noqa: SIM118
         assert ["unknown", *names[1:]] == list(NETWORKS)
         assert page_pb2.Network.values() == list(range(len(NETWORKS)))
+
+    def test_decoders_have_one_numbering(self) -> None:
+        names = [name.removeprefix("DECODER_").lower() for name in feedback_pb2.Decoder.keys()]  # noqa: SIM118
+        assert ["unknown", *names[1:]] == list(DECODERS)
+        assert feedback_pb2.Decoder.values() == list(range(len(DECODERS)))
 
     def test_an_empty_request(self) -> None:
         sent = PageRequest(5, 9).to_message()

@@ -13,6 +13,7 @@ from contract.features import block_keys
 from contract.page import CANDIDATE, NO_ROWS, ROWS_OK, USER, WATCHED, Candidates, Page, Rows, encode_page
 from contract.rows import INT8, encode_rows
 from contract.spec import FeatureSpec
+from contract.user_profile import AUTHORS_MAX
 from contract.vocabulary import MISSING_KEY, TAGS_MAX, X_PXTR
 from tests.edge import tiny_model
 
@@ -45,6 +46,10 @@ def candidates_of(video_ids: Sequence[int]) -> Candidates:
     )
 
 
+# Three authors the user liked of late, and room for more.
+RECENT_AUTHORS = np.array([[1000, 1003, 1001, *[MISSING_KEY] * (AUTHORS_MAX - 3)]], np.uint64)
+
+
 class RowTables:
     """Collects the rows that a page needs: key -> row number per table, row 0 the default row."""
 
@@ -62,7 +67,7 @@ def rows_of(
 ) -> Rows:
     old = candidates_of(watched)
     owners: list[tuple[str, str, dict[str, NDArray[Any]]]] = [
-        (USER, "user_rows", {"user_id": np.array([user_id], np.uint64)}),
+        (USER, "user_rows", {"user_id": np.array([user_id], np.uint64), "recent_authors": RECENT_AUTHORS}),
         (CANDIDATE, "candidate_rows", vars(candidates)),
         (WATCHED, "watched_rows", vars(old)),
     ]
@@ -101,6 +106,7 @@ def make_page(
         "user_activity": 3,
         "user_register_days": 40,
         "hour": 13,
+        "user_profile": np.array([0.4, np.nan, 0.25, 0.5], np.float32),
     }
     return Page(page_id=page_id, candidates=candidates, rows=rows, rows_status=status, **values | overrides)
 

@@ -14,6 +14,7 @@ from contract.page import Page, decode_page
 from contract.rows import FLOAT16, FLOAT32, INT8
 from contract.spec import FeatureSpec
 from contract.specs import kir_spec
+from contract.user_profile import AUTHORS_MAX
 from contract.v1 import page_pb2 as pb
 from contract.vocabulary import MISSING_KEY
 from server_stub.config import ServerConfig
@@ -129,8 +130,12 @@ class TestRows:
             "tags": np.where(place[:, None] < 0, MISSING_KEY, catalogue.tags[place]),
         }
         c = page.candidates
+        user = {
+            "user_id": np.array([user_id], np.uint64),
+            "recent_authors": pages.recommender.recommend(user_id).recent_authors[None],
+        }
         owners = {
-            "user_rows": ("user", {"user_id": np.array([user_id], np.uint64)}, 1),
+            "user_rows": ("user", user, 1),
             "candidate_rows": ("candidate", {"video_id": c.video_id, "author_id": c.author_id, "tags": c.tags}, 20),
             "watched_rows": ("watched", watched, len(self.WATCHED)),
         }
@@ -183,7 +188,10 @@ class TestRows:
         for block, owner in (("user_rows", "user"), ("candidate_rows", "candidate"), ("watched_rows", "watched")):
             for column in SPEC.columns(block):
                 assert page.rows.feature_table[owner, column.field.name] == column.field.table
-        assert block_keys(SPEC, "user_rows", {"user_id": np.array([2], np.uint64)})["user_id"].tolist() == [[2]]
+        user = {"user_id": np.array([2], np.uint64), "recent_authors": np.array([[7]], np.uint64)}
+        keys = block_keys(SPEC, "user_rows", user)
+        assert keys["user_id"].tolist() == [[2]]
+        assert keys["user_authors"].tolist() == [[7, *[int(MISSING_KEY)] * (AUTHORS_MAX - 1)]]
 
     def test_a_version_retired_in_between_leaves_a_page_without_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pages = maker("a")
@@ -213,6 +221,7 @@ class TestContent:
         assert (page.soft_ttl_ms, page.hard_ttl_ms, page.server_time_ms) == (1_000, 2_000, NOW_MS)
         assert (page.retrieval_version, page.ranker_version) == ("fake-1", "fake-1")
         assert (page.user_activity, page.user_register_days) == (5, 100)
+        np.testing.assert_array_equal(page.user_profile, expected.user_profile)
 
     @pytest.mark.parametrize(("size", "n"), [(0, 7), (1, 1), (13, 13)])
     def test_page_size(self, size: int, n: int) -> None:

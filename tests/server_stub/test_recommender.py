@@ -391,7 +391,11 @@ class TestRecommend:
     def test_user_columns_travel(self, recommender: Recommender) -> None:
         found = recommender.recommend(3, 5, hour=13)
         assert (found.user_activity, found.user_register_days, found.hour) == (3, 120, 13)
+        assert found.user_profile[3] > 0, "the log tells of this user"
+        assert (found.recent_authors != MISSING_KEY).any()
         stranger = recommender.recommend(12345, 5)
+        assert np.isnan(stranger.user_profile[:3]).all()
+        assert (stranger.recent_authors == MISSING_KEY).all()
         assert (stranger.user_activity, stranger.user_register_days, stranger.hour) == (-1, -1, -1)
 
     @pytest.mark.parametrize("k", [0, -3])
