@@ -14,6 +14,8 @@ from contract.errors import SpecError
 from contract.features import DENSE_FEATURES, DENSE_WIDTHS, KEY_FEATURES
 from contract.spec import GROUPS, KNOWN, FeatureSpec, Field
 from contract.specs import kir_spec, kuaiformer_spec, ranker_spec
+from contract.user_profile import AUTHORS_MAX
+from contract.vocabulary import TAGS_MAX
 
 SHIPPED = [kir_spec(), ranker_spec(), kuaiformer_spec()]
 names = st.text(string.ascii_lowercase + "_é", min_size=1, max_size=8)
@@ -162,7 +164,7 @@ def test_shipped_specs_name_features_that_exist(spec) -> None:
             assert field.width == DENSE_WIDTHS[field.feature]
         else:
             assert field.feature in KEY_FEATURES
-            assert field.max_len == (3 if field.feature == "tags" else 1)
+            assert field.max_len == {"tags": TAGS_MAX, "recent_authors": AUTHORS_MAX}.get(field.feature, 1)
 
 
 def test_watched_tokens_hold_watch_features_only() -> None:

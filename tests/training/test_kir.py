@@ -375,6 +375,7 @@ def test_gradients_reach_every_parameter(config):
     for name in ("user_rows", "user_dense", "swipe_dense"):
         blocks[name] = inputs[name][:, None].expand(1, m, -1)
     blocks["placed"] = torch.ones(1, m, m).tril(-1)
+    blocks["candidate_swipe"] = torch.ones_like(inputs["candidate_swipe"])  # few entries: all may be 0 by chance
     kir(blocks).square().sum().backward()
     silent = [name for name, p in kir.named_parameters() if p.grad is None or float(p.grad.abs().max()) == 0.0]
     if config.towers == ("pxtr",):  # reads no video rows
