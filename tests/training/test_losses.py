@@ -172,8 +172,9 @@ def test_uniform_scores_lose_the_log_of_the_number_of_candidates():
 
 
 def test_of_equal_queries_the_first_gets_the_gradient():
-    users = torch.randn(3, 1, D).repeat(1, 3, 1).requires_grad_()
-    candidates = torch.randn(C, D)
+    # Whole numbers: a product of matrices may add up equal rows in different orders, and rounding would part them.
+    users = torch.randint(-2, 3, (3, 1, D)).float().repeat(1, 3, 1).requires_grad_()
+    candidates = torch.randint(-2, 3, (C, D)).float()
     candidate_softmax(users, candidates, torch.arange(3)).backward()
     one = users.detach()[:, :1].clone().requires_grad_()
     candidate_softmax(one, candidates, torch.arange(3)).backward()
