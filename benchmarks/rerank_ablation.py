@@ -165,11 +165,15 @@ def _checkpoint(
     from training.checkpoint import load_checkpoint
     from training.kir_train import train_kir
 
-    arm = ARMS[name]
-    name = arm.of or name
+    name = ARMS[name].of or name
     folder, note = out / name, out / f"{name}.json"
-    if folder.exists() and note.exists():
-        held = json.loads(note.read_text())
+    if folder.exists():
+        try:
+            held = json.loads(note.read_text())
+        except (OSError, ValueError):
+            raise InputError(
+                "a directory that no finished arm left", where=folder, fix="remove it, or choose another --out"
+            ) from None
         if held != dict(told):
             raise InputError(
                 "this directory holds an arm of other settings", where=folder, got=held, allowed=dict(told),
@@ -188,7 +192,6 @@ def _checkpoint(
         without=arm.without,
         view=arm.view(),
         pxtr_only=arm.pxtr_only,
-        overwrite=True,
     )
     with replacing(note) as file:
         file.write(json.dumps(dict(told)).encode())

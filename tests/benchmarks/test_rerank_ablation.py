@@ -84,3 +84,14 @@ def test_arms_of_other_settings_are_refused(ran):
 def test_wrong_uses_are_refused(tmp_path, data, only, message):
     with pytest.raises(InputError, match=message):
         run_rerank_ablation(data, tmp_path, "", only=only, log=lambda line: None)
+
+
+@pytest.mark.parametrize("note", [None, "{", "[1]"])
+def test_a_directory_of_someone_else_is_left_alone(tmp_path, note):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    if note is not None:
+        (tmp_path / "full.json").write_text(note)
+    with pytest.raises(InputError, match=r"no finished arm|other settings"):
+        run_rerank_ablation(DATA, tmp_path, "", only=("full",), log=lambda line: None, **QUICK)
+    assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
