@@ -6,7 +6,7 @@ Sessions are lived with NextOne at every swipe; at every EVERY-th swipe each pla
 is shown of it. `lists` compares whole lists of one length, as deep as the place graph reaches, in the ListReward that
 the model predicts: the widest beam's against greedy's (k = 1), paired. `plans` has for every k and t: steps taken, how
 often the first video is the deepest search's, and `given_up`: the deepest search's reward minus that of the best list
-which begins with the video that the plan would show. A plan above the model's capacities is listed as such.
+which begins with the video that the plan would show.
 """
 
 from __future__ import annotations
@@ -52,9 +52,6 @@ class BeamSweep:
             f"{'k':>2} {'t':>5} {'steps':>6} {'same first':>10} {'given up':>9} {'us p50':>8} {'us p90':>8}",
         ]
         for row in self.plans:
-            if row["problem"]:
-                lines.append(f"{row['beams']:>2} {row['stability']:>5g} {row['problem']}")
-                continue
             cells = f"{row['steps']:>6.2f} {row['same_first']:>10.1%} {row['given_up']:>9.5f}"
             time = f"{row['search_us']['p50']:>8.0f} {row['search_us']['p90']:>8.0f}"
             lines.append(f"{row['beams']:>2} {row['stability']:>5g} {cells} {time}")
@@ -76,10 +73,9 @@ class Prober(EdgeChooser):
     """NextOne at every swipe, which first searches with every plan at every EVERY-th one."""
 
     def __init__(self, engine: Engine, plan: SessionPlan, user_id: int, plans: Sequence[BeamPlan], found: _Found):
+        """plans: the deepest search last."""
         super().__init__(engine, user_id, plan.session_seed, plan.start_ms, True, WIFI)
-        deepest = deepest_plan(engine, stability=1.0)
-        assert deepest is not None
-        self._deepest, self._plans, self._found = deepest, plans, found
+        self._deepest, self._plans, self._found = plans[-1], plans, found
         self._user, self._swipes = plan.user_index, 0
 
     def choose(self, remaining: list[int], now_ms: int) -> int:
@@ -121,11 +117,11 @@ def sweep_beams(world: Any, engine: Engine, plans: Sequence[SessionPlan]) -> Bea
     found = _Found()
     for plan in plans:
         user_id = int(world.users.user_id[plan.user_index])
-        prober = Prober(engine, plan, user_id, [p for p in every if p.beams <= deepest.beams], found)
+        prober = Prober(engine, plan, user_id, every, found)
         live_session(world.session(plan.user_index, plan.session_seed, plan.start_ms), plan, prober)
     if not found.users:
         raise InputError("no state was searched: pages too small or sessions too short", got=len(plans))
-    rows = [_row(plan, found, deepest.beams) for plan in every]
+    rows = [_row(plan, found) for plan in every]
     return BeamSweep(len(found.users), deepest.depth, _lists(found), rows)
 
 
@@ -141,14 +137,12 @@ def _lists(found: _Found) -> dict[str, Any]:
     }
 
 
-def _row(plan: BeamPlan, found: _Found, beams: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"beams": plan.beams, "stability": plan.stability, "problem": ""}
-    searches = found.searches.get(plan)
-    if not searches:
-        return {**row, "problem": f"above the model's capacity of {beams} beams"}
+def _row(plan: BeamPlan, found: _Found) -> dict[str, Any]:
+    searches = found.searches[plan]
     same = [s.video_ids[0] == best.video_ids[0] for s, best in zip(searches, found.beam, strict=True)]
     return {
-        **row,
+        "beams": plan.beams,
+        "stability": plan.stability,
         "steps": float(np.mean([search.steps for search in searches])),
         "same_first": float(np.mean(same)),
         "given_up": float(np.mean(found.given_up[plan])),

@@ -31,7 +31,8 @@ NO_LIST_REWARD, NO_PLACE_GRAPH, PLAN_ABOVE_CAPACITY = "no_list_reward", "no_plac
 def unfit_plan(engine: Engine, plan: BeamPlan) -> tuple[str, InputError | None]:
     """Why this model can't search by this plan, with an error that names the numbers; ("", None) when it can.
 
-    The first place needs no slot, so that P slots reach P + 1 places.
+    The first place needs no slot, so that P slots reach P + 1 places. Any number of beams will do: lists go through
+    the graph as many at a time as it holds.
     """
     where = engine.dense_version
     if engine.list_reward is None:
@@ -39,11 +40,10 @@ def unfit_plan(engine: Engine, plan: BeamPlan) -> tuple[str, InputError | None]:
         return NO_LIST_REWARD, InputError(what, where=where)
     if engine.manifest.buckets("place") != engine.buckets:
         return NO_PLACE_GRAPH, InputError("the model has no place graph", where=where, allowed=engine.buckets)
-    got = {"beams": plan.beams, "depth": plan.depth}
-    allowed = {"beams": engine.beams, "depth": engine.placed + 1}
-    if plan.beams > engine.beams or plan.depth > engine.placed + 1:
+    if not engine.beams or plan.depth > engine.placed + 1:
         what = "the plan is above what the place graph holds"
-        return PLAN_ABOVE_CAPACITY, InputError(what, where=where, got=got, allowed=allowed)
+        allowed = {"depth": engine.placed + 1}
+        return PLAN_ABOVE_CAPACITY, InputError(what, where=where, got={"depth": plan.depth}, allowed=allowed)
     return "", None
 
 
@@ -82,6 +82,11 @@ class Expand:
         return np.concatenate([page.state.placed_kv[0, remaining] for remaining, page in self._scored])
 
     def _scores(self, lists: Sequence[tuple[int, ...]]) -> Floats:
+        beams = self._engine.beams
+        parts = [self._scores_of_few(lists[at : at + beams]) for at in range(0, len(lists), beams)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _scores_of_few(self, lists: Sequence[tuple[int, ...]]) -> Floats:
         beams, slots = self._engine.beams, self._engine.placed
         placed = np.zeros((1, beams, slots, self._kv_mV.shape[1]), np.float32)
         mask = np.full((1, beams, slots), MASK_VALUE, np.float32)

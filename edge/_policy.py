@@ -35,7 +35,7 @@ class ChoicePolicy:
     """One policy of a session, fixed for its life.
 
     mode             "next_one": the best candidate now; "beam": the first of the best list that `plan` finds
-    plan             beams k, depth and stability t of the search; above the model's k or P + 1: NextOne, with the
+    plan             beams k, depth and stability t of the search; deeper than the model's P + 1: NextOne, with the
                      problem told, since the next model may hold it
     budget_ms        no step of the search begins later than this after the choice began (0: the first alone); None: no
                      limit. A step is not broken off

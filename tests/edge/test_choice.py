@@ -119,8 +119,10 @@ def other_engine(published: Open) -> Engine:
 class TestBeam:
     @pytest.mark.parametrize("watched", [0, 1, 4])
     @pytest.mark.parametrize(
-        "plan", [WHOLE, BeamPlan(2, 2, 0.9), BeamPlan(2, 3, 0.8), BeamPlan(1, 3, 1.0)], ids=lambda p: f"{p.stability:g}"
-    )
+        "plan",
+        [WHOLE, BeamPlan(2, 2, 0.9), BeamPlan(2, 3, 0.8), BeamPlan(1, 3, 1.0), BeamPlan(5, 3, 1.0)],
+        ids=lambda p: f"k{p.beams}-t{p.stability:g}",
+    )  # five lists through a graph of two, with one left over
     def test_it_is_the_contracts_search_over_the_slow_reference(
         self, published: Open, other_engine: Engine, plan: BeamPlan, watched: int
     ) -> None:
@@ -282,9 +284,9 @@ class TestFallback:
         graphs = tuple(graph for graph in model.manifest.graphs if graph.name != "place")
         self.next_one(changed(model, graphs=graphs), beam_policy(), "no_place_graph", "no place graph")
 
-    @pytest.mark.parametrize("plan", [BeamPlan(K + 1, 2), BeamPlan(K, P + 2)])
-    def test_a_plan_above_the_capacities(self, published: Open, plan: BeamPlan) -> None:
-        self.next_one(published("kir-a"), beam_policy(plan), "plan_above_capacity", "above what the place graph holds")
+    def test_a_plan_above_the_capacities(self, published: Open) -> None:
+        policy = beam_policy(BeamPlan(K, P + 2))
+        self.next_one(published("kir-a"), policy, "plan_above_capacity", "above what the place graph holds")
 
     def test_no_capacities(self, published: Open) -> None:
         capacities = {k: v for k, v in published("kir-a").manifest.capacities.items() if k not in "kP"}
@@ -406,7 +408,7 @@ class TestLookAhead:
         session.on_page(page_bytes(range(101, 105)))
         with pytest.raises(InputError, match="none of these"):
             session.look_ahead(WHOLE, first=[7])
-        assert session.look_ahead(BeamPlan(K + 1)).problem == "plan_above_capacity"
+        assert session.look_ahead(BeamPlan(depth=P + 2)).problem == "plan_above_capacity"
         monkeypatch.setattr(Engine, "swipe", lambda *args: 1 / 0)
         assert session.look_ahead(WHOLE).problem == "engine_error"
         bare = session_of(None, ChoicePolicy())
