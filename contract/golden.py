@@ -2,7 +2,8 @@
 
 Any edge in any language replays it: feed the steps in order, and at each swipe compare. What happens at a swipe:
 the candidates are the page's videos not shown yet, in server order; the choice is the highest value (the fused score),
-ties to the earlier in server order; the chosen video counts as shown; then `WatchedList.evict_if_full`.
+ties to the earlier in server order; where `ahead` stands, `contract.beam` searches the same candidates by that plan;
+the chosen video counts as shown; then `WatchedList.evict_if_full`.
 A feedback step appends its video (with the page's columns and pXTR) to the watched list.
 """
 
@@ -44,8 +45,22 @@ class FeedbackStep:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What `contract.beam` finds at a swipe, nothing of it shown: the best list and its ListReward."""
+
+    beams: int
+    depth: int
+    stability: float
+    video_ids: Sequence[int]
+    reward: float
+
+
+@dataclass(frozen=True)
 class SwipeStep:
-    """buffered_ms: per candidate of `video_ids`, -1 = not told. scores: [len(video_ids)][T] logits."""
+    """buffered_ms: per candidate of `video_ids`, -1 = not told. scores: [len(video_ids)][T] logits.
+
+    ahead: a search over the same candidates, None where none is told. The choice is NextOne's all the same.
+    """
 
     at_ms: int
     network: int
@@ -56,6 +71,7 @@ class SwipeStep:
     scores: Sequence[Sequence[float]]
     values: Sequence[float]
     choice: int
+    ahead: Ahead | None = None
     kind: str = "swipe"
 
 
@@ -109,7 +125,8 @@ def _step(data: Mapping[str, Any]) -> Step:
             raise KeyError(f"unknown signals {sorted(unknown)}")
         return FeedbackStep(**body)
     if kind == "swipe":
-        return SwipeStep(**body)
+        ahead = body.pop("ahead", None)
+        return SwipeStep(**body, ahead=None if ahead is None else Ahead(**ahead))
     raise KeyError(f"unknown step kind '{kind}'")
 
 

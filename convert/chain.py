@@ -5,7 +5,7 @@ Legend: G cache planes, L1 watched slots, D width, t tokens of a watch graph, N 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,25 @@ def run_halves(
             record.setdefault(f"place/{bucket}", []).append({**feeds, **_placed(sample, layout, page["placed_kv"])})
         record.setdefault(f"whole/{bucket}", []).append(inputs)
     return call(f"swipe/{bucket}", feeds)["scores"]
+
+
+def run_place(sample: Sample, layout: Layout, run: Mapping[str, Run], items: Sequence[int]) -> Floats:
+    """Scores [N, T] of a sample's candidates once those numbered `items` are placed in that order, worked out anew."""
+    bucket = f"N{sample.bucket}"
+    inputs = sample.inputs
+    page = run[f"page/{bucket}"]({name: inputs[name] for name in PAGE_INPUTS if name in inputs})
+    placed = np.zeros((1, layout.k, layout.P, page["placed_kv"].shape[-1]), np.float32)
+    mask = np.full((1, layout.k, layout.P), MASK_VALUE, np.float32)
+    placed[0, 0, : len(items)] = page["placed_kv"][0, list(items)]
+    mask[0, 0, : len(items)] = 0.0
+    feeds = {
+        **{name: page[name] for name in ("query", "candidate_pre") if name in page},
+        "memory": watch_all(sample, layout, lambda key, feeds: run[key](feeds)),
+        **{name: inputs[name] for name in SWIPE_INPUTS if name in inputs},
+        "placed": placed,
+        "placed_mask": mask,
+    }
+    return run[f"place/{bucket}"](feeds)["scores"][0, 0]
 
 
 def watch_all(sample: Sample, layout: Layout, call: Callable[[str, Feeds], Mapping[str, Floats]]) -> Floats:

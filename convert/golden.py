@@ -9,15 +9,16 @@ what CPUs differ by. How far the shipped files stray from the float whole net st
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.beam import BeamPlan, beam_search
 from contract.events import Events
 from contract.features import block_keys, pool_rows
-from contract.golden import FeedbackStep, GoldenSession, PageStep, Step, SwipeStep, fused_values
+from contract.golden import Ahead, FeedbackStep, GoldenSession, PageStep, Step, SwipeStep, fused_values
 from contract.history import HistoryIndex
 from contract.page import CANDIDATE, ROWS_OK, USER, Candidates, Page, Rows, encode_page, parse_page
 from contract.rows import encode_rows
@@ -29,9 +30,12 @@ from convert.source import KirSource
 
 Floats = NDArray[np.float32]
 Score = Callable[[Sample], Floats]
+Place = Callable[[Sample, Sequence[int]], Floats]  # scores [N, T] after a list of candidates
 _OWNERS = {"user_rows": USER, "candidate_rows": CANDIDATE}
 SPARE = 2  # candidates left over when the next page comes
 PAST_EVICTION = 4  # swipes after the one that fills the list
+SEARCH_EVERY = 5
+STEADY = 1e-3  # noise on scores that must not turn a search that is told: other processors add up in other orders
 
 
 def tensor_case(feeds: Mapping[str, Floats], shipped: Mapping[str, Floats], floats: Mapping[str, Floats]) -> bytes:
@@ -97,8 +101,8 @@ def make_page(
 class SessionReference:
     """The phone of a golden session without any cache: one page, one watched list, everything anew at each swipe."""
 
-    def __init__(self, source: KirSource, score: Score):
-        self.source, self.score = source, score
+    def __init__(self, source: KirSource, score: Score, place: Place | None = None):
+        self.source, self.score, self.place = source, score, place
         self.watched = WatchedList(int(source.capacities["L"]))
         self.rows: list[Floats] = []
         self.numbers: dict[int, int] = {}
@@ -166,12 +170,40 @@ class SessionReference:
             scores=[[float(x) for x in row] for row in scores_NT],
             values=[float(x) for x in values],
             choice=ids[best],
+            ahead=self._ahead(sample, scores_NT) if number % SEARCH_EVERY == SEARCH_EVERY - 1 else None,
         )
         self.numbers[step.choice] = number
         del self.left[best]
         dropped = self.watched.evict_if_full().dropped
         del self.rows[1 : 1 + dropped]
         return step
+
+    def _ahead(self, sample: Sample, scores_mT: Floats) -> Ahead | None:
+        """The deepest search over what is left; None without a place graph, or when a little noise would turn it."""
+        reward, layout = self.source.list_reward, self.source.layout
+        if self.place is None or reward is None or not layout.P:
+            return None
+        plan = BeamPlan(layout.k, layout.P + 1, stability=1.0)
+        rng = np.random.default_rng([sample.n_watched, 0x61])
+
+        def expand(lists: Sequence[tuple[int, ...]], noise: float) -> tuple[Floats, Floats]:
+            scores = [self._after(sample, items, scores_mT) for items in lists]
+            noisy = np.stack(scores) + rng.uniform(-noise, noise, (len(lists), *scores_mT.shape)).astype(np.float32)
+            return reward.places(noisy, self.source.tasks)
+
+        m = len(scores_mT)
+        found = beam_search(lambda lists: expand(lists, 0.0), m, plan)
+        again = [beam_search(lambda lists: expand(lists, STEADY), m, plan).items for _ in range(3)]
+        if any(items != found.items for items in again):
+            return None
+        ids = [int(self.page.candidates.video_id[self.left[item]]) for item in found.items]
+        return Ahead(plan.beams, plan.depth, plan.stability, ids, found.reward)
+
+    def _after(self, sample: Sample, items: tuple[int, ...], scores_mT: Floats) -> Floats:
+        """Scores [m, T] of what is left, given the list `items` of it."""
+        if not items or self.place is None:
+            return scores_mT
+        return self.place(sample, [self.left[item] for item in items])[self.left]
 
     def feedback(self, step: FeedbackStep) -> None:
         c = self.page.candidates
@@ -184,10 +216,13 @@ class SessionReference:
             self.rows.append(self._watched_row(index))
 
 
-def make_session(source: KirSource, log: Events, score: Score, seed: int = 0) -> tuple[GoldenSession, list[Sample]]:
+def make_session(
+    source: KirSource, log: Events, score: Score, place: Place | None = None, seed: int = 0
+) -> tuple[GoldenSession, list[Sample]]:
     """A session of at least two pages that goes past one eviction, and its swipes as samples.
 
-    log: where candidates and the user come from. score: whole-net inputs of a swipe -> scores [1, N, T].
+    log: where candidates and the user come from. score: whole-net inputs of a swipe -> scores [1, N, T]; place: with
+    it, every SEARCH_EVERY-th swipe tells a search as well.
     """
     rng = np.random.default_rng([seed, 0x60])
     L, N = int(source.capacities["L"]), max(source.capacities["N"])
@@ -195,7 +230,7 @@ def make_session(source: KirSource, log: Events, score: Score, seed: int = 0) ->
     videos = np.unique(log["video_id"], return_index=True)[1]
     n = min(N, len(videos))
     user_event = int(rng.integers(len(log)))
-    reference, steps = SessionReference(source, score), list[Step]()
+    reference, steps = SessionReference(source, score, place), list[Step]()
     now, number, seen = max(int(log["time_ms"].max()), 0) + 1000, 0, np.zeros(0, np.int64)
     while number < L + 1 + PAST_EVICTION or len([s for s in steps if isinstance(s, PageStep)]) < 2:
         fresh = np.setdiff1d(videos, seen)

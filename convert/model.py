@@ -31,7 +31,7 @@ from contract.manifest import Tensor
 from contract.parquet import read_events
 from convert.build import BuiltGraph, Progress, build_all
 from convert.card import model_card
-from convert.chain import run_halves
+from convert.chain import run_halves, run_place
 from convert.files import sha256_of
 from convert.golden import make_session, tensor_case
 from convert.quantize import DEFAULT_RECIPES, FLOAT, load_recipes
@@ -148,7 +148,13 @@ def write_goldens(
     """golden/<graph>.npz and golden/session.json. Returns how far the shipped variants stray from the session."""
     floats = {key: TfliteGraph(graph.variants[FLOAT]).run for key, graph in built.items()}
     shipped = {key: TfliteGraph(built[key].variants[name]).run for key, name in report.shipped.items()}
-    session, samples = make_session(source, log, lambda sample: run_halves(sample, source.layout, shipped), seed)
+    session, samples = make_session(
+        source,
+        log,
+        lambda sample: run_halves(sample, source.layout, shipped),
+        lambda sample, items: run_place(sample, source.layout, shipped, items),
+        seed,
+    )
     found, feeds = distance_to_whole(source, samples, shipped, floats)
     (out / "golden").mkdir()
     for key in built:

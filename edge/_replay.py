@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.beam import BeamPlan
 from contract.errors import IntegrityError, KirError
-from contract.golden import FeedbackStep, GoldenSession, PageStep, SwipeStep, fused_values, rankings_agree
+from contract.golden import Ahead, FeedbackStep, GoldenSession, PageStep, SwipeStep, fused_values, rankings_agree
 from contract.manifest import Graph, Manifest
 from edge._engine import Engine
 from edge._installed import InstalledModel
@@ -168,6 +169,8 @@ class _GoldenPhone:
         shipped = [g.variant().tolerance for g in self.manifest.graphs if g.name in ("page", "watch", "swipe")]
         self.tolerance = 3 * max(shipped)  # three graphs in a row
         self.value_tolerance = _value_tolerance(self.manifest, self.tolerance)
+        placing = [g.variant().tolerance for g in self.manifest.graphs if g.name == "place"]
+        self.place_tolerance = max(placing, default=0.0)
 
     def take(self, step: PageStep | FeedbackStep | SwipeStep, case: str) -> ReplayLine | None:
         self.clock.now_ms = step.at_ms
@@ -188,6 +191,7 @@ class _GoldenPhone:
         session._device = DeviceState(step.network, step.decoder, buffered)
         session.position = step.swipe_index
         session._settle()
+        unlike = self._ahead(step.ahead) if step.ahead else ""
         decision = session._decide(session._tier(), self.clock.now_ms)
         if decision.reason or decision.scores_NT is None or decision.values_N is None:
             return ReplayLine(case, float("nan"), self.tolerance, f"the model did not choose: {decision.reason}")
@@ -203,10 +207,29 @@ class _GoldenPhone:
             problem = "ranking differs"
         elif behind > 2 * self.value_tolerance:
             problem = f"another choice: {decision.page.video_ids[decision.index]} instead of {step.choice}"
+        problem = problem or unlike
         page = decision.page
         golden = replace(decision, index=list(page.video_ids).index(step.choice))
         session._commit(golden, self.clock.now_ms, 0, 0)
         return ReplayLine(case, max_abs, self.tolerance, problem)
+
+    def _ahead(self, golden: Ahead) -> str:
+        """What is wrong with the search here: "" when it finds the golden list, or one that is worth no less."""
+        search = self.session.look_ahead(BeamPlan(golden.beams, golden.depth, golden.stability), self.session._device)
+        if search.problem:
+            return f"no search: {search.problem}"
+        same = list(search.video_ids) == list(golden.video_ids)
+        behind = abs(golden.reward - search.reward) if same else golden.reward - search.reward
+        if behind <= self._reward_tolerance(len(golden.video_ids)):
+            return ""
+        return "the list's reward differs" if same else f"another list: {search.video_ids}"
+
+    def _reward_tolerance(self, places: int) -> float:
+        """Σ s·r moves by places·v + w·e·places·(places − 1)/2 where values, up to w, are off by v, survivals by e."""
+        reward = self.manifest.list_reward
+        largest = sum(abs(weight) for weight in reward.value.values()) if reward else 0.0
+        error = (self.tolerance + self.place_tolerance) / 4  # of a probability: a sigmoid's slope is at most 1/4
+        return places * largest * error + largest * error * places * (places - 1) / 2
 
 
 def _load_npz(content: bytes, where: str) -> dict[str, NDArray[np.float32]]:

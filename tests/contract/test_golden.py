@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.errors import ManifestError
-from contract.golden import FeedbackStep, GoldenSession, PageStep, SwipeStep, fused_values, rankings_agree
+from contract.golden import Ahead, FeedbackStep, GoldenSession, PageStep, SwipeStep, fused_values, rankings_agree
 from contract.vocabulary import SIGNALS, TASKS
 
 finite = st.floats(-50, 50)
@@ -22,6 +22,8 @@ page_steps = st.builds(PageStep, st.integers(0, 2**50), st.binary(max_size=40))
 feedback_steps = st.builds(
     FeedbackStep, st.integers(0, 2**50), ids, st.integers(0, 2**50), st.integers(-1, 10**7), signals
 )
+
+aheads = st.builds(Ahead, st.integers(1, 4), st.integers(1, 9), st.floats(0, 1), st.lists(ids), finite)
 
 
 @st.composite
@@ -42,6 +44,7 @@ def swipe_steps(draw: Any) -> SwipeStep:
         scores=many(st.lists(finite, min_size=len(TASKS), max_size=len(TASKS))),
         values=many(finite),
         choice=draw(ids),
+        ahead=draw(st.none() | aheads),
     )
 
 
@@ -54,7 +57,7 @@ RAW = GoldenSession(
     (
         PageStep(1, b"abc"),
         FeedbackStep(2, 7, 1, 900, {"like": 1}),
-        SwipeStep(3, 1, 1, 0, [7], [0], [[0.5] * 4], [1.0], 7),
+        SwipeStep(3, 1, 1, 0, [7], [0], [[0.5] * 4], [1.0], 7, Ahead(2, 3, 1.0, [7], 0.5)),
     ),
 ).to_bytes()
 
@@ -93,6 +96,9 @@ class TestCodec:
             lambda s: s[1]["signals"].update(wink=1),
             lambda s: s[1].update(extra=1),
             lambda s: s[2].pop("choice"),
+            lambda s: s[2]["ahead"].pop("reward"),
+            lambda s: s[2]["ahead"].update(width=3),
+            lambda s: s[2].update(ahead=[1]),
         ],
     )
     def test_a_malformed_step_is_refused(self, change: Any) -> None:

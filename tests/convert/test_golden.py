@@ -13,7 +13,7 @@ from contract.golden import FeedbackStep, GoldenSession, PageStep, SwipeStep, fu
 from contract.page import CANDIDATE, parse_page
 from contract.vocabulary import MISSING_KEY
 from convert.build import BuiltGraph
-from convert.golden import PAST_EVICTION, make_session, page_rows, tensor_case
+from convert.golden import PAST_EVICTION, SEARCH_EVERY, make_session, page_rows, tensor_case
 from convert.model import ConversionResult
 from convert.phone import Rows, Sample
 from convert.quantize import FLOAT
@@ -151,6 +151,23 @@ class TestPublishedCases:
         assert tensor_case(x, {"y": x["x"]}, {"y": x["x"]}) == tensor_case(x, {"y": x["x"]}, {"y": x["x"]})
         with np.load(io.BytesIO(tensor_case(x, {"y": x["x"]}, {"y": x["x"] + 1}))) as file:
             assert sorted(file.files) == ["float32.y", "x", "y"]
+
+    def test_searches_are_told_where_noise_does_not_turn_them(
+        self, conversion: ConversionResult, source: KirSource
+    ) -> None:
+        session = GoldenSession.from_bytes((conversion.directory / "golden" / "session.json").read_bytes())
+        told = [step for step in swipes(session) if step.ahead is not None]
+        assert told
+        for step in told:
+            assert step.ahead is not None
+            assert step.swipe_index % SEARCH_EVERY == SEARCH_EVERY - 1
+            assert (step.ahead.beams, step.ahead.depth) == (source.layout.k, source.layout.P + 1)
+            assert len(set(step.ahead.video_ids)) == min(step.ahead.depth, len(step.video_ids))
+            assert set(step.ahead.video_ids) <= set(step.video_ids)
+            first = list(step.video_ids).index(step.ahead.video_ids[0])
+            assert source.list_reward is not None
+            values, _ = source.list_reward.places(np.array([step.scores], np.float32), source.tasks)
+            assert step.ahead.reward >= values[0, first] - 1e-6  # what follows is worth something
 
     def test_the_session_was_written(self, conversion: ConversionResult) -> None:
         path = Path(conversion.directory / "golden" / "session.json")

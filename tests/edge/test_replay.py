@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from contract import manifest as m
+from contract.beam import BeamPlan
 from contract.errors import IntegrityError, KirError, NoModelError
-from contract.golden import FeedbackStep, GoldenSession, SwipeStep
-from edge import InstalledModel, replay
-from tests.edge.tiny_model import BUCKETS, VERSIONS, point_at
+from contract.golden import Ahead, FeedbackStep, GoldenSession, PageStep, SwipeStep
+from edge import DeviceState, EdgeSession, FakeClock, InstalledModel, Search, replay
+from tests.edge.tiny_model import BUCKETS, VERSIONS, K, P, point_at
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -207,6 +208,57 @@ class TestSession:
         again.file(again.manifest.golden.session, b"{}")
         with pytest.raises(KirError, match="golden session"):
             replay(again.cdn)
+
+
+class TestSearch:
+    """A golden swipe that tells a search as well."""
+
+    PLAN = BeamPlan(K, P + 1, 1.0)
+
+    def found(self, again: Republish) -> Search:
+        """What a session of its own finds at the golden session's first swipe."""
+        golden = GoldenSession.from_bytes((again.folder / again.manifest.golden.session).read_bytes())
+        page, step = golden.steps[:2]
+        assert isinstance(page, PageStep)
+        assert isinstance(step, SwipeStep)
+        model = InstalledModel.open_published(again.folder)
+        session = EdgeSession(golden.user_id, model, clock=FakeClock(wall_ms=step.at_ms))
+        session.start()
+        session.on_page(page.page)
+        held = {v: ms for v, ms in zip(step.video_ids, step.buffered_ms, strict=True) if ms >= 0}
+        return session.look_ahead(self.PLAN, DeviceState(step.network, step.decoder, held))
+
+    def problems(self, again: Republish, video_ids: Any, reward: float, plan: BeamPlan = PLAN) -> dict[str, str]:
+        def apply(steps: list[Any]) -> None:
+            ahead = Ahead(plan.beams, plan.depth, plan.stability, list(video_ids), reward)
+            steps[1] = dataclasses.replace(steps[1], ahead=ahead)
+
+        again.session(apply)
+        return problems(again.cdn)
+
+    def test_the_same_list_agrees(self, again: Republish) -> None:
+        found = self.found(again)
+        assert len(found.video_ids) == P + 1
+        assert self.problems(again, found.video_ids, found.reward) == {}
+
+    def test_another_reward(self, again: Republish) -> None:
+        found = self.found(again)
+        got = self.problems(again, found.video_ids, found.reward - 0.01)
+        assert got == {"session step 2 (swipe)": "the list's reward differs"}
+
+    def test_another_list_that_is_worth_more(self, again: Republish) -> None:
+        found = self.found(again)
+        got = self.problems(again, found.video_ids[::-1], found.reward + 0.01)
+        assert got == {"session step 2 (swipe)": f"another list: {found.video_ids}"}
+
+    def test_another_list_of_the_same_worth_is_a_tie(self, again: Republish) -> None:
+        found = self.found(again)
+        assert self.problems(again, found.video_ids[::-1], found.reward) == {}
+
+    def test_a_search_that_can_not_be(self, again: Republish) -> None:
+        found = self.found(again)
+        got = self.problems(again, found.video_ids, found.reward, BeamPlan(K, P + 2, 1.0))
+        assert got == {"session step 2 (swipe)": "no search: plan_above_capacity"}
 
 
 def test_a_model_without_goldens_is_not_ok(again: Republish) -> None:
