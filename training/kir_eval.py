@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from contract.vocabulary import MISSING_KEY, PXTR_HEADS, TASKS
 from training.kir_data import Batches, KirData
-from training.within_user import ScoredLog
+from training.within_user import ScoredLog, ece
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -76,6 +76,19 @@ def ranking_metrics(
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
+def calibration(scores_nT: Floats, tasks: Sequence[str], data: KirData, rows: NDArray[np.int64]) -> dict[str, float]:
+    """`ece_<task>`: how far predicted chances (of watch_time: the share) are from what was observed, in tenths of the
+    impressions by prediction."""
+    found = {}
+    for place, task in enumerate(tasks):
+        label_n = data.labels_nT[rows, TASKS.index(task)]
+        known = ~np.isnan(label_n)
+        if known.any():
+            chance_n = 1.0 / (1.0 + np.exp(-scores_nT[known, place].astype(np.float64)))
+            found[f"ece_{task}"] = ece(label_n[known], chance_n)
+    return found
+
+
 def server_scores(data: KirData, rows: NDArray[np.int64]) -> tuple[Floats, str]:
     """The baseline: the ranker's long-view probability where it is known, else the server's order. Scores [n], name."""
     pxtr = data.events["pxtr"][rows, PXTR_HEADS.index("long_view")]
@@ -114,7 +127,7 @@ def scored_views(name: str, task: Any, data: KirData, of: Bools, protocol: str) 
     seen, label = data.events.take(rows), data.labels_nT[rows, t]
     server, kind = server_scores(data, rows)
     return [
-        ScoredLog.of(name, seen, label, chance, protocol, probability=True),
+        ScoredLog.of(name, seen, label, chance, protocol, probability=task.net.config.loss != "weighted"),
         ScoredLog.of(f"server ({kind})", seen, label, server, protocol, probability=kind.startswith("pxtr")),
     ]
 

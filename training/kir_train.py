@@ -30,7 +30,7 @@ from contract.vocabulary import MASK_VALUE, TASKS
 from training.checkpoint import Checkpoint, load_checkpoint, model_card, save_checkpoint
 from training.kir import Kir, KirConfig
 from training.kir_data import Batch, Batches, KirData, View, coverage, prepare, pxtr_constants
-from training.kir_eval import fused, ranking_metrics, score, server_scores
+from training.kir_eval import calibration, fused, ranking_metrics, score, server_scores
 from training.kir_layers import HARD_MASK
 from training.kir_objective import (
     TASK_WEIGHTS,
@@ -163,12 +163,15 @@ def evaluate(
         return {}
     tasks = task.net.config.tasks
     found = ranking_metrics(scores_nT, tasks, data, rows, threshold)
+    # Odds of the weighted loss grow with the time watched: no chances.
+    chances = {} if task.net.config.loss == "weighted" else calibration(scores_nT, tasks, data, rows)
     baseline, _ = server_scores(data, rows)
     server = ranking_metrics(np.repeat(baseline[:, None], len(TASKS), axis=1), TASKS, data, rows, threshold)
     fused_T = np.repeat(fused(scores_nT, tasks, fusion_of(tasks))[:, None], len(TASKS), axis=1)
     value = ranking_metrics(fused_T, TASKS, data, rows, threshold)
     return {
         **found,
+        **chances,
         **{f"server_{name}": x for name, x in server.items() if name.endswith(("effective_view", "watch_time"))},
         **{f"fused_{name}": x for name, x in value.items() if name.endswith("watch_time")},
         "mask_gap": mask_gap(task, batches),

@@ -248,10 +248,12 @@ def _bounds(values_SM: Floats) -> tuple[Floats, Floats]:
 
 
 def ece(label: NDArray[Any], chance: Floats, bins: int = CALIBRATION_BINS) -> float:
-    """Expected calibration error (Naeini et al. 2015) over bins of equal counts: mean |predicted − observed|."""
+    """Expected calibration error (Naeini et al. 2015) over bins of equal counts: mean |predicted − observed|.
+
+    Labels are 0 and 1, or shares."""
     order = np.argsort(chance, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
-    return float(sum(len(p) * abs(chance[p].mean() - (label[p] == 1).mean()) for p in parts) / max(len(label), 1))
+    return float(sum(len(p) * abs(chance[p].mean() - label[p].mean()) for p in parts) / max(len(label), 1))
 
 
 def results_table(results: Sequence[WithinUserResult], first_against: bool = False) -> str:

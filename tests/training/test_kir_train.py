@@ -17,7 +17,7 @@ from training import kir_train
 from training.checkpoint import load_checkpoint
 from training.kir import KirConfig, graphs, load_kir
 from training.kir_data import prepare
-from training.kir_eval import auc, fused, gauc, ranking_metrics, server_scores
+from training.kir_eval import auc, calibration, fused, gauc, ranking_metrics, server_scores
 from training.kir_objective import FUSION, LIST_REWARD, TASK_WEIGHTS
 from training.kir_train import train_kir
 
@@ -205,6 +205,20 @@ def test_metrics_and_baseline_follow_the_data(log):
     np.testing.assert_array_equal(scores, data.events["pxtr"][:, PXTR_HEADS.index("long_view")])
 
 
+def test_calibration_is_the_gap_between_chances_and_what_came(log):
+    """Shares of watch_time are held against the mean share, not against a class."""
+    data = prepare(log, 20)
+    rows = np.arange(len(data))
+    right = np.clip(np.nan_to_num(data.labels_nT), 1e-6, 1 - 1e-6)
+    assert all(gap < 1e-5 for gap in calibration(np.log(right / (1 - right)), TASKS, data, rows).values())
+    flat = calibration(np.zeros((len(rows), len(TASKS))), TASKS, data, rows)
+    assert flat
+    for name, gap in flat.items():
+        label = data.labels_nT[:, TASKS.index(name.removeprefix("ece_"))]
+        assert gap >= abs(0.5 - np.nanmean(label)) - 1e-6, name
+    assert calibration(np.zeros((0, 1)), ("like",), data, rows[:0]) == {}
+
+
 def test_fusion_is_a_weighted_sum_of_probabilities():
     scores = np.array([[0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 2.0]])
     weights = {"watch_time": 2.0, "effective_view": 1.0}
@@ -221,5 +235,7 @@ def test_presets_train_their_own_tasks(log, tmp_path, preset):
     assert (checkpoint.model_config["list_reward"] is None) == (preset == "kir2020")
     assert checkpoint.metrics["auc_effective_view"] > 0.5
     assert "auc_watch_time" not in checkpoint.metrics
+    # Odds of the weighted loss grow with the time watched: no chances to calibrate.
+    assert ("ece_effective_view" in checkpoint.metrics) == (preset != "kir2020")
     net = load_kir(checkpoint)
     assert net.config == KirConfig.of(preset)
