@@ -7,6 +7,8 @@ What can't run is deselected, and one line per mark says so before pytest's clos
 from __future__ import annotations
 
 import os
+import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,16 @@ DATA = Path(os.environ.get("KIR_DATA") or REPOSITORY.parent / "shared" / "data")
 settings.register_profile("kir", deadline=None)
 settings.register_profile("kir-ci", deadline=None, derandomize=True)
 settings.load_profile("kir-ci" if os.environ.get("CI") else "kir")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Every test, and the shared fixtures it is the first to ask for, draws the same whatever ran before."""
+    random.seed(0)
+    # Whoever has not imported them yet draws from nothing of theirs; the edge's tests run without torch.
+    for library, seed in (("numpy.random", "seed"), ("torch", "manual_seed")):
+        if library in sys.modules:
+            getattr(sys.modules[library], seed)(0)
 
 
 def missing_means() -> dict[str, str]:
