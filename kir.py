@@ -1,8 +1,8 @@
 """kir COMMAND [flags]: the command line, one sub-command per job. The whole loop on a CPU: kir demo --out demo-out
 
 Each sub-command is two functions in its room's `cli.py`: `add_<command>_arguments(parser)` and
-`run_<command>(args) -> int`. A room is imported only when one of its commands is chosen, so that the edge's commands
-work without torch or TensorFlow.
+`run_<command>(args) -> int`; `<command>_words(argv)`, where there is one, may complete the line first. A room is
+imported only when one of its commands is chosen, so that the edge's commands work without torch or TensorFlow.
 
 Exit status: what the command returns (0 = done); 1 = an artifact was made and is not good enough; 2 = the command could
 not be done, and one line on stderr says why; 130 = interrupted.
@@ -111,7 +111,8 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         room: ModuleType = importlib.import_module(command.module)
         parser = build_parser()
         getattr(room, f"add_{name}_arguments")(parser_of(parser, name))
-        args = parser.parse_args(argv)
+        rewrite = getattr(room, f"{name}_words", list)  # a room may let its commonest job go unnamed
+        args = parser.parse_args(rewrite(argv))
         return int(getattr(room, f"run_{name}")(args) or 0)
     except ModuleNotFoundError as error:
         sentence = missing_part(error, command)

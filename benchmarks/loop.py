@@ -186,12 +186,12 @@ def convert(paths: LoopPaths, name: str, events: Any, log: Log) -> dict[str, Any
     result = convert_model(
         paths.checkpoint(name),
         paths.model(name),
-        events=events,
+        data=events,
         overwrite=True,
         progress=lambda line: log(f"   {line}"),
     )
     seconds = round(time.perf_counter() - start, 1)
-    return {"dense_version": result.dense_version, "seconds": seconds, **conversion_rows(result.verification)}
+    return {"dense_version": result.version, "seconds": seconds, **conversion_rows(result.verification)}
 
 
 def conversion_rows(verification: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class BuiltGraph:
 
     @property
     def key(self) -> str:
-        return f"{self.name}/{self.bucket}"
+        return f"{self.name}/{self.bucket}" if self.bucket else self.name
 
 
 def build_graph(graph: TorchGraph, directory: str | Path, recipes: Sequence[Recipe]) -> BuiltGraph:

@@ -9,6 +9,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,40 @@ from contract.errors import ConversionError, InputError
 DEFAULT_RECIPES = ("float32", "int8-dynamic", "int8-weight-only")
 
 
+JOBS = ("setup", "model", "server", "retrieval", "rows", "items", "debug")
+
+
+def convert_words(argv: Sequence[str]) -> list[str]:
+    """`kir convert CHECKPOINT …` and `kir convert --module …` are `kir convert model …`."""
+    words = list(argv)
+    at = words.index("convert") + 1
+    first = words[at] if at < len(words) else ""
+    flag = first.startswith("--") and first != "--help"
+    if first not in JOBS and (flag or "/" in first or (first and Path(first).is_dir())):
+        words.insert(at, "model")
+    return words
+
+
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `kir convert`."""
     jobs = parser.add_subparsers(dest="job", metavar="JOB", required=True)
     jobs.add_parser("setup", help="install onnx2tf, which no extra can name, and what it imports")
-    model = jobs.add_parser("model", help="KIR checkpoint -> verified ONNX, TFLite float and int8, golden cases")
-    model.add_argument("checkpoint", type=Path, help="KIR checkpoint directory")
+    model = jobs.add_parser(
+        "model", help="checkpoint or torch module -> verified ONNX, TFLite float and int8, golden cases"
+    )
+    model.add_argument("checkpoint", type=Path, nargs="?", help="checkpoint directory: KIR, ranker or KuaiFormer")
+    model.add_argument("--module", metavar="PKG.MOD:FACTORY", help="in its place: a function that gives a torch module")
+    model.add_argument("--contract", type=Path, metavar="FILE.json", help="the module's tensors (convert/foreign.py)")
     model.add_argument("--out", type=Path, required=True, help="directory to write; `kir publish` takes it")
     model.add_argument(
         "--recipe", action="append", metavar="NAME|FILE.json",
         help=f"quantisation recipe, may be repeated (default: {', '.join(DEFAULT_RECIPES)})",
     )  # fmt: skip
-    model.add_argument("--data", type=Path, help="events to verify on: Parquet file or directory (default: synthetic)")
-    model.add_argument("--windows", type=int, default=256, help="held-out windows to verify on (default: 256)")
+    model.add_argument(
+        "--data", metavar="PATH|KIND:PATH",
+        help="held-out data: a log (KIR, default synthetic, and ranker), KIND:PATH (KuaiFormer too), .npz (a module)",
+    )  # fmt: skip
+    model.add_argument("--windows", type=int, default=256, help="held-out samples to verify on (default: 256)")
     model.add_argument("--seed", type=int, default=0, help="draws windows and the golden session (default: 0)")
     server = jobs.add_parser("server", help="retrieval, ranker and KIR checkpoints -> server bundle without torch")
     server.add_argument("--retrieval", type=Path, required=True, help="KuaiFormer checkpoint directory")
@@ -93,9 +115,9 @@ def run_convert(args: argparse.Namespace) -> int:
         from convert.model import convert_model
 
         result: Any = convert_model(
-            args.checkpoint,
+            _what(args),
             args.out,
-            events=args.data,
+            data=args.data,
             recipes=tuple(args.recipe or DEFAULT_RECIPES),
             windows=args.windows,
             seed=args.seed,
@@ -137,6 +159,20 @@ def run_convert(args: argparse.Namespace) -> int:
             progress=print_progress,
         )
     return show(result, args.json)
+
+
+def _what(args: argparse.Namespace) -> Any:
+    """The checkpoint, or the job of a foreign module."""
+    if (args.checkpoint is None) == (args.module is None) or (args.module is None) != (args.contract is None):
+        raise InputError(
+            "kir convert model takes a checkpoint directory, or --module with --contract, and not both",
+            got={"checkpoint": args.checkpoint, "--module": args.module, "--contract": args.contract},
+        )
+    if args.module is None:
+        return args.checkpoint
+    from convert.foreign import ModuleJob
+
+    return ModuleJob.load(args.module, args.contract)
 
 
 def add_publish_arguments(parser: argparse.ArgumentParser) -> None:

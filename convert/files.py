@@ -55,6 +55,14 @@ def written_aside(out: Path, overwrite: bool) -> Iterator[Path]:
         raise
 
 
+def write_golden(out: Path, key: str, raw: bytes) -> Path:
+    """OUT/golden/<graph>.npz; key as "swipe/N24"."""
+    path = out / "golden" / f"{key.replace('/', '-')}.npz"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(raw)
+    return path
+
+
 def copy_in(source: str | Path, target: Path) -> Path:
     """Copy a file. Raises InputError when there is none."""
     if not Path(source).is_file():

@@ -91,6 +91,8 @@ def export_onnx(graph: TorchGraph, path: str | Path) -> Path:
             dynamic_axes={name: dict(axes) for name, axes in (graph.dynamic or {}).items()},
         )
         model = onnx.load(str(path))
+        if not graph.dynamic and _foldable(model.graph):
+            model = _folded(model)
         _merge_constants(model.graph)
         onnx.checker.check_model(model)
         path.write_bytes(model.SerializeToString(deterministic=True))
@@ -99,6 +101,29 @@ def export_onnx(graph: TorchGraph, path: str | Path) -> Path:
         allowed = (list(graph.inputs), list(graph.outputs))
         raise ConversionError("ONNX names differ from the contract", where=path, got=names, allowed=allowed)
     return path
+
+
+def _foldable(graph: Any) -> bool:
+    """Whether something is worked out from constants or shapes alone. onnx2tf takes what shapes feed for dynamic and
+    silently makes axes 1; a product of two constants is quantised on both sides, which LiteRT refuses."""
+    fixed = {constant.name for constant in graph.initializer}
+    for node in graph.node:
+        known = all(name in fixed for name in node.input if name)
+        if node.op_type in ("Constant", "Identity") and known:
+            fixed.update(node.output)
+        elif known or node.op_type in ("Shape", "Size"):
+            return True
+    return False
+
+
+def _folded(model: Any) -> Any:
+    """What the fixed input shapes decide, worked out once."""
+    import onnxsim
+
+    found, agrees = onnxsim.simplify(model)
+    if not agrees:
+        raise ConversionError("folding shapes changed what the graph computes", got="onnxsim's own check failed")
+    return found
 
 
 def _merge_constants(graph: Any) -> None:

@@ -23,12 +23,16 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Sample:
-    """Inputs of `whole/N…` by name, and how many candidates and watched videos in them are real."""
+    """Inputs of `whole/N…` by name, and how many candidates and watched videos in them are real.
+
+    labels: float32 [n_candidates], whether the user watched it long, NaN = not shown to this user; None = not known.
+    """
 
     inputs: Mapping[str, Floats]
     bucket: int
     n_candidates: int
     n_watched: int
+    labels: Floats | None = None
 
 
 class Rows:

@@ -32,7 +32,8 @@ from contract.manifest import (
 )
 from contract.spec import FeatureSpec
 from convert.files import flush, flush_tree, sha256_of, write_durably
-from convert.model import CARD, FORMAT, MODEL, REPORT, SESSION, tensors_of
+from convert.kir_job import SESSION
+from convert.model import CARD, FORMAT, MODEL, REPORT, tensors_of
 from convert.report import Verification
 
 MIN_RUNTIME = {"ai-edge-litert": "2.3.0"}  # what the chain ran on; older ones were not tried
@@ -194,6 +195,11 @@ def _read_result(result: Path) -> tuple[dict[str, Any], Verification]:
         report = Verification.from_json(json.loads((result / REPORT).read_bytes()))
         if about["format"] != FORMAT:
             raise InputError("another format of conversion", where=result / MODEL, got=about["format"], allowed=FORMAT)
+        if about["kind"] != "kir":
+            raise InputError(
+                "phones load rerankers: this conversion is of another kind", where=result / MODEL, got=about["kind"],
+                allowed="kir",
+            )  # fmt: skip
     except FileNotFoundError as error:
         raise InputError("not a finished conversion", where=error.filename, fix="run: kir convert model") from None
     except (ValueError, KeyError, TypeError) as error:

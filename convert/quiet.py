@@ -20,6 +20,8 @@ _IGNORED = (
     (r"You are using the legacy TorchScript-based ONNX export", DeprecationWarning, "chosen: convert/onnx_export.py"),
     (r"The feature will be removed. Please remove usage", DeprecationWarning, "the same, from inside torch"),
     (r"Converting a tensor to a Python", Warning, "TracerWarning: sizes; parity at other inputs is checked"),
+    (r"Using len to get tensor shape", Warning, "the same: shapes are fixed"),
+    (r"Exporting a model to ONNX with a batch_size other than 1", UserWarning, "of recurrent nets: shapes are fixed"),
 )
 
 

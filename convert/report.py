@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.measure import Distance, Ranking
+from convert.measure import Distance, OutcomeGap, Ranking
 from convert.quantize import FLOAT
 
 FORMAT = "kir-verification/1"
@@ -21,23 +21,33 @@ FLOAT_MARGIN, INT8_MARGIN = 8.0, 0.01
 @dataclass(frozen=True)
 class Gates:
     """float_max_abs: ONNX and TFLite float against torch. halves_max_abs: page + watch + swipe against the whole net.
-    tau, top1: mean Kendall tau and agreement of the first, of the fused value, for quantised graphs."""
+    tau, top1: mean Kendall tau and agreement of the first, of the value that ranks, for quantised graphs.
+    gauc_loss: of real outcomes; missed when the whole interval lies below it.
+    snr_db: of each graph's outputs: what ranks well on the average page may still be noise on some.
+    cosine: of the outputs, for models that rank nothing."""
 
     float_max_abs: float = 1e-4
     halves_max_abs: float = 1e-4
     tau: float = 0.98
     top1: float = 0.97
+    gauc_loss: float = 0.002
+    snr_db: float = 15.0
+    cosine: float = 0.999
 
 
 @dataclass(frozen=True)
 class VariantReport:
-    """One file. latency_us: 20th percentile, set inputs + invoke + get outputs, one thread; 0 = not measured."""
+    """One file. latency_us: 20th percentile, set inputs + invoke + get outputs, one thread; 0 = not measured.
+
+    outcomes: what the variant does to known outcomes; None where there are none, and for files that are no variant.
+    """
 
     graph: str
     variant: str
     max_abs: float
     mean_abs: float
     cosine: float
+    snr_db: float
     tau: float
     top1: float
     top6: float
@@ -47,6 +57,7 @@ class VariantReport:
     partitions: int
     passed: bool
     integer: bool = False
+    outcomes: OutcomeGap | None = None
 
     @staticmethod
     def of(
@@ -60,18 +71,23 @@ class VariantReport:
         *,
         passed: bool,
         integer: bool = False,
+        outcomes: OutcomeGap | None = None,
     ) -> VariantReport:
         ranks = ranks or Ranking(1.0, 1.0, 1.0)
         p20, p50 = (times_us[len(times_us) // 5], times_us[len(times_us) // 2]) if times_us else (0.0, 0.0)
         return VariantReport(
             graph, variant, **asdict(found), **asdict(ranks), n_bytes=n_bytes, latency_us=round(p20, 2),
-            latency_p50_us=round(p50, 2), partitions=partitions, passed=passed, integer=integer,
+            latency_p50_us=round(p50, 2), partitions=partitions, passed=passed, integer=integer, outcomes=outcomes,
         )  # fmt: skip
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> VariantReport:
+        return VariantReport(**{**data, "outcomes": OutcomeGap.from_json(data["outcomes"])})
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was measured and what ships. together: the ranking of all shipped variants at once."""
+    """What was measured and what ships. together, outcomes: of all shipped variants at once."""
 
     rows: tuple[VariantReport, ...]
     shipped: Mapping[str, str]
@@ -80,6 +96,7 @@ class Verification:
     gates: Gates
     n_samples: int
     data: str
+    outcomes: OutcomeGap | None = None
 
     def row(self, graph: str, variant: str) -> VariantReport:
         return next(row for row in self.rows if (row.graph, row.variant) == (graph, variant))
@@ -113,13 +130,14 @@ class Verification:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Verification:
         return Verification(
-            rows=tuple(VariantReport(**row) for row in data["rows"]),
+            rows=tuple(VariantReport.from_json(row) for row in data["rows"]),
             shipped=dict(data["shipped"]),
             together=Ranking(**data["together"]),
             halves_max_abs=float(data["halves_max_abs"]),
             gates=Gates(**data["gates"]),
             n_samples=int(data["n_samples"]),
             data=str(data["data"]),
+            outcomes=OutcomeGap.from_json(data["outcomes"]),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -129,18 +147,23 @@ class Verification:
 
     def table(self) -> str:
         """One line per file; * = ships."""
-        right = (("bytes", 8), ("p50 us", 7), ("max abs", 9), ("tau", 7), ("top-1", 6), ("top-6", 6), ("parts", 5))
+        right = (("bytes", 8), ("p50 us", 7), ("max abs", 9), ("SNR dB", 6), ("tau", 7), ("top-1", 6), ("top-6", 6),
+                 ("GAUC", 8), ("parts", 5))  # fmt: skip
         head = f"{'graph':<11} {'variant':<17} " + " ".join(f"{name:>{width}}" for name, width in right)
         lines = [head, "-" * len(head)]
         for row in self.rows:
             mark = "*" if self.shipped.get(row.graph) == row.variant else " " if row.passed else "!"
+            gap = "" if row.outcomes is None else f"{row.outcomes.gauc.mean:+.4f}"
             lines.append(
                 f"{row.graph:<11} {row.variant + mark:<17} {row.n_bytes:>8} {row.latency_p50_us:>7.0f} "
-                f"{row.max_abs:>9.2g} {row.tau:>7.4f} {row.top1:>6.3f} {row.top6:>6.3f} {row.partitions:>5}"
+                f"{row.max_abs:>9.2g} {row.snr_db:>6.0f} {row.tau:>7.4f} {row.top1:>6.3f} {row.top6:>6.3f} {gap:>8} "
+                f"{row.partitions:>5}"
             )
         lines.append(
-            f"together: tau {self.together.tau:.4f}, top-1 {self.together.top1:.3f}; halves against whole "
-            f"{self.halves_max_abs:.2g}; {self.shipped_bytes} bytes to a phone; {self.n_samples} windows: {self.data}\n"
-            "* ships, ! misses the gate"
+            f"together: tau {self.together.tau:.4f}, top-1 {self.together.top1:.3f}; cut against whole "
+            f"{self.halves_max_abs:.2g}; {self.shipped_bytes} bytes to a phone; {self.n_samples} samples: {self.data}"
         )
+        if self.outcomes is not None:
+            lines.append(f"outcomes, shipped minus float: {self.outcomes}")
+        lines.append("* ships, ! misses the gate; GAUC: variant minus float, of what users watched long")
         return "\n".join(lines)

@@ -16,16 +16,16 @@ from contract.errors import ConversionError, VerificationFailed
 from contract.golden import fused_values
 from convert.build import BuiltGraph
 from convert.chain import Feeds, Run, run_halves
-from convert.measure import Distance, Ranking, distance, ranking
+from convert.measure import Distance, OutcomeGap, Ranking, distance, outcome_gap, ranking
 from convert.onnx_export import OnnxGraph
 from convert.phone import Sample
 from convert.quantize import FLOAT
 from convert.report import Gates, VariantReport, Verification
 from convert.source import KirSource
+from convert.subject import Subject
 from convert.tflite import TfliteGraph, check_contract
 
 ONNX = "onnx"
-HALVES = ("page", "watch", "swipe")
 LATENCY_CALLS = 150
 AS_FAST = 1.1  # within a tenth of the fastest counts as equally fast: then the smaller file ships
 ONNX_FEEDS = 48
@@ -35,16 +35,14 @@ Floats = NDArray[np.float32]
 
 
 def verify(
-    source: KirSource,
-    built: Mapping[str, BuiltGraph],
-    samples: Sequence[Sample],
-    *,
-    gates: Gates | None = None,
-    data: str = "",
+    subject: Subject, built: Mapping[str, BuiltGraph], *, gates: Gates | None = None, data: str = ""
 ) -> Verification:
-    """Run the chain. Raises VerificationFailed naming the first artifact that misses its gate."""
+    """Run the chain. data: what the subject's samples are, in words.
+
+    Raises VerificationFailed naming the first artifact that misses its gate.
+    """
     try:
-        return _Chain(source, built, samples, gates or Gates()).run(data)
+        return _Chain(subject, built, gates or Gates()).run(data)
     except ConversionError as error:
         if isinstance(error, VerificationFailed):
             raise
@@ -71,42 +69,40 @@ def distance_to_whole(
 
 
 class _Chain:
-    def __init__(self, source: KirSource, built: Mapping[str, BuiltGraph], samples: Sequence[Sample], gates: Gates):
-        self.source, self.built, self.samples, self.gates = source, built, samples, gates
-        self.torch: dict[str, Run] = {key: graph.run for key, graph in source.graphs.items()}
+    def __init__(self, subject: Subject, built: Mapping[str, BuiltGraph], gates: Gates):
+        self.subject, self.built, self.gates = subject, built, gates
+        self.every = range(len(subject))
+        self.torch: dict[str, Run] = {key: graph.run for key, graph in subject.graphs.items()}
         self.feeds: dict[str, list[Feeds]] = {}
         self.files = {key: {n: _loaded(one, n) for n in one.variants} for key, one in built.items()}
         self.float_runs: dict[str, Run] = {key: files[FLOAT].run for key, files in self.files.items()}
 
     def run(self, data: str) -> Verification:
-        whole = [self.torch[f"whole/N{s.bucket}"](s.inputs)["scores"] for s in self.samples]
-        self.want = [self._values(s, scores[0]) for s, scores in zip(self.samples, whole, strict=True)]
-        eager = [run_halves(s, self.source.layout, self.torch, self.feeds) for s in self.samples]
-        self._hold("halves in torch", self._distance_of_real(whole, eager), self.gates.halves_max_abs, whole)
+        whole = [self.subject.reference(i) for i in self.every]
+        self.want = [self.subject.values(i, found) for i, found in zip(self.every, whole, strict=True)]
+        eager = [self.subject.run(i, self.torch, self.feeds) for i in self.every]
+        self._hold("halves in torch", distance(whole, eager), self.gates.halves_max_abs, whole)
         missing = sorted(set(self.built) - set(self.feeds))
         if missing:
             raise VerificationFailed(
                 "no held-out input reaches these graphs", got=missing, fix="verify with more windows"
             )
         self.reference = {key: [self.torch[key](feeds) for feeds in many] for key, many in self.feeds.items()}
-        halves = [run_halves(s, self.source.layout, self.float_runs) for s in self.samples]
-        self.float_ranks = ranking(
-            self.want, [self._values(s, h[0]) for s, h in zip(self.samples, halves, strict=True)]
-        )
+        cut = [self.subject.run(i, self.float_runs) for i in self.every]
+        self.float_values = [self.subject.values(i, found) for i, found in zip(self.every, cut, strict=True)]
         rows = [row for key in self.built for row in self._graph(key)]
-        apart = self._distance_of_real(whole, halves)
-        self._hold(
-            "page + watch + swipe in TFLite float against the whole net", apart, self.gates.halves_max_abs, whole
-        )
-        shipped, together = self._ship(rows)
+        apart = distance(whole, cut)
+        self._hold("the graphs in TFLite float against the whole net", apart, self.gates.halves_max_abs, whole)
+        shipped, together, outcomes = self._ship(rows)
         return Verification(
             rows=tuple(rows),
             shipped=shipped,
             together=together,
             halves_max_abs=apart.max_abs,
             gates=self.gates,
-            n_samples=len(self.samples),
+            n_samples=len(self.subject),
             data=data,
+            outcomes=outcomes,
         )
 
     def _graph(self, key: str) -> list[VariantReport]:
@@ -120,14 +116,15 @@ class _Chain:
         times = self._latencies(key)
         for name, file in self.files[key].items():
             found = _distance(want, [file.run(one) for one in feeds])
-            ranks = self._ranking(key, name)
+            ranks, outcomes = self._ranking(key, name)
             if name == FLOAT:
                 what = f"{key} in TFLite float ({self.built[key].variants[name].name})"
                 self._hold(what, found, self.gates.float_max_abs, wanted)
-            passed = self._inside(ranks)
+            close = found.snr_db >= self.gates.snr_db and (self._ranks(key) or found.cosine >= self.gates.cosine)
+            passed = close and self._inside(ranks, outcomes)
             integer = name in self.built[key].integer
             measured = (found, ranks, file.n_bytes, times[name], file.partitions)
-            rows.append(VariantReport.of(key, name, *measured, passed=passed, integer=integer))
+            rows.append(VariantReport.of(key, name, *measured, passed=passed, integer=integer, outcomes=outcomes))
         return rows
 
     def _latencies(self, key: str) -> dict[str, list[float]]:
@@ -138,28 +135,35 @@ class _Chain:
                 times[name] += file.latency_us(self.feeds[key][0], LATENCY_CALLS // 5)
         return {name: sorted(values) for name, values in times.items()}
 
-    def _ranking(self, key: str, variant: str) -> Ranking:
-        """Ranking with one graph in one variant and float elsewhere; `place` and `whole` by their own scores."""
-        name, _, bucket = key.partition("/")
+    def _ranks(self, key: str) -> bool:
+        """Whether anything is ranked by what this graph gives."""
+        if key.split("/")[0] in self.subject.chained:
+            return any(len(value) > 1 for value in self.want)
+        return any(self.subject.own_slates(key, i, one) for i, one in enumerate(self.reference[key][:1]))
+
+    def _ranking(self, key: str, variant: str) -> tuple[Ranking, OutcomeGap | None]:
+        """Ranking with one graph in one variant and float elsewhere; graphs outside the chain by their own outputs."""
         file = self.files[key][variant]
-        if name in HALVES and variant == FLOAT:
-            return self.float_ranks
-        if name in HALVES:
-            chosen = [i for i, s in enumerate(self.samples) if bucket in (f"N{s.bucket}", f"T{bucket[1:]}")]
-            return self._ranking_of({**self.float_runs, key: file.run}, chosen)
-        here = [s for s in self.samples if f"N{s.bucket}" == bucket]
+        if key.split("/")[0] in self.subject.chained:
+            if variant == FLOAT:
+                return ranking(self.want, self.float_values), None
+            return self._ranking_of({**self.float_runs, key: file.run}, self.subject.through(key))
         pairs = [
-            (self._values(sample, a), self._values(sample, b))
-            for sample, want, feeds in zip(here, self.reference[key], self.feeds[key], strict=True)
-            for a, b in zip(_slates(want["scores"]), _slates(file.run(feeds)["scores"]), strict=True)
+            (a, b)
+            for i, (want, feeds) in enumerate(zip(self.reference[key], self.feeds[key], strict=True))
+            for a, b in zip(
+                self.subject.own_slates(key, i, want), self.subject.own_slates(key, i, file.run(feeds)), strict=True
+            )
         ]
-        return ranking([a for a, _ in pairs], [b for _, b in pairs])
+        return ranking([a for a, _ in pairs], [b for _, b in pairs]), None
 
-    def _ranking_of(self, runs: Mapping[str, Run], chosen: Sequence[int]) -> Ranking:
-        got = [self._values(s, run_halves(s, self.source.layout, runs)[0]) for s in (self.samples[i] for i in chosen)]
-        return ranking([self.want[i] for i in chosen], got)
+    def _ranking_of(self, runs: Mapping[str, Run], chosen: Sequence[int]) -> tuple[Ranking, OutcomeGap | None]:
+        got = [self.subject.values(i, self.subject.run(i, runs)) for i in chosen]
+        want, labels = [self.want[i] for i in chosen], self.subject.labels
+        gap = outcome_gap([labels[i] for i in chosen], want, got) if labels else None
+        return ranking(want, got), gap
 
-    def _ship(self, rows: Sequence[VariantReport]) -> tuple[dict[str, str], Ranking]:
+    def _ship(self, rows: Sequence[VariantReport]) -> tuple[dict[str, str], Ranking, OutcomeGap | None]:
         """Fastest variant inside the gate per graph, then all of them together; the worst falls back to float until
         the whole holds. The buckets of a graph ship the same variant: a cache must not depend on how it was filled.
         """
@@ -171,10 +175,10 @@ class _Chain:
         while True:
             shipped = {key: chosen[graph.name] for key, graph in self.built.items()}
             runs = {key: self.files[key][variant].run for key, variant in shipped.items()}
-            together = self._ranking_of(runs, range(len(self.samples)))
-            if self._inside(together):
-                return shipped, together
-            lossy = [name for name in HALVES if chosen[name] != FLOAT]
+            together, outcomes = self._ranking_of(runs, self.every)
+            if self._inside(together, outcomes):
+                return shipped, together, outcomes
+            lossy = [name for name in self.subject.chained if chosen[name] != FLOAT]
             if not lossy:
                 raise VerificationFailed("the float graphs together miss the ranking gate", got=str(together))
             chosen[min(lossy, key=lambda name: tau[name, chosen[name]])] = FLOAT
@@ -185,28 +189,19 @@ class _Chain:
         Speed is the smallest bucket's: `watch/T1` is paid at every swipe, the rebuild once in L/2 of them.
         """
         keys = [key for key, graph in self.built.items() if graph.name == name]
-        everyday = min(keys, key=lambda key: int(self.built[key].bucket[1:]))
+        everyday = min(keys, key=lambda key: int(self.built[key].bucket[1:] or 0))
         latency, n_bytes = {}, {}
         for variant in self.files[everyday]:
             mine = {r.graph: r for r in rows if r.graph in keys and r.variant == variant}
-            if all(r.passed for r in mine.values()):
+            if len(mine) == len(keys) and all(r.passed for r in mine.values()):
                 latency[variant] = mine[everyday].latency_us
                 n_bytes[variant] = sum(r.n_bytes for r in mine.values())
         limit = AS_FAST * min(latency.values(), default=0.0)
         return min((v for v in latency if latency[v] <= limit), key=lambda v: n_bytes[v], default=FLOAT)
 
-    def _values(self, sample: Sample, scores_NT: Floats) -> Floats:
-        return fused_values(scores_NT[: sample.n_candidates], self.source.fusion_weights)
-
-    def _distance_of_real(self, want: Sequence[Floats], got: Sequence[Floats]) -> Distance:
-        """Scores [1, N, T] compared on real candidates."""
-        cut = [
-            (a[:, : s.n_candidates], b[:, : s.n_candidates]) for s, a, b in zip(self.samples, want, got, strict=True)
-        ]
-        return distance([a for a, _ in cut], [b for _, b in cut])
-
-    def _inside(self, ranks: Ranking) -> bool:
-        return ranks.tau >= self.gates.tau and ranks.top1 >= self.gates.top1
+    def _inside(self, ranks: Ranking, outcomes: OutcomeGap | None) -> bool:
+        worse = outcomes is not None and outcomes.gauc.high < -self.gates.gauc_loss
+        return ranks.tau >= self.gates.tau and ranks.top1 >= self.gates.top1 and not worse
 
     def _hold(self, what: str, found: Distance, allowed: float, want: Sequence[Floats]) -> None:
         # Float32 keeps seven digits: what is allowed of values up to LARGE grows with those above it.
@@ -224,11 +219,6 @@ def _loaded(built: BuiltGraph, variant: str) -> TfliteGraph:
     file = TfliteGraph(built.variants[variant])
     check_contract(file, built.inputs, built.outputs)
     return file
-
-
-def _slates(scores: Floats) -> list[Floats]:
-    """[1, N, T] or [1, k, N, T] -> [N, T] each."""
-    return list(scores.reshape(-1, *scores.shape[-2:]))
 
 
 def _distance(want: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, Any]]) -> Distance:

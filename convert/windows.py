@@ -6,6 +6,7 @@ The buckets take turns; every third window is padded, one in eight has nothing w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,18 +30,23 @@ WATCHED_FROM_LOG = (
 START_MS = 1_700_000_000_000
 
 
-def make_windows(source: KirSource, events: Events, n: int, seed: int = 0) -> Iterator[Sample]:
-    """Samples at random impressions of the last part of the log. Raises InputError when there are too few events."""
+def make_windows(
+    source: KirSource, events: Events, n: int, seed: int = 0, *, held_out: bool = True
+) -> Iterator[Sample]:
+    """Samples at random impressions of the last part of the log; held_out=False: of all before it, to calibrate on.
+
+    Raises InputError when there are too few events.
+    """
     L, buckets = int(source.capacities["L"]), [0, *sorted(source.capacities["N"])]
     order = np.lexsort((events["time_ms"], events["user_id"]))
     log = events.take(order)
     if len(np.unique(log["video_id"])) < 2:
         raise InputError("too few events to verify with", got=f"{len(log)} events", fix="give a longer log with --data")
-    rng = np.random.default_rng([seed, 0xC0])
+    rng = np.random.default_rng([seed, 0xC0 if held_out else 0xCA])
     rows = Rows(source.spec, source.tables, source.decoded_tables())
     index = HistoryIndex.from_events(log, every=True)
     first_of_user = np.searchsorted(log["user_id"], log["user_id"])
-    late = np.flatnonzero(log["time_ms"] >= np.quantile(log["time_ms"], 1.0 - HELD_OUT_SHARE))
+    late = np.flatnonzero(chosen_part(log["time_ms"], held_out))
     seen = late - first_of_user[late]
     for number in range(n):
         if number % 8 == 5 and (seen >= L).any():
@@ -51,10 +57,16 @@ def make_windows(source: KirSource, events: Events, n: int, seed: int = 0) -> It
         below, bucket = buckets[number % (len(buckets) - 1) :][:2]
         size = (below + bucket + 1) // 2 if number // (len(buckets) - 1) % 3 == 1 else bucket
         profile = profiles_at(index, log["user_id"][at : at + 1], log["time_ms"][at : at + 1], np.array([at]))
-        yield _window(source, rows, log, at, n_watched, size, profile, rng)
+        yield window(source, rows, log, at, n_watched, size, profile, rng)
 
 
-def _window(
+def chosen_part(time_ms: NDArray[np.int64], held_out: bool) -> NDArray[np.bool_]:
+    """The last HELD_OUT_SHARE of a log's time, or what stands before it."""
+    last: NDArray[np.bool_] = time_ms >= np.quantile(time_ms, 1.0 - HELD_OUT_SHARE)
+    return last if held_out else ~last
+
+
+def window(
     source: KirSource,
     rows: Rows,
     log: Events,
@@ -64,11 +76,12 @@ def _window(
     profile: Columns,
     rng: np.random.Generator,
 ) -> Sample:
+    """One sample: what the user of event `at` had watched before it, and `size` candidates from it on."""
     watched = WatchedList(int(source.capacities["L"]))
     signals = log.signals
     for number, i in enumerate(range(at - n_watched, at)):
         watched.append({**watched_item(log, i, signals), "number": number})
-    candidates = _candidates(log, at, size, rng)
+    candidates = candidates_at(log, at, size, rng)
     columns = {name: log[name][candidates] for name in CANDIDATE_COLUMNS}
     columns["server_position"] = np.arange(len(candidates), dtype=np.int32)
     columns["buffered_ms"] = rng.integers(-1, 10_000, len(candidates), dtype=np.int32)
@@ -81,7 +94,7 @@ def _window(
         "swipe_index": np.array([n_watched], np.int32),
     }
     blocks = (("user_rows", user), ("candidate_rows", columns), ("watched_rows", watched.columns()))
-    return whole_inputs(
+    sample = whole_inputs(
         source.spec,
         source.capacities,
         user=user,
@@ -92,6 +105,7 @@ def _window(
         now_ms=int(log["time_ms"][at]),
         number=n_watched,
     )
+    return replace(sample, labels=outcomes(log, at, candidates))
 
 
 def watched_item(log: Events, i: int, signals: NDArray[np.int8]) -> dict[str, object]:
@@ -100,7 +114,14 @@ def watched_item(log: Events, i: int, signals: NDArray[np.int8]) -> dict[str, ob
     return {**item, "signals": signals[i], "shown_at_ms": log["time_ms"][i]}
 
 
-def _candidates(log: Events, at: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def outcomes(log: Events, at: int, candidates: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Whether the user of event `at` watched each candidate long; NaN for what others were shown."""
+    long_view = log["long_view"][candidates]
+    known = (log["user_id"][candidates] == log["user_id"][at]) & (long_view >= 0)
+    return np.where(known, long_view, np.nan).astype(np.float32)
+
+
+def candidates_at(log: Events, at: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Row numbers of `size` impressions of different videos: what this user saw next, filled up with others' videos."""
     same_user = np.flatnonzero(log["user_id"][at : at + size] == log["user_id"][at]) + at
     pool = np.concatenate([same_user, rng.permutation(len(log))[: 50 * size]])

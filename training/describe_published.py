@@ -22,7 +22,7 @@ from training.description import (
     spec_sections,
 )
 
-CONVERTED, CONVERTED_FORMAT, VERIFICATION = "model.json", "kir-converted/1", "verification.json"  # convert/model.py
+CONVERTED, CONVERTED_FORMAT, VERIFICATION = "model.json", "kir-converted/2", "verification.json"  # convert/model.py
 FLOAT = "float32"
 
 
@@ -74,6 +74,9 @@ def describe_converted(path: Path) -> Description:
             raise InputError(
                 "another format", where=path / CONVERTED, got=about.get("format"), allowed=CONVERTED_FORMAT
             )
+        if about["kind"] != "kir":
+            what = "a conversion of another kind than a reranker's, which its card describes"
+            raise InputError(what, where=path / "card.md", got=about["kind"], fix=f"kir inspect {path}")
         shipped = json.loads((path / VERIFICATION).read_text())["shipped"]
         files = [
             VariantFile(graph["name"], graph["bucket"], variant, name, (path / name).stat().st_size,

@@ -52,7 +52,7 @@ class TestModel:
         assert kir.main([*words, "--windows", "9", "--seed", "3", "--json", str(tmp_path / "deep" / "r.json")]) == 0
         assert asked["checkpoint"] == Path("ckpt")
         assert asked["recipes"] == ("int8-dynamic",)
-        assert (asked["events"], asked["windows"], asked["seed"]) == (Path("log.parquet"), 9, 3)
+        assert (asked["data"], asked["windows"], asked["seed"]) == ("log.parquet", 9, 3)
         assert asked["overwrite"] is False
         assert "bytes to a phone" in capsys.readouterr().out
         assert "verification" in json.loads((tmp_path / "deep" / "r.json").read_text())
@@ -122,19 +122,19 @@ class TestPublishAndVerify:
         cdn = str(tmp_path / "cdn")
         assert kir.main(["publish", str(conversion.directory), "--cdn", cdn]) == 0
         assert "pointer moved" in capsys.readouterr().out
-        assert kir.main(["publish", "--rollback", conversion.dense_version, "--cdn", cdn]) == 0
+        assert kir.main(["publish", "--rollback", conversion.version, "--cdn", cdn]) == 0
         assert "pointer unchanged" in capsys.readouterr().out
         assert kir.main(["verify", "--cdn", cdn, "--json", str(tmp_path / "check.json")]) == 0
         captured = capsys.readouterr()
-        assert f"* {conversion.dense_version}" in captured.out
+        assert f"* {conversion.version}" in captured.out
         assert "agree with their golden tensors" in captured.err
-        assert json.loads((tmp_path / "check.json").read_text())["current"] == conversion.dense_version
+        assert json.loads((tmp_path / "check.json").read_text())["current"] == conversion.version
 
     def test_a_damaged_cdn_is_status_2_and_names_the_file(
         self, conversion: ConversionResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert kir.main(["publish", str(conversion.directory), "--cdn", str(tmp_path)]) == 0
-        victim = next((tmp_path / "models" / conversion.dense_version).glob("*.tflite"))
+        victim = next((tmp_path / "models" / conversion.version).glob("*.tflite"))
         victim.write_bytes(victim.read_bytes()[:-1])
         assert kir.main(["verify", "--cdn", str(tmp_path)]) == 2
         assert victim.name in capsys.readouterr().err

@@ -171,4 +171,4 @@ class TestPublishedCases:
 
     def test_the_session_was_written(self, conversion: ConversionResult) -> None:
         path = Path(conversion.directory / "golden" / "session.json")
-        assert GoldenSession.from_bytes(path.read_bytes()).dense_version == conversion.dense_version
+        assert GoldenSession.from_bytes(path.read_bytes()).dense_version == conversion.version

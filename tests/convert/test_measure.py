@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.measure import Ranking, distance, kendall_tau, ranking
+from convert.measure import SNR_MAX, OutcomeGap, Ranking, distance, kendall_tau, outcome_gap, ranking
 
 values = st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=9).map(lambda v: np.array(v, np.float32))
 
@@ -81,3 +83,68 @@ class TestRanking:
 
     def test_nan_ranks_last_of_all(self) -> None:
         assert ranking([np.arange(3.0)], [np.array([0.0, np.nan, 1.0])]) == Ranking(-1.0, 0.0, 0.0)
+
+
+class TestSignalToNoise:
+    def test_a_tenth_of_the_amplitude_is_twenty_decibels(self) -> None:
+        x = np.array([3.0, -4.0, 5.0], np.float32)
+        assert distance([x], [1.1 * x]).snr_db == pytest.approx(20.0, abs=1e-4)
+
+    def test_its_ends(self) -> None:
+        x, zero = np.ones(3, np.float32), np.zeros(3, np.float32)
+        assert distance([x], [x]).snr_db == SNR_MAX
+        assert distance([zero], [x]).snr_db == -SNR_MAX
+        assert distance([x], [x * np.float32(np.nan)]).snr_db == -SNR_MAX
+
+
+class TestOutcomes:
+    def slates(self, n: int = 40) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Labels that float's values order rightly; two of six candidates unknown."""
+        rng = np.random.default_rng(0)
+        values = [rng.normal(size=6).astype(np.float32) for _ in range(n)]
+        labels = [(value > np.median(value)).astype(np.float32) for value in values]
+        for label in labels:
+            label[:2] = np.nan
+        return labels, values
+
+    def test_a_variant_that_turns_the_order_round_loses_all_of_gauc(self) -> None:
+        labels, values = self.slates()
+        found = outcome_gap(labels, values, [-value for value in values])
+        assert found is not None
+        assert found.gauc.mean == pytest.approx(-1.0)
+        assert found.gauc.excludes_zero
+        assert found.ndcg5.mean < 0
+
+    def test_an_equal_one_loses_nothing(self) -> None:
+        labels, values = self.slates()
+        found = outcome_gap(labels, values, [value.copy() for value in values])
+        assert found is not None
+        assert (found.gauc.mean, found.gauc.low, found.gauc.high) == (0.0, 0.0, 0.0)
+
+    def test_unknown_outcomes_count_for_nothing(self) -> None:
+        labels, values = self.slates()
+        other = [value.copy() for value in values]
+        for value in other:
+            value[:2] *= -50.0
+        found = outcome_gap(labels, values, other)
+        assert found is not None
+        assert found.gauc.mean == 0.0
+
+    def test_slates_of_one_class_say_nothing(self) -> None:
+        one = [np.ones(3, np.float32), np.full(3, np.nan, np.float32)]
+        assert outcome_gap(one, one, one) is None
+        labels, values = self.slates(3)
+        assert outcome_gap(labels, values, [value * np.float32(np.nan) for value in values]) is None
+
+    def test_it_comes_back_from_json(self) -> None:
+        labels, values = self.slates()
+        found = outcome_gap(labels, values, values[::-1])
+        assert found is not None
+        assert OutcomeGap.from_json(json.loads(json.dumps(asdict(found)))) == found
+        assert OutcomeGap.from_json(None) is None
+        assert f"over {found.slates} slates" in str(found)
+
+
+def test_what_ranks_nothing_differs_in_nothing() -> None:
+    nothing = [np.zeros(0, np.float32)] * 3
+    assert ranking(nothing, nothing) == Ranking(1.0, 1.0, 1.0)

@@ -15,6 +15,7 @@ from contract.manifest import Tensor
 from contract.parquet import write_events
 from contract.spec import FeatureSpec
 from convert import model
+from convert.kir_job import KirJob
 from convert.model import ConversionResult, convert_model, tensors_of
 from convert.report import Gates
 from convert.source import KirSource
@@ -38,7 +39,7 @@ class TestWhatItWrites:
             for path in (*graph["variants"].values(), graph["golden"]):
                 assert (conversion.directory / path).is_file()
         assert [recipe["name"] for recipe in about["recipes"]] == ["float32", "int8-dynamic", "int8-weight-only"]
-        assert about["dense_version"] == conversion.dense_version
+        assert about["dense_version"] == conversion.version
 
     def test_the_spec_comes_back(self, conversion: ConversionResult, source: KirSource) -> None:
         about = json.loads((conversion.directory / "model.json").read_text())
@@ -46,13 +47,13 @@ class TestWhatItWrites:
 
     def test_the_card_says_what_it_is(self, conversion: ConversionResult) -> None:
         card = (conversion.directory / "card.md").read_text()
-        assert card.startswith(f"# KIR {conversion.dense_version}\n")
+        assert card.startswith(f"# KIR {conversion.version}\n")
         assert "kir of a test" in card  # the training card
         assert "Kendall tau" in card
 
     def test_the_result_prints_and_gives_a_dict(self, conversion: ConversionResult) -> None:
-        assert conversion.dense_version in conversion.table()
-        assert json.loads(json.dumps(conversion.to_json()))["dense_version"] == conversion.dense_version
+        assert conversion.version in conversion.table()
+        assert json.loads(json.dumps(conversion.to_json()))["version"] == conversion.version
         assert {"load", "convert", "verify", "golden"} <= set(conversion.seconds)
 
     def test_nothing_is_left_aside(self, conversion: ConversionResult) -> None:
@@ -121,7 +122,7 @@ class TestWholeOrNotAtAll:
         def interrupt(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(model, "write_goldens", interrupt)
+        monkeypatch.setattr(KirJob, "goldens", interrupt)
         with pytest.raises(KeyboardInterrupt):
             convert_model(checkpoint, tmp_path / "new" / "out", windows=12, gates=Gates(tau=0.5, top1=0.5))
         assert list((tmp_path / "new").iterdir()) == []
@@ -140,7 +141,7 @@ class TestWholeOrNotAtAll:
         data = events if kind == "events" else write_events(tmp_path / "held-out.parquet", events)
         gates = Gates(tau=0.5, top1=0.3)
         said: list[str] = []
-        result = convert_model(checkpoint, tmp_path / "out", events=data, windows=12, gates=gates, progress=said.append)
+        result = convert_model(checkpoint, tmp_path / "out", data=data, windows=12, gates=gates, progress=said.append)
         assert f"{len(events)} impressions" in result.verification.data
         assert ("held-out.parquet" in result.verification.data) == (kind == "file")
         assert said == ["load", "data", "convert", "data", "verify", "golden"]

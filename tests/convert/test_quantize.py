@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from contract.errors import ConversionError, InputError
 from convert.build import BuiltGraph
+from convert.chain import run_halves
+from convert.hard_pages import hard_samples
 from convert.quantize import DEFAULT_RECIPES, FLOAT, load_recipe, load_recipes, quantize, recipe_names
+from convert.source import KirSource
+from convert.tflite import TfliteGraph
+from convert.windows import synthetic_events
 
 Built = dict[str, BuiltGraph]
 
@@ -25,8 +33,32 @@ def test_a_shipped_recipe_loads_and_has_its_files_name(name: str) -> None:
 def test_the_shipped_recipes_are_the_quantizers_own() -> None:
     from ai_edge_quantizer import recipe as theirs
 
-    assert list(load_recipe("int8-dynamic").recipe) == theirs.dynamic_wi8_afp32()
+    every, norms = load_recipe("int8-dynamic").recipe
+    assert [every] == theirs.dynamic_wi8_afp32()
+    assert norms["algorithm_key"] == "no_quantize"
     assert list(load_recipe("int8-weight-only").recipe) == theirs.weight_only_wi8_afp32()
+
+
+def test_norms_stay_float_for_a_quiet_tower_beside_a_loud_one(source: KirSource, built: Built, tmp_path: Path) -> None:
+    """A norm's mean of squares is a product over both towers. Quantised with one scale a row, the quiet tower's mean
+    is rounded to nothing, and keys and values come out hundreds of times too large."""
+    graph = source.graphs["watch/T3"]
+    record: dict[str, list[Any]] = {}
+    for page in hard_samples(source, synthetic_events(source)):
+        run_halves(page, source.layout, {key: one.run for key, one in source.graphs.items()}, record)
+    shipped = load_recipe("int8-dynamic")
+    files = {}
+    for name, recipe in (("norms", shipped), ("all", replace(shipped, recipe=shipped.recipe[:1]))):
+        path = quantize(built["watch/T3"].variants[FLOAT], recipe, tmp_path / f"{name}.tflite")
+        files[name] = TfliteGraph(path)
+    worst = dict.fromkeys(files, 0.0)
+    for feeds in record["watch/T3"]:
+        want = graph.run(feeds)
+        for name, file in files.items():
+            apart = max(float(np.abs(file.run(feeds)[output] - want[output]).max()) for output in want)
+            worst[name] = max(worst[name], apart)
+    assert worst["norms"] < 0.5
+    assert worst["all"] > 100 * worst["norms"]
 
 
 def test_only_dynamic_int8_multiplies_in_integers() -> None:

@@ -20,6 +20,7 @@ from convert.phone import Sample
 from convert.quantize import FLOAT
 from convert.report import FLOAT_TOLERANCE, INT8_TOLERANCE, Gates, Verification
 from convert.source import KirSource
+from convert.subject import KirSubject
 from convert.verify import verify
 from tests.convert import makers
 from tests.convert.conftest import LOOSE
@@ -31,7 +32,7 @@ SWIPE = "swipe/N9"
 @pytest.fixture
 def check(source: KirSource, samples: list[Sample]) -> Callable[..., Verification]:
     def run(built: Built, **gates: float) -> Verification:
-        return verify(source, built, samples, gates=replace(LOOSE, **gates))
+        return verify(KirSubject(source, samples), built, gates=replace(LOOSE, **gates))
 
     return run
 
@@ -156,7 +157,7 @@ class TestPlantedFaults:
     ) -> None:
         short = [s for s in samples if s.n_watched + 1 <= 2][:1]
         with pytest.raises(VerificationFailed, match="no held-out input"):
-            verify(source, built, short, gates=LOOSE)
+            verify(KirSubject(source, short), built, gates=LOOSE)
 
 
 class TestShipping:
@@ -197,7 +198,9 @@ class TestShipping:
         assert check(built, tau=-1.0, top1=0.0).shipped[SWIPE] == "int8-weight-only"
 
     def test_the_default_gates_are_those_of_the_measurements(self) -> None:
-        assert Gates() == Gates(float_max_abs=1e-4, halves_max_abs=1e-4, tau=0.98, top1=0.97)
+        assert Gates() == Gates(
+            float_max_abs=1e-4, halves_max_abs=1e-4, tau=0.98, top1=0.97, gauc_loss=0.002, snr_db=15.0, cosine=0.999
+        )
 
 
 def _negated(float_path: Path, scratch: Path) -> bytes:

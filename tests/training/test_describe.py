@@ -205,7 +205,7 @@ def converted(root, shipped: str = "int8") -> None:
             (root / variants[one.name]).write_bytes(b"0" * min(model.files[one.file].n_bytes, 5000))
         graphs.append({"name": graph.name, "bucket": graph.bucket, "variants": variants})
     about = {
-        "format": "kir-converted/1", "dense_version": model.dense_version, "created_at": model.created_at,
+        "format": "kir-converted/2", "kind": "kir", "dense_version": model.dense_version, "created_at": model.created_at,
         "spec": model.spec.to_json(), "capacities": model.capacities, "fusion": model.fusion, "graphs": graphs,
         "provenance": {},
     }  # fmt: skip
@@ -235,6 +235,7 @@ def test_a_converted_model_is_told_by_file(tmp_path):
         ({"config.json": '{"format": "kir-checkpoint/1"'}, "config.json"),
         ({"model.json": '{"format": "other"}'}, "another format"),
         ({"model.json": "[]"}, "not whole"),
+        ({"model.json": '{"format": "kir-converted/2", "kind": "ranker"}'}, "its card describes"),
         ({"current.json": "{}"}, "current.json"),
         ({"manifest.json": "no json"}, "manifest.json"),
     ],

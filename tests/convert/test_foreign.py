@@ -1,0 +1,171 @@
+"""Models we did not design through the same command: they pass the gate, or fail loudly with the right reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kir
+from contract.errors import ConversionError, InputError
+from convert.foreign import ModuleContract, ModuleJob
+from convert.model import convert_model
+from convert.report import Gates
+from tests.convert import zoo
+
+# Twelve candidates with random weights are full of near-ties.
+LOOSE = Gates(tau=0.95, top1=0.9)
+GOOD = ("mlp", "sasrec", "din", "dcn_v2", "gru4rec", "square", "gelu_erf", "embeddings")
+
+
+def write_contract(folder: Path, name: str, **changes: Any) -> Path:
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({**zoo.CONTRACTS[name], **changes}))
+    return path
+
+
+def job_of(folder: Path, name: str) -> ModuleJob:
+    return ModuleJob.load(f"tests.convert.zoo:{name}", write_contract(folder, name))
+
+
+class TestZoo:
+    @pytest.mark.parametrize("name", GOOD)
+    def test_it_converts_and_passes(self, tmp_path: Path, name: str) -> None:
+        result = convert_model(job_of(tmp_path, name), tmp_path / "out", windows=24, gates=LOOSE)
+        report = result.verification
+        assert report.row(name, "float32").max_abs < 1e-4
+        assert report.row(name, "int8-weight-only").passed
+        assert (result.directory / "golden" / f"{name}.npz").is_file()
+        assert json.loads((result.directory / "model.json").read_text())["kind"] == "module"
+
+    def test_an_operator_that_tflite_lacks_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ConversionError, match="operator"):
+            convert_model(job_of(tmp_path, "determinant"), tmp_path / "out", windows=8, gates=LOOSE)
+        assert not (tmp_path / "out").exists()
+
+    def test_what_ranks_nothing_is_gated_by_cosine(self, tmp_path: Path) -> None:
+        result = convert_model(
+            job_of(tmp_path, "embeddings"), tmp_path / "out", windows=8, gates=Gates(cosine=1.0, snr_db=0.0)
+        )
+        assert not result.verification.row("embeddings", "int8-dynamic").passed
+        assert result.verification.shipped["embeddings"] == "float32"
+
+
+@pytest.fixture(scope="module")
+def by_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`kir convert --module`, with held-out inputs from a file."""
+    folder = tmp_path_factory.mktemp("foreign")
+    contract = write_contract(folder, "dcn_v2")
+    rng = np.random.default_rng(0)
+    np.savez(folder / "inputs.npz", features=rng.normal(size=(40, 1, zoo.N, 4 * zoo.D)).astype(np.float32))
+    argv = [
+        "convert",
+        "--module",
+        "tests.convert.zoo:dcn_v2",
+        "--contract",
+        str(contract),
+        "--out",
+        str(folder / "out"),
+    ]
+    assert kir.main([*argv, "--data", str(folder / "inputs.npz"), "--windows", "16"]) == 0
+    return folder
+
+
+class TestCommand:
+    def test_it_says_what_it_was_verified_on(self, by_command: Path) -> None:
+        report = json.loads((by_command / "out" / "verification.json").read_text())
+        assert report["data"] == "inputs.npz: 40 inputs"
+        assert report["n_samples"] == 16
+        assert "inputs.npz" in (by_command / "out" / "card.md").read_text()
+
+    def test_it_is_not_for_a_phones_store(self, by_command: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert kir.main(["publish", str(by_command / "out"), "--cdn", str(by_command / "cdn")]) == 2
+        assert "another kind" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "argv", [[], ["--module", "a:b"], ["--contract", "c.json"], ["ck", "--module", "a:b", "--contract", "c"]]
+    )
+    def test_a_checkpoint_or_a_module(
+        self, argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert kir.main(["convert", "model", *argv, "--out", str(tmp_path / "o")]) == 2
+        assert "not both" in capsys.readouterr().err
+
+
+class TestContract:
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"inputs": []}, "names of their own"),
+            ({"outputs": ["candidates"]}, "names of their own"),
+            ({"rank": {"output": "value"}}, "rank names no output"),
+            ({"rank": 3}, "malformed"),
+            ({"inputs": [{"name": "x", "shape": [1, 0], "dtype": "float32"}]}, "fixed and positive"),
+            ({"inputs": [{"name": "x", "shape": [1, 2], "dtype": "float16"}]}, "dtype of input 'x'"),
+            ({"inputs": [{"name": "x", "dtype": "float32"}]}, "malformed"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+        with pytest.raises(InputError, match=words):
+            ModuleContract.read(write_contract(tmp_path, "mlp", **changes))
+
+    def test_no_file_and_no_json(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="can't be read"):
+            ModuleContract.read(tmp_path / "none.json")
+        (tmp_path / "bad.json").write_text("{")
+        with pytest.raises(InputError, match="malformed"):
+            ModuleContract.read(tmp_path / "bad.json")
+
+    @pytest.mark.parametrize(
+        ("factory", "words"),
+        [
+            ("tests.convert.zoo", "PACKAGE.MODULE:FACTORY"),
+            ("tests.convert.zoo:nothing", "can't be found"),
+            ("no.such.module:make", "can't be found"),
+            ("tests.convert.zoo:not_a_module", "no torch module"),
+        ],
+    )
+    def test_a_factory_that_is_none(self, tmp_path: Path, factory: str, words: str) -> None:
+        with pytest.raises(InputError, match=words):
+            ModuleJob.load(factory, write_contract(tmp_path, "mlp"))
+
+
+class TestData:
+    def test_every_second_input_calibrates(self, tmp_path: Path) -> None:
+        job = job_of(tmp_path, "mlp")
+        values = np.arange(10, dtype=np.float32)[:, None, None, None] * np.ones((1, 1, zoo.N, zoo.D), np.float32)
+        np.savez(tmp_path / "x.npz", candidates=values)
+        opened, words = job.open(tmp_path / "x.npz", 0)
+        assert words == "x.npz: 10 inputs"
+        held, calibrating = job.subject(opened, 9, 0), job.calibration(opened, 3, 0)
+        assert [feeds["candidates"].flat[0] for feeds in held.feeds] == [0, 2, 4, 6, 8]
+        assert [feeds["candidates"].flat[0] for feeds in calibrating.feeds] == [1, 3, 5]
+
+    def test_ids_stay_below_the_tables_size(self, tmp_path: Path) -> None:
+        feeds = job_of(tmp_path, "sasrec").subject(None, 20, 1).feeds
+        ids = np.concatenate([one["history"].ravel() for one in feeds])
+        assert ids.dtype == np.int32
+        assert 0 <= ids.min() < 20
+        assert zoo.VOCABULARY - 20 < ids.max() < zoo.VOCABULARY
+
+    @pytest.mark.parametrize(
+        ("arrays", "words"),
+        [
+            ({"other": np.zeros((3, 1, zoo.N, zoo.D), np.float32)}, "can't be read"),
+            ({"candidates": np.zeros((3, 1, zoo.N, 2), np.float32)}, "not of the contract"),
+            ({"candidates": np.zeros((3, 1, zoo.N, zoo.D))}, "not of the contract"),
+            ({"candidates": np.zeros((1, 1, zoo.N, zoo.D), np.float32)}, "too few"),
+        ],
+    )
+    def test_a_file_that_does_not_fit(self, tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
+        np.savez(tmp_path / "x.npz", **arrays)
+        with pytest.raises(InputError, match=words):
+            job_of(tmp_path, "mlp").open(tmp_path / "x.npz", 0)
+
+    def test_no_npz(self, tmp_path: Path) -> None:
+        (tmp_path / "x.npz").write_bytes(b"nothing")
+        with pytest.raises(InputError, match="can't be read"):
+            job_of(tmp_path, "mlp").open(tmp_path / "x.npz", 0)
