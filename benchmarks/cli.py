@@ -80,6 +80,10 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     ann.add_argument("--json", type=Path, help="write the result here as well")
     encoder = kinds.add_parser("encoder", help="one user's encoding: torch, torch.compile, onnxruntime, and the floor")
     _add_encoder_arguments(encoder.add_argument)
+    conversion = kinds.add_parser(
+        "conversion", help="every recipe of a checkpoint beside torch and onnxruntime: bytes, ranking, latency, floor"
+    )
+    _add_conversion_arguments(conversion.add_argument)
     training = kinds.add_parser("training", help="a training step in float32 and bfloat16, saves, table optimisers")
     _add_training_arguments(training.add_argument)
     loss = kinds.add_parser("loss", help="a step of the softmax loss: plain, torch's fused one, chunked, and this one")
@@ -240,6 +244,18 @@ def _add_training_arguments(add: Callable[..., Any]) -> None:
     add("--json", type=Path, help="write the result here as well")
 
 
+def _add_conversion_arguments(add: Callable[..., Any]) -> None:
+    add("checkpoint", type=Path, help="checkpoint directory: KIR, ranker or KuaiFormer")
+    add("--data", metavar="PATH|KIND:PATH", help="held-out data, as `kir convert model` takes them")
+    add("--recipe", action="append", default=[], metavar="NAME|FILE.json", help="may be repeated (default: all)")
+    add("--windows", type=int, default=256, help="held-out samples to verify on (default: %(default)s)")
+    add("--rounds", type=int, default=7, help="turns of everything that is timed (default: %(default)s)")
+    add("--calls", type=int, default=40, help="of each in a turn (default: %(default)s)")
+    add("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time")
+    add("--seed", type=int, default=0, help="draws held-out samples (default: %(default)s)")
+    add("--json", type=Path, help="write the result here as well")
+
+
 def _add_loss_arguments(add: Callable[..., Any]) -> None:
     add("--targets", type=int, default=4096, help="rows of a batch (default: %(default)s)")
     add("--candidates", type=int, default=3416, help="items of the softmax (default: %(default)s, ML-1M's catalogue)")
@@ -257,6 +273,7 @@ def run_bench(args: argparse.Namespace) -> int:
         "ann": _run_ann,
         "baseline": run_baseline,
         "closed-loop": _run_closed_loop,
+        "conversion": _run_conversion,
         "encoder": _run_encoder,
         "incremental": _run_incremental,
         "load": _run_load,
@@ -324,6 +341,26 @@ def _run_encoder(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         rounds=args.rounds,
         compiled=not args.no_compile,
         size={"hidden": args.hidden} if args.hidden is not None else None,
+    )
+
+
+def _run_conversion(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.conversion import measure_conversion
+    from convert.cli import print_progress
+
+    flags = ["--data", args.data] if args.data else []
+    flags += [word for name in args.recipe for word in ("--recipe", name)]
+    return measure_conversion(
+        args.checkpoint,
+        shlex.join(["kir", "bench", "conversion", str(args.checkpoint), *flags, "--seed", str(args.seed)]),
+        data=args.data,
+        recipes=args.recipe,
+        windows=args.windows,
+        rounds=args.rounds,
+        calls=args.calls,
+        compiled=not args.no_compile,
+        seed=args.seed,
+        log=print_progress,
     )
 
 
