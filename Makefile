@@ -26,10 +26,12 @@ $(BIN)/python:
 
 install: $(STAMP) ## everything for development, once per change of pyproject.toml
 
-# Plain pip: other installers skip the local CPU wheel of torch. onnx2tf stands in no extra; pyproject.toml says why.
+# Plain pip: other installers skip the local CPU wheel of torch. onnx2tf and litert-torch stand in no extra: the first's
+# metadata refuse Python 3.11 (pyproject.toml), the second's bring thirty packages that conversion never imports.
 $(STAMP): pyproject.toml setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[all]'
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --ignore-requires-python onnx2tf==2.6.9
+	$(BIN)/kir convert setup --litert-torch
 	@touch $@
 
 test: $(STAMP) ## every test that is not slow

@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "convert": Command("convert.cli", "convert", "model | server | retrieval | …: from checkpoints to TFLite and ONNX"),
     "publish": Command("convert.cli", "convert", "put a verified model into a CDN directory and move its pointer"),
     "verify": Command("convert.cli", "convert", "check a published model: hashes, tensors, ranking, golden cases"),
+    "inspect": Command("convert.cli", "", "what a .tflite is: interface, operators, delegation, sizes, contract"),
     "serve": Command("server_stub.cli", "server", "serve candidate pages, embedding updates and feedback intake"),
     "retrieve": Command("server_stub.cli", "server", "what KuaiFormer fetches for a history file, without a server"),
     "swipe": Command("edge.cli", "", "run a headless phone against a live server"),
@@ -54,7 +55,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 # Packages that no extra can name, and the command that installs them.
-NOT_IN_AN_EXTRA = {"onnx2tf": "kir convert setup"}
+NOT_IN_AN_EXTRA = {"onnx2tf": "kir convert setup", "litert_torch": "kir convert setup --litert-torch"}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,6 +8,8 @@ kir bench training --preset tiny --rounds 2 --steps 2  # a training step in floa
 kir bench swipe --cdn demo-out/cdn                     # latency of a swipe's parts beside the whole net
 kir bench baseline sasrec --data events:runs/data --out runs/sasrec --epochs 2
 kir bench ranking runs/ranker --baseline item-rate,lightgbm --data events:runs/data   # within users, paired
+kir bench compression runs/kir --data events:runs/data --only "prune 50%"   # what it saves and costs, 5 minutes
+kir bench head-qat runs/kir --data events:runs/data --epochs 5   # aware training of the head, two minutes
 kir bench retrieval runs/kuaiformer runs/sasrec --baseline popularity,item-cf --data events:runs/data
 """
 
@@ -68,6 +70,10 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     _add_ablation_arguments(ablation.add_argument)
     rerank = kinds.add_parser("rerank-ablation", help="the reranker with one change at a time, on the same impressions")
     _add_rerank_ablation_arguments(rerank.add_argument)
+    small = kinds.add_parser("compression", help="pruning and clustering of the reranker: download against ranking")
+    _add_compression_arguments(small.add_argument)
+    head = kinds.add_parser("head-qat", help="quantisation-aware training of the reranker's head beside post-training")
+    _add_head_qat_arguments(head.add_argument)
     since = kinds.add_parser("incremental", help="updates of KuaiFormer against the old model and training from zero")
     _add_incremental_arguments(since.add_argument)
     baseline = kinds.add_parser("baseline", help="train or make what KuaiFormer is compared with; measured on val")
@@ -179,6 +185,57 @@ def _run_rerank_ablation(args: argparse.Namespace) -> tuple[dict[str, Any], str]
     )
 
 
+def _add_compression_arguments(add: Callable[..., Any]) -> None:
+    add("checkpoint", type=Path, help="KIR checkpoint directory")
+    add("--data", required=True, help="the log that it was trained on: events:FOLDER of kir annotate")
+    add("--out", type=Path, default=Path("runs/compression"), help="checkpoints and graphs (default: %(default)s)")
+    add("--only", default="", help='arms, with commas, such as "prune 50%%,cluster 32" (default: all)')
+    add("--epochs", type=int, default=1, help="of training on with masks or centroids held (default: %(default)s)")
+    add("--min-weights", type=int, default=500, help="smaller matrices stay as they are (default: %(default)s)")
+    add("--windows", type=int, default=256, help="held-out ones for tau and first choice (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of windows and batches (default: %(default)s)")
+    add("--json", type=Path, help="write the result here as well")
+
+
+def _run_compression(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.compression import run_compression
+
+    words = ["kir", "bench", "compression", str(args.checkpoint)]
+    for name in ("data", "only", "epochs", "min_weights", "windows", "seed"):
+        given = str(getattr(args, name))
+        words += [f"--{name.replace('_', '-')}", given] if given else []
+    return run_compression(
+        args.checkpoint,
+        args.data,
+        args.out,
+        shlex.join(words),
+        only=[arm for arm in args.only.split(",") if arm],
+        epochs=args.epochs,
+        min_weights=args.min_weights,
+        windows=args.windows,
+        seed=args.seed,
+    )
+
+
+def _add_head_qat_arguments(add: Callable[..., Any]) -> None:
+    add("checkpoint", type=Path, help="KIR checkpoint directory")
+    add("--data", required=True, help="a log: events:FOLDER of kir annotate")
+    add("--pages", type=int, default=256, help="held-out ones to judge on (default: %(default)s)")
+    add("--training-pages", type=int, default=512, help="earlier ones to train on (default: %(default)s)")
+    add("--epochs", type=int, default=40, help="of aware training (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of pages and batches (default: %(default)s)")
+    add("--json", type=Path, help="write the result here as well")
+
+
+def _run_head_qat(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.stats import machine
+    from convert.head_qat import compare_head
+
+    names = ("pages", "training_pages", "epochs", "seed")
+    found = compare_head(args.checkpoint, args.data, **{name: getattr(args, name) for name in names})
+    return {"benchmark": "head-qat", "machine": machine(), **found.to_json()}, found.table()
+
+
 def _run_ablation(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.ablation import run_ablation
 
@@ -274,7 +331,9 @@ def run_bench(args: argparse.Namespace) -> int:
         "baseline": run_baseline,
         "closed-loop": _run_closed_loop,
         "conversion": _run_conversion,
+        "compression": _run_compression,
         "encoder": _run_encoder,
+        "head-qat": _run_head_qat,
         "incremental": _run_incremental,
         "load": _run_load,
         "loss": _run_loss,

@@ -27,7 +27,7 @@ from contract.stats import Interval
 if TYPE_CHECKING:
     from contract.events import Events
     from training.checkpoint import Checkpoint
-    from training.kir_data import View
+    from training.kir_data import KirData, View
     from training.within_user import WithinUserResult
 
 FEEDBACK = ("play_ratio", "watch_time", "signals", "stays", "posture", "gap", "surprise")
@@ -199,18 +199,29 @@ def _checkpoint(
 
 
 def _judge(name: str, checkpoint: Checkpoint, events: Events) -> Judged:
+    from training.kir import load_kir
+    from training.kir_data import prepare
+
+    net = load_kir(checkpoint)
+    found = held_out_results(name, checkpoint, prepare(events, net.config.watched), ARMS[name].view())
+    return Judged(name, found, swipe_macs(net))
+
+
+def held_out_results(
+    name: str, checkpoint: Checkpoint, data: KirData, view: View | None = None
+) -> dict[str, WithinUserResult]:
+    """A checkpoint of the reranker on the share of the log that it was told to keep out, by LABELS."""
     from contract.vocabulary import TASKS
     from training.kir import load_kir
-    from training.kir_data import Batches, prepare
+    from training.kir_data import Batches
     from training.kir_eval import fused, score
     from training.kir_train import KirTask, split_by_time
     from training.within_user import ScoredLog, evaluate
 
     facts = checkpoint.config["training"]
     net = load_kir(checkpoint)
-    data = prepare(events, net.config.watched)
     held_out = ~split_by_time(data, float(facts["held_out"]))
-    batches = Batches(data, net.spec, checkpoint.tables, held_out, windows=256, view=ARMS[name].view())
+    batches = Batches(data, net.spec, checkpoint.tables, held_out, windows=256, view=view)
     scores_nT, rows = score(KirTask(net, checkpoint.tables), batches)
     order = np.argsort(rows)
     scores_nT, rows = scores_nT[order], rows[order]
@@ -229,7 +240,7 @@ def _judge(name: str, checkpoint: Checkpoint, events: Events) -> Judged:
             name, data.events.take(rows[known]), value_n[known], score_n[known], protocol, probability=False
         )
         found[label] = evaluate(scored)
-    return Judged(name, found, swipe_macs(net))
+    return found
 
 
 def swipe_macs(net: Any) -> int:

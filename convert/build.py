@@ -1,24 +1,38 @@
-"""Every graph of a model made: ONNX, float TFLite, quantised variants. In one process: starting others costs more."""
+"""Every graph of a model made: ONNX, float TFLite, quantised variants. In one process: starting others costs more.
+
+A recipe that a graph does not take ends in one reason, kept beside the variants that were made; the others go on.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from contract.errors import ConversionError
+import numpy as np
+
+from contract.errors import ConversionError, InputError
 from contract.manifest import Tensor
+from convert.calibration import CalibrationSet, activation_ranges
+from convert.chain import Feeds
+from convert.frontends import ONNX2TF, check_builtin, convert_float, exporter_of
 from convert.onnx_export import TorchGraph, export_onnx
-from convert.quantize import FLOAT, Recipe, quantize
-from convert.tflite import TfliteGraph, check_contract, convert_onnx, custom_operators
+from convert.probe import probe
+from convert.quantize import FLOAT, Ranges, Recipe, quantize
+from convert.tflite import TfliteGraph, check_contract
 
 Progress = Callable[[str], None]
+TRIALS = 8  # calibration pages that every variant is run on: some operators fail on values, not on loading
 
 
 @dataclass(frozen=True)
 class BuiltGraph:
-    """Files of one graph. variants: recipe name -> .tflite; integer: those that multiply in int8."""
+    """Files of one graph. variants: recipe name -> .tflite; integer: those that multiply in integers.
+
+    failed: recipe name -> why this graph has no such variant.
+    """
 
     name: str
     bucket: str
@@ -28,37 +42,90 @@ class BuiltGraph:
     variants: Mapping[str, Path]
     seconds: Mapping[str, float]
     integer: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         return f"{self.name}/{self.bucket}" if self.bucket else self.name
 
 
-def build_graph(graph: TorchGraph, directory: str | Path, recipes: Sequence[Recipe]) -> BuiltGraph:
-    """Export, convert, quantise and load one graph. Raises ConversionError naming the file that is wrong.
+def build_graph(
+    graph: TorchGraph,
+    directory: str | Path,
+    recipes: Sequence[Recipe],
+    *,
+    calibration: CalibrationSet | None = None,
+    front_end: str = ONNX2TF,
+) -> BuiltGraph:
+    """Export, convert, quantise, load and run one graph. Raises ConversionError when the float file is wrong.
 
-    Writes DIRECTORY/<name>-<bucket>.onnx and DIRECTORY/<name>-<bucket>.<recipe>.tflite.
+    Writes DIRECTORY/<name>-<bucket>.onnx and DIRECTORY/<name>-<bucket>.<recipe>.tflite. A recipe whose file can't be
+    made, loaded or run, or misses the contract, is in `failed` with the reason.
     """
-    directory = Path(directory)
+    stem = Path(directory) / graph.file_stem
     inputs, outputs = graph.contract()
     clock = [time.perf_counter()]
-    onnx = export_onnx(graph, directory / f"{graph.file_stem}.onnx")
+    onnx = export_onnx(graph, stem.with_name(f"{stem.name}.onnx"), exporter_of(front_end))
     clock.append(time.perf_counter())
-    floats = convert_onnx(onnx, directory / f"{graph.file_stem}.{FLOAT}.tflite", inputs)
+    floats = convert_float(graph, onnx, stem.with_name(f"{stem.name}.{FLOAT}.tflite"), front_end)
     clock.append(time.perf_counter())
-    variants = {}
-    for recipe in recipes:
-        path = quantize(floats, recipe, directory / f"{graph.file_stem}.{recipe.name}.tflite")
-        foreign = custom_operators(path.read_bytes())
-        if foreign:
-            raise ConversionError("file needs operators that are no builtins", where=path, got=foreign)
-        check_contract(TfliteGraph(path), inputs, outputs)
-        variants[recipe.name] = path
+    feeds = [] if calibration is None else list(calibration.feeds.get(graph.key, ()))
+    variants, failed = _quantised(floats, stem, recipes, feeds)
+    trials: list[Feeds] = [*feeds[:TRIALS], {name: tensor.numpy() for name, tensor in graph.inputs.items()}]
+    trials = [one for one in trials if not _odd(graph.run(one))]
+    for name, path in list(variants.items()):
+        try:
+            check_builtin(path)
+            file = TfliteGraph(path)
+            check_contract(file, inputs, outputs)
+            _try(file, trials)
+        except ConversionError as error:
+            if name == FLOAT:
+                raise
+            failed[name] = str(error)
+            variants.pop(name).unlink()
     clock.append(time.perf_counter())
     stages = ("onnx", "tflite", "quantise")
     seconds = {stage: clock[i + 1] - clock[i] for i, stage in enumerate(stages)}
-    integer = tuple(recipe.name for recipe in recipes if recipe.integer)
-    return BuiltGraph(graph.name, graph.bucket, inputs, outputs, onnx, variants, seconds, integer)
+    integer = tuple(recipe.name for recipe in recipes if recipe.integer and recipe.name in variants)
+    return BuiltGraph(graph.name, graph.bucket, inputs, outputs, onnx, variants, seconds, integer, failed)
+
+
+def _quantised(
+    floats: Path, stem: Path, recipes: Sequence[Recipe], feeds: Sequence[Feeds]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Recipe name -> file, and recipe name -> why there is none. What static recipes make is loaded in a child first:
+    an operator without a kernel for such types may end the process."""
+    variants: dict[str, Path] = {}
+    failed: dict[str, str] = {}
+    ranges: Ranges | None = None
+    for recipe in recipes:
+        path = stem.with_name(f"{stem.name}.{recipe.name}.tflite")
+        try:
+            if recipe.calibrate and ranges is None:
+                ranges = activation_ranges(floats, feeds)
+            variants[recipe.name] = quantize(floats, recipe, path, ranges)
+        except ConversionError as error:
+            failed[recipe.name] = str(error)
+    static = [recipe.name for recipe in recipes if recipe.calibrate and recipe.name in variants]
+    for name, answer in zip(static, probe([variants[name] for name in static]), strict=True):
+        if answer.error:
+            failed[name] = str(ConversionError("LiteRT can't load the file", where=variants[name], got=answer.error))
+            variants.pop(name).unlink()
+    return variants, failed
+
+
+def _try(file: TfliteGraph, trials: Sequence[Feeds]) -> None:
+    """Raises ConversionError when a file does not run, or gives no number where torch does."""
+    for feeds in trials:
+        odd = _odd(file.run(feeds))
+        if odd:
+            raise ConversionError("outputs are not finite", where=file.where, got=odd)
+
+
+def _odd(outputs: Mapping[str, Any]) -> list[str]:
+    """Names of outputs that hold something infinite or no number."""
+    return sorted(name for name, value in outputs.items() if not np.isfinite(value).all())
 
 
 def build_all(
@@ -66,16 +133,40 @@ def build_all(
     directory: str | Path,
     recipes: Sequence[Recipe],
     progress: Progress = lambda line: None,
+    calibration: CalibrationSet | None = None,
+    *,
+    front_end: str = ONNX2TF,
 ) -> dict[str, BuiltGraph]:
-    """All graphs, by key in the order given; one line of progress each."""
+    """All graphs, by key in the order given; one line of progress each, and one per recipe that a graph does not take.
+
+    calibration: for recipes that fix the ranges of activations. Raises InputError when they have none, ConversionError
+    when no recipe but float32 fits any graph.
+    """
+    hungry = [recipe.name for recipe in recipes if recipe.calibrate]
+    if hungry and calibration is None:
+        raise InputError("recipe needs calibration pages", got=hungry, fix="give a log of real events with --data")
     Path(directory).mkdir(parents=True, exist_ok=True)
     found: dict[str, BuiltGraph] = {}
     for graph in graphs:
         # `whole` is the reference and never leaves float.
-        built = build_graph(
-            graph, directory, [r for r in recipes if r.name == FLOAT] if graph.name == "whole" else recipes
-        )
+        chosen = [r for r in recipes if r.quantizer is None] if graph.name == "whole" else recipes
+        built = build_graph(graph, directory, chosen, calibration=calibration, front_end=front_end)
         found[built.key] = built
         took = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items())
         progress(f"  {built.key:<12} {took}")
+        for name, reason in built.failed.items():
+            progress(f"  {built.key:<12} {name} not possible: {reason}")
+    _check_recipes(found, recipes, progress)
     return found
+
+
+def _check_recipes(found: Mapping[str, BuiltGraph], recipes: Sequence[Recipe], progress: Progress) -> None:
+    """Tell patterns that fit no layer; raise when everything asked for failed."""
+    floats = [graph.variants[FLOAT] for graph in found.values() if graph.name != "whole" and FLOAT in graph.variants]
+    for recipe in recipes:
+        for pattern in recipe.idle(floats) if floats else ():
+            progress(f"  '{recipe.name}': no layer's name fits the pattern '{pattern}'")
+    failed = [(key, name, why) for key, graph in found.items() for name, why in graph.failed.items()]
+    if failed and not any(set(graph.variants) - {FLOAT} for graph in found.values()):
+        key, name, why = failed[0]
+        raise ConversionError(f"no recipe fits any graph; '{name}' on {key}: {why}")

@@ -1,4 +1,4 @@
-"""kir convert setup | model | server | retrieval | rows | items, kir publish, kir verify. One-minute CPU version:
+"""kir convert setup | model | … | debug, kir publish, kir verify, kir inspect. One-minute CPU version:
 
 kir convert model CHECKPOINT --out converted && kir publish converted --cdn cdn && kir verify --cdn cdn
 """
@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from contract.errors import ConversionError, InputError
+from contract.errors import InputError
+from convert.compress_cli import add_compress_arguments, run_compress
+from convert.debug_cli import add_debug_arguments, run_debug
+from convert.front_end_cli import add_front_end_arguments, run_cross_check, run_setup
+from convert.inspect_cli import add_inspect_arguments, run_inspect
+
+__all__ = ["add_inspect_arguments", "run_inspect"]  # of kir's commands, those that stand in another file
 
 # Names only: importing the recipes would be quick, importing what they need would not.
 DEFAULT_RECIPES = ("float32", "int8-dynamic", "int8-weight-only")
 
 
-JOBS = ("setup", "model", "server", "retrieval", "rows", "items", "debug")
+JOBS = ("setup", "model", "server", "retrieval", "rows", "items", "compress", "cross-check", "debug")
 
 
 def convert_words(argv: Sequence[str]) -> list[str]:
@@ -36,7 +41,7 @@ def convert_words(argv: Sequence[str]) -> list[str]:
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `kir convert`."""
     jobs = parser.add_subparsers(dest="job", metavar="JOB", required=True)
-    jobs.add_parser("setup", help="install onnx2tf, which no extra can name, and what it imports")
+    add_front_end_arguments(jobs)
     model = jobs.add_parser(
         "model", help="checkpoint or torch module -> verified ONNX, TFLite float and int8, golden cases"
     )
@@ -52,6 +57,18 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="PATH|KIND:PATH",
         help="held-out data: a log (KIR, default synthetic, and ranker), KIND:PATH (KuaiFormer too), .npz (a module)",
     )  # fmt: skip
+    model.add_argument(
+        "--auto", choices=("size", "speed"),
+        help="search a recipe for each graph, layer by layer, and ship the smallest or fastest inside the gates",
+    )  # fmt: skip
+    model.add_argument(
+        "--calibrate", type=int, default=100, metavar="N",
+        help="samples, none of them verified on, that recipes with fixed ranges are calibrated on (default: 100)",
+    )  # fmt: skip
+    model.add_argument("--allow-synthetic", action="store_true", help="calibrate on stand-ins where there are no data")
+    model.add_argument(
+        "--front-end", default="onnx2tf", metavar="NAME", help="torch to float TFLite (default: onnx2tf)"
+    )
     model.add_argument("--windows", type=int, default=256, help="held-out samples to verify on (default: 256)")
     model.add_argument("--seed", type=int, default=0, help="draws windows and the golden session (default: 0)")
     server = jobs.add_parser("server", help="retrieval, ranker and KIR checkpoints -> server bundle without torch")
@@ -80,6 +97,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     items.add_argument("--bundle", type=Path, required=True, help="bundle directory")
     items.add_argument("--catalogue", type=Path, help="the newer catalogue.parquet")
     items.add_argument("--retrieval", type=Path, help="KuaiFormer checkpoint with newer rows of the same net")
+    add_compress_arguments(jobs)
+    add_debug_arguments(jobs)
     for job in (model, server, retrieval, rows, items):
         job.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
     for job in (model, server, retrieval):
@@ -108,7 +127,13 @@ def _choices(args: argparse.Namespace) -> Any:
 def run_convert(args: argparse.Namespace) -> int:
     """Exit status 0; raises KirError (VerificationFailed = 1, everything else = 2)."""
     if args.job == "setup":
-        return install_onnx2tf()
+        return run_setup(args)
+    if args.job == "cross-check":
+        return run_cross_check(args)
+    if args.job == "compress":
+        return run_compress(args)
+    if args.job == "debug":
+        return run_debug(args)
     if args.job == "model":
         if args.windows < 1:
             raise InputError("--windows starts at 1", got=args.windows)
@@ -121,6 +146,10 @@ def run_convert(args: argparse.Namespace) -> int:
             recipes=tuple(args.recipe or DEFAULT_RECIPES),
             windows=args.windows,
             seed=args.seed,
+            auto=args.auto,
+            calibrate=args.calibrate,
+            allow_synthetic=args.allow_synthetic,
+            front_end=args.front_end,
             overwrite=args.overwrite,
             progress=print_progress,
         )
@@ -207,18 +236,6 @@ def run_verify(args: argparse.Namespace) -> int:
     for version in check.versions:
         print_progress(check_goldens(args.cdn / "models" / version))
     return show(check, args.json)
-
-
-def install_onnx2tf() -> int:
-    """pip install of what pyproject can't name. Raises ConversionError when pip fails."""
-    from convert.tflite import ONNX2TF, ONNX2TF_COMPANIONS
-
-    pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q"]
-    for words in ([*ONNX2TF_COMPANIONS], ["--no-deps", "--ignore-requires-python", ONNX2TF]):
-        print_progress("pip install " + " ".join(words))
-        if subprocess.run([*pip, *words], stdin=subprocess.DEVNULL).returncode:
-            raise ConversionError("pip could not install it", got=" ".join(words))
-    return 0
 
 
 def print_progress(line: str) -> None:

@@ -25,16 +25,21 @@ import torch
 
 from contract.errors import InputError
 from contract.manifest import Tensor
+from convert.auto import AUTO, PREFER, with_auto
 from convert.build import BuiltGraph, Progress, build_all
+from convert.calibration import PAGES, CalibrationSet, CalibrationSource
 from convert.files import sha256_of, written_aside
+from convert.frontends import ONNX2TF
 from convert.jobs import Job, open_job
+from convert.metadata import embed, graph_facts
 from convert.quantize import DEFAULT_RECIPES, Recipe, load_recipes
 from convert.report import Gates, Verification
-from convert.verify import verify
+from convert.verify import SPEED, verify
 
 FORMAT = "kir-converted/2"
 MODEL, REPORT, CARD = "model.json", "verification.json", "card.md"
 WINDOWS = 256
+SEARCHED = 64  # held-out samples that a search looks at, drawn apart from those of the last word
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ def convert_model(
     gates: Gates | None = None,
     windows: int = WINDOWS,
     seed: int = 0,
+    auto: str | None = None,
+    calibrate: int = PAGES,
+    allow_synthetic: bool = False,
+    front_end: str = ONNX2TF,
     overwrite: bool = False,
     progress: Progress = lambda line: None,
 ) -> ConversionResult:
@@ -78,12 +87,19 @@ def convert_model(
              KIND:PATH for the encoder, .npz for a module. None: stand-ins, where a job has any
     recipes  names in convert/recipes or JSON files
     windows  held-out samples to verify on
+    auto     "size" or "speed": a recipe for each graph is found by search (convert/auto.py), and the smallest or the
+             fastest variant inside the gates ships; None: the fastest of `recipes`
+    calibrate, allow_synthetic  earlier samples that recipes with fixed ranges are calibrated on; whether stand-ins may
+             serve where there are no data
+    front_end  how torch becomes a float TFLite file (convert/frontends)
     Raises CheckpointError, ConversionError, VerificationFailed, and InputError when OUT exists and `overwrite` is not
     set.
     """
     out = Path(out)
     if out.exists() and not overwrite:
         raise InputError("output directory exists", where=out, fix="choose another --out, or pass --overwrite")
+    if auto is not None and auto not in PREFER:
+        raise InputError("--auto is unknown", got=auto, allowed=PREFER)
     chosen = load_recipes(tuple(recipes))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # graphs this small lose by a second thread
@@ -93,13 +109,32 @@ def convert_model(
             job: Job = clock.time("load", lambda: open_job(what) if isinstance(what, str | Path) else what)
             opened, words = clock.time("data", lambda: job.open(data, seed))
             graphs = job.graphs
-            built = clock.time("convert", lambda: build_all(graphs.values(), aside / "graphs", chosen, progress))
+            pages = _calibration(job, chosen, data, opened, calibrate, seed, allow_synthetic)
+            built = clock.time(
+                "convert",
+                lambda: build_all(graphs.values(), aside / "graphs", chosen, progress, pages, front_end=front_end),
+            )
             subject = clock.time("data", lambda: job.subject(opened, windows, seed))
-            report = clock.time("verify", lambda: verify(subject, built, gates=gates, data=words))
+            searched: dict[str, Any] = {}
+            recipes_of: Mapping[str, Recipe] = {}
+            if auto is not None:
+                part = job.subject(opened, min(windows, SEARCHED), seed + 1)
+                built, found = clock.time(
+                    "search",
+                    lambda: with_auto(
+                        built, part, chosen, aside / "graphs", prefer=auto, gates=gates, calibration=pages, log=progress
+                    ),
+                )
+                searched = {"auto": {name: one.to_json() for name, one in found.items()}, "prefer": auto}
+                recipes_of = {name: one.recipe for name, one in found.items()}
+            _embed(built, job.version, {recipe.name: recipe for recipe in chosen}, recipes_of)
+            report = clock.time("verify", lambda: verify(subject, built, gates=gates, data=words, prefer=auto or SPEED))
             session = clock.time("golden", lambda: job.goldens(built, report, opened, aside, seed))
             report.save(aside / REPORT)
             (aside / CARD).write_text(job.card(report))
-            about = {**_about(job, built, chosen), **job.about(), **session}
+            about = {**_about(job, built, chosen), **job.about(), **session, **searched}
+            if pages is not None:
+                about["calibration"] = pages.to_json()
             about["files"] = {
                 path.relative_to(aside).as_posix(): sha256_of(path)
                 for path in sorted(aside.rglob("*"))
@@ -109,6 +144,35 @@ def convert_model(
     finally:
         torch.set_num_threads(threads)
     return ConversionResult(out, job.version, report, clock.seconds)
+
+
+def _calibration(
+    job: Job, recipes: Sequence[Recipe], data: Any, opened: Any, pages: int, seed: int, allow_synthetic: bool
+) -> CalibrationSet | None:
+    """Earlier samples than verification's, where a recipe needs any."""
+    if not any(recipe.calibrate for recipe in recipes):
+        return None
+    source = CalibrationSource.of(data, pages, seed, allow_synthetic=allow_synthetic)
+    return CalibrationSet.record(job.calibration(opened, pages, seed), source)
+
+
+def _embed(
+    built: Mapping[str, BuiltGraph], version: str, recipes: Mapping[str, Recipe], found: Mapping[str, Recipe]
+) -> None:
+    """Tell every file what it is. found: recipes of the search, by graph name."""
+    for graph in built.values():
+        for name, path in graph.variants.items():
+            recipe = found[graph.name] if name == AUTO else recipes[name]
+            facts = graph_facts(
+                model_version=version,
+                graph=graph.name,
+                bucket=graph.bucket,
+                inputs=graph.inputs,
+                outputs=graph.outputs,
+                recipe=recipe.to_json(),
+                onnx=graph.onnx,
+            )
+            path.write_bytes(embed(path.read_bytes(), facts, path))
 
 
 class _Clock:
@@ -133,6 +197,7 @@ def _about(job: Job, built: Mapping[str, BuiltGraph], recipes: Sequence[Recipe])
             "outputs": [asdict(t) for t in one.outputs],
             "variants": {name: f"graphs/{path.name}" for name, path in one.variants.items()},
             "golden": f"golden/{one.key.replace('/', '-')}.npz",
+            "failed": dict(one.failed),
         }
         for one in built.values()
     ]

@@ -4,11 +4,13 @@ Opset 20 because GELU is an operator there (18 spells it with Erf, 23 keeps fuse
 
 The tracing exporter, on purpose: on KIR's graphs it takes 0.1-0.4 s of CPU where the dynamo exporter takes 2.5-6 s, and
 after onnx2tf both give the same operators and the same numbers (docs/conversion.md). It writes down one run, so a
-graph must not branch on data; the verification chain compares it with eager torch on other inputs.
+graph must not branch on data; the verification chain compares it with eager torch on other inputs. The dynamo exporter
+is the choice for a module that tracing can't follow (`convert/frontends`).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from contract.manifest import Tensor
 from convert.quiet import quiet
 
 OPSET = 20
+TRACE, DYNAMO = "trace", "dynamo"
 
 
 @dataclass(frozen=True)
@@ -71,24 +74,25 @@ def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def export_onnx(graph: TorchGraph, path: str | Path) -> Path:
-    """Trace and write. Raises ConversionError, also when names come out otherwise."""
+def export_onnx(graph: TorchGraph, path: str | Path, exporter: str = TRACE, opset: int = OPSET) -> Path:
+    """Export and write; inputs in the order of the module's own signature. Raises ConversionError, also when names come
+    out otherwise. exporter: TRACE, or DYNAMO (for fixed shapes only)."""
     import onnx
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     graph.module.eval()
+    inputs = in_signature_order(graph)
     with quiet(f"ONNX export of {graph.key}"):
         torch.onnx.export(
             graph.module,
             args=(),
-            kwargs=dict(graph.inputs),
+            kwargs=inputs,
             f=str(path),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=list(graph.inputs),
+            opset_version=opset,
+            input_names=list(inputs),
             output_names=list(graph.outputs),
-            dynamic_axes={name: dict(axes) for name, axes in (graph.dynamic or {}).items()},
+            **_exporter_settings(graph, exporter),
         )
         model = onnx.load(str(path))
         if not graph.dynamic and _foldable(model.graph):
@@ -97,10 +101,26 @@ def export_onnx(graph: TorchGraph, path: str | Path) -> Path:
         onnx.checker.check_model(model)
         path.write_bytes(model.SerializeToString(deterministic=True))
     names = [value.name for value in model.graph.input], [value.name for value in model.graph.output]
-    if names != (list(graph.inputs), list(graph.outputs)):
-        allowed = (list(graph.inputs), list(graph.outputs))
+    if names != (list(inputs), list(graph.outputs)):
+        allowed = (list(inputs), list(graph.outputs))
         raise ConversionError("ONNX names differ from the contract", where=path, got=names, allowed=allowed)
     return path
+
+
+def in_signature_order(graph: TorchGraph) -> dict[str, torch.Tensor]:
+    """Example inputs as the module's forward names them: the tracing exporter deals names out in that order, whatever
+    order it is given them in, and would put a name on the wrong input."""
+    order = [name for name in inspect.signature(graph.module.forward).parameters if name in graph.inputs]
+    return {name: graph.inputs[name] for name in (*order, *(n for n in graph.inputs if n not in order))}
+
+
+def _exporter_settings(graph: TorchGraph, exporter: str) -> dict[str, Any]:
+    if exporter == TRACE:
+        axes = {name: dict(axes) for name, axes in (graph.dynamic or {}).items()}
+        return {"dynamo": False, "dynamic_axes": axes}
+    if exporter != DYNAMO or graph.dynamic:
+        raise ConversionError("no such export", where=graph.key, got=exporter, allowed=f"{TRACE}; {DYNAMO} if static")
+    return {"dynamo": True, "external_data": False, "verbose": False}
 
 
 def _foldable(graph: Any) -> bool:
@@ -127,7 +147,8 @@ def _folded(model: Any) -> Any:
 
 
 def _merge_constants(graph: Any) -> None:
-    """Keep one of equal constants: tracing writes one down per reader."""
+    """Keep one of equal constants, read directly. Tracing writes one down per reader, and of equal weights one with an
+    Identity for each other, through which onnx2tf's TensorFlow backend loses the order of values."""
     for node in [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
         constant = graph.initializer.add()
         constant.CopyFrom(node.attribute[0].t)
@@ -145,6 +166,11 @@ def _merge_constants(graph: Any) -> None:
             kept.append(constant)
     del graph.initializer[:]
     graph.initializer.extend(kept)
+    outputs = {value.name for value in graph.output}
+    for node in [node for node in graph.node if node.op_type == "Identity" and node.output[0] not in outputs]:
+        if node.input[0] in names:
+            names[node.output[0]] = names[node.input[0]]
+            graph.node.remove(node)
     for node in graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = names.get(name, name)

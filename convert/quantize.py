@@ -1,7 +1,7 @@
 """Quantisation recipes are data: one JSON file each in `recipes/`, saved with every artifact they made.
 
 A recipe is a list of ai-edge-quantizer's rules: a pattern searched in the names of what an operator writes, an
-operation ("*" = all), and settings. Later rules win, whatever patterns they have; `no_quantize` leaves a layer in float.
+operation ("*" = all), and settings. Later rules win, whatever their patterns; `no_quantize` leaves a layer in float.
 Inputs and outputs stay float32: a graph has one contract, whichever variant ships.
 """
 
@@ -19,7 +19,7 @@ from contract.errors import ConversionError, InputError
 from convert import flatbuffer
 from convert.quiet import quiet
 from convert.recipe_rules import calibrated, check_rules, idle_rules, in_order, integer, layers_of
-from convert.tensor_names import named_by_signature
+from convert.tensor_names import float_outputs, named_by_signature
 
 RECIPES_DIR = Path(__file__).with_name("recipes")
 FLOAT = "float32"
@@ -121,7 +121,7 @@ def quantize(float_path: str | Path, recipe: Recipe, path: str | Path, ranges: R
         raw = bytes(job.quantize(seen, enable_progress_report=False).quantized_model or b"")
     if not raw or _types(raw) == _types(Path(float_path).read_bytes()):
         raise ConversionError("recipe quantises no layer of this graph", where=float_path, got=recipe.name)
-    path.write_bytes(named_by_signature(raw, where=path))
+    path.write_bytes(named_by_signature(float_outputs(raw, path), where=path))
     return path
 
 

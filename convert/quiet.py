@@ -22,6 +22,8 @@ _IGNORED = (
     (r"Converting a tensor to a Python", Warning, "TracerWarning: sizes; parity at other inputs is checked"),
     (r"Using len to get tensor shape", Warning, "the same: shapes are fixed"),
     (r"Exporting a model to ONNX with a batch_size other than 1", UserWarning, "of recurrent nets: shapes are fixed"),
+    (r"Warning: Enabling `experimental_preserve_all_tensors`", UserWarning, "how the quantizer looks for activations"),
+    (r"\s*Warning: tf\.lite\.Interpreter is deprecated", UserWarning, "how TensorFlow's own calibration runs"),
 )
 
 

@@ -6,7 +6,6 @@ contract's, that every operator is a builtin, and that XNNPACK took the graph.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -18,7 +17,10 @@ from numpy.typing import NDArray
 
 from contract.errors import ConversionError, InputError
 from contract.manifest import Tensor
+from convert.flatbuffer import text, unpack
+from convert.fully_connected import to_fully_connected
 from convert.quiet import quiet
+from convert.slice_sizes import with_slice_sizes
 
 ONNX2TF = "onnx2tf==2.6.9"
 # What onnx2tf 2.6.9 imports and does not install, for it goes in without its dependencies.
@@ -34,7 +36,7 @@ Feeds = Mapping[str, NDArray[Any]]
 
 
 def convert_onnx(onnx_path: str | Path, path: str | Path, inputs: tuple[Tensor, ...]) -> Path:
-    """Write the float32 TFLite file of an ONNX graph.
+    """Write the float32 TFLite file of an ONNX graph; products by a constant matrix as FULLY_CONNECTED.
 
     inputs: every input of rank 3 and more keeps its layout; left alone, onnx2tf swaps axes and says nothing.
     Raises InputError when onnx2tf is absent, ConversionError when it fails or writes no file.
@@ -58,7 +60,7 @@ def convert_onnx(onnx_path: str | Path, path: str | Path, inputs: tuple[Tensor, 
         if len(found) != 1:
             got = sorted(p.name for p in Path(scratch).iterdir())
             raise ConversionError("onnx2tf wrote no float32 file", where=onnx_path, got=got)
-        shutil.copyfile(found[0], path)
+        path.write_bytes(with_slice_sizes(to_fully_connected(found[0].read_bytes(), onnx_path), onnx_path))
     return path
 
 
@@ -97,11 +99,16 @@ class TfliteGraph:
         return inputs, outputs
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Outputs by name; each is a new array."""
+        """Outputs by name; each is a new array. Raises ConversionError when an operator fails on these values."""
         interpreter = self._interpreter
         for name, detail in self._inputs.items():
             interpreter.set_tensor(detail["index"], feeds[name])
-        interpreter.invoke()
+        try:
+            interpreter.invoke()
+        except RuntimeError as error:
+            raise ConversionError(
+                "LiteRT loads the file and fails to run it", where=self.where, got=str(error)
+            ) from None
         return {name: interpreter.get_tensor(detail["index"]) for name, detail in self._outputs.items()}
 
     def latency_us(self, feeds: Feeds, calls: int = 60) -> list[float]:
@@ -116,12 +123,10 @@ class TfliteGraph:
         return found
 
 
-def custom_operators(raw: bytes) -> list[str]:
+def custom_operators(raw: bytes, where: object = "") -> list[str]:
     """Names of operators that are no builtins (Flex, custom); empty for a file that every LiteRT runs."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromPackedBuf(raw, 0)
-    return sorted({code.customCode.decode() for code in model.operatorCodes or [] if code.customCode})
+    model = unpack(raw, where)
+    return sorted({text(code.customCode) for code in model.operatorCodes or [] if code.customCode})
 
 
 def check_contract(graph: TfliteGraph, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:

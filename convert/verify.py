@@ -6,7 +6,7 @@ the fastest variant inside the gate. Anything that does not hold ends in Verific
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,15 +34,23 @@ LARGE = 10.0  # logits of trained nets stay below
 Floats = NDArray[np.float32]
 
 
+SPEED, SIZE = "speed", "size"
+
+
 def verify(
-    subject: Subject, built: Mapping[str, BuiltGraph], *, gates: Gates | None = None, data: str = ""
+    subject: Subject,
+    built: Mapping[str, BuiltGraph],
+    *,
+    gates: Gates | None = None,
+    data: str = "",
+    prefer: str = SPEED,
 ) -> Verification:
-    """Run the chain. data: what the subject's samples are, in words.
+    """Run the chain. data: what the subject's samples are, in words. prefer: what ships of the variants that pass.
 
     Raises VerificationFailed naming the first artifact that misses its gate.
     """
     try:
-        return _Chain(subject, built, gates or Gates()).run(data)
+        return Chain(subject, built, gates or Gates(), prefer).run(data)
     except ConversionError as error:
         if isinstance(error, VerificationFailed):
             raise
@@ -68,9 +76,11 @@ def distance_to_whole(
     return {"scores_max_abs": scores, "values_max_abs": values}, {key: many[-1] for key, many in feeds.items()}
 
 
-class _Chain:
-    def __init__(self, subject: Subject, built: Mapping[str, BuiltGraph], gates: Gates):
-        self.subject, self.built, self.gates = subject, built, gates
+class Chain:
+    """One verification at work; `convert.auto` asks it about files that are not built yet."""
+
+    def __init__(self, subject: Subject, built: Mapping[str, BuiltGraph], gates: Gates, prefer: str = SPEED):
+        self.subject, self.built, self.gates, self.prefer = subject, built, gates, prefer
         self.every = range(len(subject))
         self.torch: dict[str, Run] = {key: graph.run for key, graph in subject.graphs.items()}
         self.feeds: dict[str, list[Feeds]] = {}
@@ -78,18 +88,7 @@ class _Chain:
         self.float_runs: dict[str, Run] = {key: files[FLOAT].run for key, files in self.files.items()}
 
     def run(self, data: str) -> Verification:
-        whole = [self.subject.reference(i) for i in self.every]
-        self.want = [self.subject.values(i, found) for i, found in zip(self.every, whole, strict=True)]
-        eager = [self.subject.run(i, self.torch, self.feeds) for i in self.every]
-        self._hold("halves in torch", distance(whole, eager), self.gates.halves_max_abs, whole)
-        missing = sorted(set(self.built) - set(self.feeds))
-        if missing:
-            raise VerificationFailed(
-                "no held-out input reaches these graphs", got=missing, fix="verify with more windows"
-            )
-        self.reference = {key: [self.torch[key](feeds) for feeds in many] for key, many in self.feeds.items()}
-        cut = [self.subject.run(i, self.float_runs) for i in self.every]
-        self.float_values = [self.subject.values(i, found) for i, found in zip(self.every, cut, strict=True)]
+        whole, cut = self.begin()
         rows = [row for key in self.built for row in self._graph(key)]
         apart = distance(whole, cut)
         self._hold("the graphs in TFLite float against the whole net", apart, self.gates.halves_max_abs, whole)
@@ -105,6 +104,22 @@ class _Chain:
             outcomes=outcomes,
         )
 
+    def begin(self) -> tuple[list[Floats], list[Floats]]:
+        """Torch's answers, the feeds of every graph, and the float graphs' answers. Returns the first and the last."""
+        whole = [self.subject.reference(i) for i in self.every]
+        self.want = [self.subject.values(i, found) for i, found in zip(self.every, whole, strict=True)]
+        eager = [self.subject.run(i, self.torch, self.feeds) for i in self.every]
+        self._hold("halves in torch", distance(whole, eager), self.gates.halves_max_abs, whole)
+        missing = sorted(set(self.built) - set(self.feeds))
+        if missing:
+            raise VerificationFailed(
+                "no held-out input reaches these graphs", got=missing, fix="verify with more windows"
+            )
+        self.reference = {key: [self.torch[key](feeds) for feeds in many] for key, many in self.feeds.items()}
+        cut = [self.subject.run(i, self.float_runs) for i in self.every]
+        self.float_values = [self.subject.values(i, found) for i, found in zip(self.every, cut, strict=True)]
+        return whole, cut
+
     def _graph(self, key: str) -> list[VariantReport]:
         """ONNX, float and quantised rows of one graph. Raises when ONNX or float miss their gate."""
         feeds, want = self.feeds[key], self.reference[key]
@@ -115,17 +130,23 @@ class _Chain:
         rows = [VariantReport.of(key, ONNX, found, None, self.built[key].onnx.stat().st_size, passed=True)]
         times = self._latencies(key)
         for name, file in self.files[key].items():
-            found = _distance(want, [file.run(one) for one in feeds])
-            ranks, outcomes = self._ranking(key, name)
+            found, ranks, outcomes, passed = self.judge(key, file, is_float=name == FLOAT)
             if name == FLOAT:
                 what = f"{key} in TFLite float ({self.built[key].variants[name].name})"
                 self._hold(what, found, self.gates.float_max_abs, wanted)
-            close = found.snr_db >= self.gates.snr_db and (self._ranks(key) or found.cosine >= self.gates.cosine)
-            passed = close and self._inside(ranks, outcomes)
             integer = name in self.built[key].integer
             measured = (found, ranks, file.n_bytes, times[name], file.partitions)
             rows.append(VariantReport.of(key, name, *measured, passed=passed, integer=integer, outcomes=outcomes))
         return rows
+
+    def judge(
+        self, key: str, file: TfliteGraph, *, is_float: bool = False
+    ) -> tuple[Distance, Ranking, OutcomeGap | None, bool]:
+        """A file in the place of one graph, float elsewhere: how far it lies, how it ranks, and whether it passes."""
+        found = _distance(self.reference[key], [file.run(one) for one in self.feeds[key]])
+        ranks, outcomes = self._ranking(key, file, is_float)
+        close = found.snr_db >= self.gates.snr_db and (self._ranks(key) or found.cosine >= self.gates.cosine)
+        return found, ranks, outcomes, close and self._inside(ranks, outcomes)
 
     def _latencies(self, key: str) -> dict[str, list[float]]:
         """Microseconds per call, sorted; variants take turns, so that a busy moment of the machine hits all alike."""
@@ -141,11 +162,10 @@ class _Chain:
             return any(len(value) > 1 for value in self.want)
         return any(self.subject.own_slates(key, i, one) for i, one in enumerate(self.reference[key][:1]))
 
-    def _ranking(self, key: str, variant: str) -> tuple[Ranking, OutcomeGap | None]:
-        """Ranking with one graph in one variant and float elsewhere; graphs outside the chain by their own outputs."""
-        file = self.files[key][variant]
+    def _ranking(self, key: str, file: TfliteGraph, is_float: bool) -> tuple[Ranking, OutcomeGap | None]:
+        """Graphs outside the chain by their own outputs."""
         if key.split("/")[0] in self.subject.chained:
-            if variant == FLOAT:
+            if is_float:
                 return ranking(self.want, self.float_values), None
             return self._ranking_of({**self.float_runs, key: file.run}, self.subject.through(key))
         pairs = [
@@ -164,15 +184,16 @@ class _Chain:
         return ranking(want, got), gap
 
     def _ship(self, rows: Sequence[VariantReport]) -> tuple[dict[str, str], Ranking, OutcomeGap | None]:
-        """Fastest variant inside the gate per graph, then all of them together; the worst falls back to float until
-        the whole holds. The buckets of a graph ship the same variant: a cache must not depend on how it was filled.
+        """The preferred variant inside the gate per graph, then all of them together; the worst falls back to the next
+        one until the whole holds. The buckets of a graph ship the same: a cache must not depend on how it was filled.
         """
         names = list(dict.fromkeys(graph.name for graph in self.built.values()))
-        chosen = {name: self._fastest(name, rows) for name in names}
+        refused: set[tuple[str, str]] = set()
         tau = {(r.graph.split("/")[0], r.variant): 1.0 for r in rows}
         for r in rows:
             tau[r.graph.split("/")[0], r.variant] = min(r.tau, tau[r.graph.split("/")[0], r.variant])
         while True:
+            chosen = {name: self._preferred(name, rows, refused) for name in names}
             shipped = {key: chosen[graph.name] for key, graph in self.built.items()}
             runs = {key: self.files[key][variant].run for key, variant in shipped.items()}
             together, outcomes = self._ranking_of(runs, self.every)
@@ -181,10 +202,11 @@ class _Chain:
             lossy = [name for name in self.subject.chained if chosen[name] != FLOAT]
             if not lossy:
                 raise VerificationFailed("the float graphs together miss the ranking gate", got=str(together))
-            chosen[min(lossy, key=lambda name: tau[name, chosen[name]])] = FLOAT
+            worst = min(lossy, key=lambda name: tau[name, chosen[name]])
+            refused.add((worst, chosen[worst]))
 
-    def _fastest(self, name: str, rows: Sequence[VariantReport]) -> str:
-        """Among variants that pass in every bucket, the smallest of those about as fast as the fastest.
+    def _preferred(self, name: str, rows: Sequence[VariantReport], refused: Collection[tuple[str, str]]) -> str:
+        """Among variants that pass in every bucket, the smallest of those about as fast as the fastest, or of all.
 
         Speed is the smallest bucket's: `watch/T1` is paid at every swipe, the rebuild once in L/2 of them.
         """
@@ -193,10 +215,11 @@ class _Chain:
         latency, n_bytes = {}, {}
         for variant in self.files[everyday]:
             mine = {r.graph: r for r in rows if r.graph in keys and r.variant == variant}
-            if len(mine) == len(keys) and all(r.passed for r in mine.values()):
+            passed = len(mine) == len(keys) and all(r.passed for r in mine.values())
+            if passed and (name, variant) not in refused:
                 latency[variant] = mine[everyday].latency_us
                 n_bytes[variant] = sum(r.n_bytes for r in mine.values())
-        limit = AS_FAST * min(latency.values(), default=0.0)
+        limit = AS_FAST * min(latency.values(), default=0.0) if self.prefer == SPEED else float("inf")
         return min((v for v in latency if latency[v] <= limit), key=lambda v: n_bytes[v], default=FLOAT)
 
     def _inside(self, ranks: Ranking, outcomes: OutcomeGap | None) -> bool:

@@ -66,6 +66,7 @@ class TestTable:
                 "convert",
                 "publish",
                 "verify",
+                "inspect",
                 "serve",
                 "retrieve",
                 "swipe",

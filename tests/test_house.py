@@ -151,7 +151,8 @@ def test_contract_and_edge_need_the_plain_install_only(room: str) -> None:
 
 
 def declared_distributions(extra: str) -> set[str]:
-    """What `pip install kir-edge[extra]` names, extras within extras followed; onnx2tf goes with `convert`."""
+    """What `pip install kir-edge[extra]` names, extras within extras followed; what
+    `kir convert setup` installs goes with `convert`."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     found: set[str] = set()
     waiting = list(project["dependencies"]) + ([f"kir-edge[{extra}]"] if extra else [])
@@ -160,7 +161,7 @@ def declared_distributions(extra: str) -> set[str]:
         within = re.fullmatch(r"kir-edge\[(.*)\]", requirement)
         for name in within.group(1).split(",") if within else ():
             waiting += project["optional-dependencies"][name]
-            found |= {"onnx2tf"} if name == "convert" else set()
+            found |= {"onnx2tf", "litert-torch"} if name == "convert" else set()
         if not within:
             found.add(re.split(r"[<>=!~]", requirement, maxsplit=1)[0])
     return found

@@ -16,6 +16,7 @@ from contract.parquet import write_events
 from contract.spec import FeatureSpec
 from convert import model
 from convert.kir_job import KirJob
+from convert.metadata import read_metadata
 from convert.model import ConversionResult, convert_model, tensors_of
 from convert.report import Gates
 from convert.source import KirSource
@@ -85,7 +86,9 @@ class Stub:
     def __init__(self, built: Any):
         self.built = built
 
-    def __call__(self, graphs: Any, directory: Path, recipes: Any, progress: Any) -> Any:
+    def __call__(
+        self, graphs: Any, directory: Path, recipes: Any, progress: Any, calibration: Any, *, front_end: str
+    ) -> Any:
         Path(directory).mkdir(parents=True)
         return self.built
 
@@ -154,3 +157,17 @@ class TestWholeOrNotAtAll:
         convert_model(checkpoint, out, windows=12, gates=Gates(tau=0.5, top1=0.3), overwrite=True)
         assert not (out / "stale").exists()
         assert np.load(out / "golden" / "swipe-N9.npz")["scores"].shape == (1, 9, 4)
+
+
+def test_every_file_tells_what_it_is(conversion: ConversionResult) -> None:
+    about = json.loads((conversion.directory / "model.json").read_text())
+    recipes = {recipe["name"]: recipe for recipe in about["recipes"]}
+    for graph in about["graphs"]:
+        for name, path in graph["variants"].items():
+            told = read_metadata((conversion.directory / path).read_bytes())
+            assert told is not None
+            assert (told["model_version"], told["graph"], told["bucket"]) == (
+                conversion.version, graph["name"], graph["bucket"],
+            )  # fmt: skip
+            assert told["recipe"] == json.loads(json.dumps(recipes[name]))
+            assert told["inputs"] == graph["inputs"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from contract.errors import ConversionError
 from contract.manifest import Tensor
-from convert.onnx_export import OPSET, OnnxGraph, TorchGraph, export_onnx
+from convert.onnx_export import DYNAMO, OPSET, OnnxGraph, TorchGraph, export_onnx
 from convert.source import KirSource
 
 
@@ -63,6 +64,57 @@ def test_equal_constants_are_kept_once(exported: Path) -> None:
     sizes = [tuple(constant.dims) for constant in graph.initializer]
     assert sizes.count((6, 6)) == 2  # the first layer's weight and the shared matrix
     assert not [node for node in graph.node if node.op_type == "Constant"]
+
+
+class TestOrderOfInputs:
+    """The tracing exporter deals names out in the order of forward's parameters, whatever order it is given them in."""
+
+    def test_each_name_stays_with_its_input(self, tmp_path: Path) -> None:
+        graph = two_sided()
+        swapped = replace(graph, inputs={name: graph.inputs[name] for name in ("right", "left")})
+        runner = OnnxGraph(export_onnx(swapped, tmp_path / "swapped.onnx"))
+        assert runner.inputs == ("left", "right")
+        feeds = {name: tensor.numpy() for name, tensor in graph.inputs.items()}
+        for name, want in graph.run(feeds).items():
+            np.testing.assert_allclose(runner.run(feeds)[name], want, atol=1e-5)
+
+    def test_any_order_gives_the_same_file(self, exported: Path, tmp_path: Path) -> None:
+        graph = two_sided()
+        swapped = replace(graph, inputs=dict(reversed(graph.inputs.items())))
+        assert export_onnx(swapped, tmp_path / "swapped.onnx").read_bytes() == exported.read_bytes()
+
+
+class TestDynamo:
+    def test_the_same_names_opset_and_numbers(self, tmp_path: Path) -> None:
+        graph = replace(two_sided(), dynamic=None)
+        path = export_onnx(graph, tmp_path / "dynamo.onnx", DYNAMO)
+        assert [entry.version for entry in onnx.load(path).opset_import if entry.domain == ""] == [OPSET]
+        runner = OnnxGraph(path)
+        assert (runner.inputs, runner.outputs) == (("left", "right"), ("hidden", "scores"))
+        feeds = {name: tensor.numpy() for name, tensor in graph.inputs.items()}
+        for name, want in graph.run(feeds).items():
+            np.testing.assert_allclose(runner.run(feeds)[name], want, atol=1e-5)
+
+    @pytest.mark.parametrize("exporter", [DYNAMO, "tracing"])
+    def test_a_free_axis_and_an_unknown_exporter_are_refused(self, tmp_path: Path, exporter: str) -> None:
+        with pytest.raises(ConversionError, match=f"two/N4: no such export; got {exporter}"):
+            export_onnx(two_sided(), tmp_path / "x.onnx", exporter)
+
+
+def test_equal_weights_are_read_directly(tmp_path: Path) -> None:
+    """torch writes the second down as an Identity of the first, through which a converter loses its order."""
+    graph = two_sided()
+    module = graph.module
+    assert isinstance(module, TwoSided)
+    module.second = nn.Linear(6, 6)
+    with torch.no_grad():
+        module.second.bias.copy_(module.first.bias)
+    model = onnx.load(export_onnx(graph, tmp_path / "equal.onnx")).graph
+    assert not [node for node in model.node if node.op_type in ("Identity", "Constant")]
+    assert [tuple(constant.dims) for constant in model.initializer].count((6,)) == 1
+    feeds = {name: tensor.numpy() for name, tensor in graph.inputs.items()}
+    got = OnnxGraph(tmp_path / "equal.onnx").run(feeds)
+    np.testing.assert_allclose(got["scores"], graph.run(feeds)["scores"], atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 4, 7])

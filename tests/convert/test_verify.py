@@ -183,7 +183,7 @@ class TestShipping:
         def slow_floats(self: Any, key: str) -> dict[str, list[float]]:
             return {name: [10.0 if name == "int8-dynamic" else 50.0] * 10 for name in self.files[key]}
 
-        monkeypatch.setattr(module._Chain, "_latencies", slow_floats)
+        monkeypatch.setattr(module.Chain, "_latencies", slow_floats)
         assert check(built, tau=-1.0, top1=0.0).shipped[SWIPE] == "int8-dynamic"
 
     def test_the_smaller_of_two_as_fast_ships(
@@ -194,7 +194,7 @@ class TestShipping:
         def equal(self: Any, key: str) -> dict[str, list[float]]:
             return {name: [50.0 if name == "int8-dynamic" else 20.0] * 10 for name in self.files[key]}
 
-        monkeypatch.setattr(module._Chain, "_latencies", equal)
+        monkeypatch.setattr(module.Chain, "_latencies", equal)
         assert check(built, tau=-1.0, top1=0.0).shipped[SWIPE] == "int8-weight-only"
 
     def test_the_default_gates_are_those_of_the_measurements(self) -> None:

@@ -205,7 +205,8 @@ def converted(root, shipped: str = "int8") -> None:
             (root / variants[one.name]).write_bytes(b"0" * min(model.files[one.file].n_bytes, 5000))
         graphs.append({"name": graph.name, "bucket": graph.bucket, "variants": variants})
     about = {
-        "format": "kir-converted/2", "kind": "kir", "dense_version": model.dense_version, "created_at": model.created_at,
+        "format": "kir-converted/2", "kind": "kir", "dense_version": model.dense_version,
+        "created_at": model.created_at,
         "spec": model.spec.to_json(), "capacities": model.capacities, "fusion": model.fusion, "graphs": graphs,
         "provenance": {},
     }  # fmt: skip
