@@ -7,7 +7,7 @@ The file on the phone and its latency stay what they are; zeros and repeated val
 What it gains and costs is measured by `kir bench compression`.
 
 TFMOT sees the weights that are exported as they are: structural zeros are left out, and so are the columns of pXTR
-(a twentieth of `tiny`), whose constants are folded in at export. Folding would make new values of shared ones and fill
+(a fifteenth of `tiny`), whose constants are folded in at export. Folding would make new values of shared ones and fill
 zeros; folding first and compressing then costs more ranking than all the rest, because a folded logit and its presence
 are large weights that cancel. Rows stand still, so that the server's rows fit the net before and after.
 """
