@@ -23,6 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines.cli import add_baseline_arguments, run_baseline
+from benchmarks.conversion_cli import (
+    add_compression_arguments,
+    add_conversion_arguments,
+    add_head_qat_arguments,
+    run_compression_bench,
+    run_conversion,
+    run_head_qat,
+)
 from contract.errors import InputError
 
 
@@ -71,9 +79,9 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     rerank = kinds.add_parser("rerank-ablation", help="the reranker with one change at a time, on the same impressions")
     _add_rerank_ablation_arguments(rerank.add_argument)
     small = kinds.add_parser("compression", help="pruning and clustering of the reranker: download against ranking")
-    _add_compression_arguments(small.add_argument)
+    add_compression_arguments(small.add_argument)
     head = kinds.add_parser("head-qat", help="quantisation-aware training of the reranker's head beside post-training")
-    _add_head_qat_arguments(head.add_argument)
+    add_head_qat_arguments(head.add_argument)
     since = kinds.add_parser("incremental", help="updates of KuaiFormer against the old model and training from zero")
     _add_incremental_arguments(since.add_argument)
     baseline = kinds.add_parser("baseline", help="train or make what KuaiFormer is compared with; measured on val")
@@ -89,7 +97,7 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     conversion = kinds.add_parser(
         "conversion", help="every recipe of a checkpoint beside torch and onnxruntime: bytes, ranking, latency, floor"
     )
-    _add_conversion_arguments(conversion.add_argument)
+    add_conversion_arguments(conversion.add_argument)
     training = kinds.add_parser("training", help="a training step in float32 and bfloat16, saves, table optimisers")
     _add_training_arguments(training.add_argument)
     loss = kinds.add_parser("loss", help="a step of the softmax loss: plain, torch's fused one, chunked, and this one")
@@ -185,57 +193,6 @@ def _run_rerank_ablation(args: argparse.Namespace) -> tuple[dict[str, Any], str]
     )
 
 
-def _add_compression_arguments(add: Callable[..., Any]) -> None:
-    add("checkpoint", type=Path, help="KIR checkpoint directory")
-    add("--data", required=True, help="the log that it was trained on: events:FOLDER of kir annotate")
-    add("--out", type=Path, default=Path("runs/compression"), help="checkpoints and graphs (default: %(default)s)")
-    add("--only", default="", help='arms, with commas, such as "prune 50%%,cluster 32" (default: all)')
-    add("--epochs", type=int, default=1, help="of training on with masks or centroids held (default: %(default)s)")
-    add("--min-weights", type=int, default=500, help="smaller matrices stay as they are (default: %(default)s)")
-    add("--windows", type=int, default=256, help="held-out ones for tau and first choice (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of windows and batches (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
-
-
-def _run_compression(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from benchmarks.compression import run_compression
-
-    words = ["kir", "bench", "compression", str(args.checkpoint)]
-    for name in ("data", "only", "epochs", "min_weights", "windows", "seed"):
-        given = str(getattr(args, name))
-        words += [f"--{name.replace('_', '-')}", given] if given else []
-    return run_compression(
-        args.checkpoint,
-        args.data,
-        args.out,
-        shlex.join(words),
-        only=[arm for arm in args.only.split(",") if arm],
-        epochs=args.epochs,
-        min_weights=args.min_weights,
-        windows=args.windows,
-        seed=args.seed,
-    )
-
-
-def _add_head_qat_arguments(add: Callable[..., Any]) -> None:
-    add("checkpoint", type=Path, help="KIR checkpoint directory")
-    add("--data", required=True, help="a log: events:FOLDER of kir annotate")
-    add("--pages", type=int, default=256, help="held-out ones to judge on (default: %(default)s)")
-    add("--training-pages", type=int, default=512, help="earlier ones to train on (default: %(default)s)")
-    add("--epochs", type=int, default=40, help="of aware training (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of pages and batches (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
-
-
-def _run_head_qat(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from benchmarks.stats import machine
-    from convert.head_qat import compare_head
-
-    names = ("pages", "training_pages", "epochs", "seed")
-    found = compare_head(args.checkpoint, args.data, **{name: getattr(args, name) for name in names})
-    return {"benchmark": "head-qat", "machine": machine(), **found.to_json()}, found.table()
-
-
 def _run_ablation(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.ablation import run_ablation
 
@@ -301,18 +258,6 @@ def _add_training_arguments(add: Callable[..., Any]) -> None:
     add("--json", type=Path, help="write the result here as well")
 
 
-def _add_conversion_arguments(add: Callable[..., Any]) -> None:
-    add("checkpoint", type=Path, help="checkpoint directory: KIR, ranker or KuaiFormer")
-    add("--data", metavar="PATH|KIND:PATH", help="held-out data, as `kir convert model` takes them")
-    add("--recipe", action="append", default=[], metavar="NAME|FILE.json", help="may be repeated (default: all)")
-    add("--windows", type=int, default=256, help="held-out samples to verify on (default: %(default)s)")
-    add("--rounds", type=int, default=7, help="turns of everything that is timed (default: %(default)s)")
-    add("--calls", type=int, default=40, help="of each in a turn (default: %(default)s)")
-    add("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time")
-    add("--seed", type=int, default=0, help="draws held-out samples (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
-
-
 def _add_loss_arguments(add: Callable[..., Any]) -> None:
     add("--targets", type=int, default=4096, help="rows of a batch (default: %(default)s)")
     add("--candidates", type=int, default=3416, help="items of the softmax (default: %(default)s, ML-1M's catalogue)")
@@ -330,10 +275,10 @@ def run_bench(args: argparse.Namespace) -> int:
         "ann": _run_ann,
         "baseline": run_baseline,
         "closed-loop": _run_closed_loop,
-        "conversion": _run_conversion,
-        "compression": _run_compression,
+        "conversion": run_conversion,
+        "compression": run_compression_bench,
         "encoder": _run_encoder,
-        "head-qat": _run_head_qat,
+        "head-qat": run_head_qat,
         "incremental": _run_incremental,
         "load": _run_load,
         "loss": _run_loss,
@@ -400,26 +345,6 @@ def _run_encoder(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         rounds=args.rounds,
         compiled=not args.no_compile,
         size={"hidden": args.hidden} if args.hidden is not None else None,
-    )
-
-
-def _run_conversion(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from benchmarks.conversion import measure_conversion
-    from convert.cli import print_progress
-
-    flags = ["--data", args.data] if args.data else []
-    flags += [word for name in args.recipe for word in ("--recipe", name)]
-    return measure_conversion(
-        args.checkpoint,
-        shlex.join(["kir", "bench", "conversion", str(args.checkpoint), *flags, "--seed", str(args.seed)]),
-        data=args.data,
-        recipes=args.recipe,
-        windows=args.windows,
-        rounds=args.rounds,
-        calls=args.calls,
-        compiled=not args.no_compile,
-        seed=args.seed,
-        log=print_progress,
     )
 
 

@@ -7,7 +7,8 @@
 The checkpoint is converted by all recipes and goes through the verification chain first, so that a time never stands
 beside an answer that nobody checked. Then LiteRT's variants, torch eager, torch.compile and onnxruntime (float32 and
 dynamic int8) take turns on one thread, on one held-out input; the arithmetic floor is timed anew in every round. Read
-the ratios. A recipe that can't be applied to a graph is listed with the reason.
+the ratios. A recipe that can't be applied to a graph is listed with the reason. Without `--data` the recipes that
+calibrate are left out: their ranges are those of real pages.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def measure_conversion(
     if min(rounds, calls, windows) < 1:
         raise InputError("--rounds, --calls and --windows start at 1", got=(rounds, calls, windows))
     from convert.build import build_all
+    from convert.calibration import PAGES, CalibrationSet, CalibrationSource
     from convert.jobs import open_job
     from convert.quantize import load_recipes, recipe_names
     from convert.verify import verify
@@ -84,8 +86,13 @@ def measure_conversion(
     job = open_job(checkpoint)
     opened, words = job.open(data, seed)
     chosen = load_recipes(tuple(recipes or recipe_names()))
+    if data is None and not recipes:  # fixed ranges are for real pages
+        chosen = tuple(recipe for recipe in chosen if not recipe.calibrate)
+    pages = None
+    if any(recipe.calibrate for recipe in chosen):
+        pages = CalibrationSet.record(job.calibration(opened, PAGES, seed), CalibrationSource.of(data, PAGES, seed))
     with tempfile.TemporaryDirectory(prefix="kir-bench-") as folder:
-        built = build_all(job.graphs.values(), folder, chosen, log)
+        built = build_all(job.graphs.values(), folder, chosen, log, pages)
         subject = job.subject(opened, windows, seed)
         report = verify(subject, built, data=words)
         record: dict[str, Any] = {}

@@ -15,7 +15,7 @@ from typing import Any
 from contract.errors import InputError
 from convert.compress_cli import add_compress_arguments, run_compress
 from convert.debug_cli import add_debug_arguments, run_debug
-from convert.front_end_cli import add_front_end_arguments, run_cross_check, run_setup
+from convert.front_end_cli import FRONT_ENDS, add_front_end_arguments, run_cross_check, run_setup
 from convert.inspect_cli import add_inspect_arguments, run_inspect
 
 __all__ = ["add_inspect_arguments", "run_inspect"]  # of kir's commands, those that stand in another file
@@ -67,7 +67,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     model.add_argument("--allow-synthetic", action="store_true", help="calibrate on stand-ins where there are no data")
     model.add_argument(
-        "--front-end", default="onnx2tf", metavar="NAME", help="torch to float TFLite (default: onnx2tf)"
+        "--front-end", default="onnx2tf", choices=FRONT_ENDS, help="torch to float TFLite (default: onnx2tf)"
     )
     model.add_argument("--windows", type=int, default=256, help="held-out samples to verify on (default: 256)")
     model.add_argument("--seed", type=int, default=0, help="draws windows and the golden session (default: 0)")

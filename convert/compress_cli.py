@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ def add_compress_arguments(jobs: Any) -> None:
 
 
 def run_compress(args: argparse.Namespace) -> int:
+    from convert.cli import print_progress, show
     from convert.compress import compress
     from convert.tfmot import Cluster, Prune
 
@@ -46,10 +45,6 @@ def run_compress(args: argparse.Namespace) -> int:
         min_weights=args.min_weights,
         seed=args.seed,
         overwrite=args.overwrite,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=print_progress,
     )
-    print(result.table())
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result.to_json(), indent=2, sort_keys=True) + "\n")
-    return 0
+    return show(result, args.json)

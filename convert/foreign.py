@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contract.errors import InputError
+from contract.errors import InputError, KirError
 from contract.manifest import Tensor
 from convert.build import BuiltGraph
 from convert.chain import Feeds
@@ -98,9 +98,17 @@ class ModuleJob:
 
     @staticmethod
     def load(factory: str, contract: str | Path) -> ModuleJob:
-        """factory: "package.module:function". Raises InputError when there is none, or when it gives no module."""
-        made = _make(factory)
-        return ModuleJob(made.eval(), ModuleContract.read(contract), factory)
+        """factory: "package.module:function". Raises InputError when there is none, when it gives no module, and when
+        the module does not take the contract's inputs; ConversionError for another number of outputs."""
+        job = ModuleJob(_make(factory).eval(), ModuleContract.read(contract), factory)
+        try:
+            next(iter(job.graphs.values())).contract()
+        except KirError:
+            raise
+        except Exception as error:  # the user's own code: what it says is what helps
+            what = "--module does not run on its contract's inputs"
+            raise InputError(what, where=factory, got=f"{type(error).__name__}: {error}") from error
+        return job
 
     @property
     def version(self) -> str:
@@ -199,7 +207,10 @@ def _make(factory: str) -> torch.nn.Module:
         make = getattr(importlib.import_module(name), function)
     except (ImportError, AttributeError) as error:
         raise InputError("--module can't be found", got=factory, fix=f"put it on PYTHONPATH ({error})") from None
-    made = make()
+    try:
+        made = make()
+    except Exception as error:  # the user's own code
+        raise InputError("--module's factory failed", where=factory, got=f"{type(error).__name__}: {error}") from error
     if not isinstance(made, torch.nn.Module):
         raise InputError("--module gives no torch module", got=type(made).__name__, allowed="torch.nn.Module")
     return made

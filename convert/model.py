@@ -29,7 +29,7 @@ from convert.auto import AUTO, PREFER, with_auto
 from convert.build import BuiltGraph, Progress, build_all
 from convert.calibration import PAGES, CalibrationSet, CalibrationSource
 from convert.files import sha256_of, written_aside
-from convert.frontends import ONNX2TF
+from convert.frontends import ONNX2TF, exporter_of
 from convert.jobs import Job, open_job
 from convert.metadata import embed, graph_facts
 from convert.quantize import DEFAULT_RECIPES, Recipe, load_recipes
@@ -100,6 +100,7 @@ def convert_model(
         raise InputError("output directory exists", where=out, fix="choose another --out, or pass --overwrite")
     if auto is not None and auto not in PREFER:
         raise InputError("--auto is unknown", got=auto, allowed=PREFER)
+    exporter_of(front_end)
     chosen = load_recipes(tuple(recipes))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # graphs this small lose by a second thread
@@ -109,7 +110,10 @@ def convert_model(
             job: Job = clock.time("load", lambda: open_job(what) if isinstance(what, str | Path) else what)
             opened, words = clock.time("data", lambda: job.open(data, seed))
             graphs = job.graphs
-            pages = _calibration(job, chosen, data, opened, calibrate, seed, allow_synthetic)
+            pages = None
+            if any(recipe.calibrate for recipe in chosen):
+                source = CalibrationSource.of(data, calibrate, seed, allow_synthetic=allow_synthetic)
+                pages = CalibrationSet.record(job.calibration(opened, calibrate, seed), source)
             built = clock.time(
                 "convert",
                 lambda: build_all(graphs.values(), aside / "graphs", chosen, progress, pages, front_end=front_end),
@@ -144,16 +148,6 @@ def convert_model(
     finally:
         torch.set_num_threads(threads)
     return ConversionResult(out, job.version, report, clock.seconds)
-
-
-def _calibration(
-    job: Job, recipes: Sequence[Recipe], data: Any, opened: Any, pages: int, seed: int, allow_synthetic: bool
-) -> CalibrationSet | None:
-    """Earlier samples than verification's, where a recipe needs any."""
-    if not any(recipe.calibrate for recipe in recipes):
-        return None
-    source = CalibrationSource.of(data, pages, seed, allow_synthetic=allow_synthetic)
-    return CalibrationSet.record(job.calibration(opened, pages, seed), source)
 
 
 def _embed(

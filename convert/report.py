@@ -87,7 +87,8 @@ class VariantReport:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was measured and what ships. together, outcomes: of all shipped variants at once."""
+    """What was measured and what ships. together, outcomes: of all shipped variants at once. failed: (graph, recipe,
+    why there is no such variant)."""
 
     rows: tuple[VariantReport, ...]
     shipped: Mapping[str, str]
@@ -97,6 +98,7 @@ class Verification:
     n_samples: int
     data: str
     outcomes: OutcomeGap | None = None
+    failed: tuple[tuple[str, str, str], ...] = ()
 
     def row(self, graph: str, variant: str) -> VariantReport:
         return next(row for row in self.rows if (row.graph, row.variant) == (graph, variant))
@@ -138,6 +140,7 @@ class Verification:
             n_samples=int(data["n_samples"]),
             data=str(data["data"]),
             outcomes=OutcomeGap.from_json(data["outcomes"]),
+            failed=tuple((str(graph), str(recipe), str(why)) for graph, recipe, why in data["failed"]),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -159,6 +162,7 @@ class Verification:
                 f"{row.max_abs:>9.2g} {row.snr_db:>6.0f} {row.tau:>7.4f} {row.top1:>6.3f} {row.top6:>6.3f} {gap:>8} "
                 f"{row.partitions:>5}"
             )
+        lines += [f"{graph:<11} {recipe:<17} not possible: {why}" for graph, recipe, why in self.failed]
         lines.append(
             f"together: tau {self.together.tau:.4f}, top-1 {self.together.top1:.3f}; cut against whole "
             f"{self.halves_max_abs:.2g}; {self.shipped_bytes} bytes to a phone; {self.n_samples} samples: {self.data}"

@@ -102,6 +102,7 @@ class Chain:
             n_samples=len(self.subject),
             data=data,
             outcomes=outcomes,
+            failed=tuple((key, name, why) for key, graph in self.built.items() for name, why in graph.failed.items()),
         )
 
     def begin(self) -> tuple[list[Floats], list[Floats]]:

@@ -22,11 +22,12 @@ from contract.errors import ConversionError, InputError
 from convert.chain import Feeds
 from convert.frontends import FRONT_ENDS, export_and_convert
 from convert.onnx_export import TorchGraph
+from convert.report import Gates
 from convert.subject import Subject
 from convert.tflite import TfliteGraph
+from convert.verify import LARGE
 
-ALLOWED = 1e-4  # as in convert/report.py; grows with values above LARGE, for float32 keeps seven digits
-LARGE = 10.0
+ALLOWED = Gates.float_max_abs  # grows with values above LARGE, as in the verification chain
 Outputs = Sequence[Mapping[str, NDArray[Any]]]
 Convert = Callable[[TorchGraph, Path, str], tuple[Path, Path]]
 

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.cli import add_bench_arguments, run_bench
 from benchmarks.conversion import COMPILED, EAGER, LITERT, ORT, ORT_INT8, measure_conversion
 from contract.errors import CheckpointError, InputError, VerificationFailed
+from contract.parquet import write_events
 from convert import verify
 from tests.convert import makers
 
@@ -84,6 +85,38 @@ def test_the_compiled_net_stands_in_the_row_too(tmp_path: Path, monkeypatch: pyt
     assert "torch.compile" in table
     # onnxruntime refuses a product by a constant of rank 5 in int8, and says so.
     assert (ORT_INT8 in runs) != any("leaves encoder/L24 out" in line for line in said)
+
+
+def test_recipes_with_fixed_ranges_are_calibrated_on_the_data(checkpoint: Path, tmp_path: Path) -> None:
+    from convert.source import load_source
+    from convert.windows import synthetic_events
+
+    write_events(tmp_path / "events.parquet", synthetic_events(load_source(checkpoint)))
+    told = {"windows": 8, "rounds": 1, "calls": 2, "compiled": False, "log": lambda line: None}
+    result, _ = measure_conversion(
+        checkpoint,
+        "…",
+        data=str(tmp_path / "events.parquet"),
+        recipes=("int8-fc",),
+        **told,  # type: ignore[arg-type]
+    )
+    assert LITERT + "int8-fc" in result["graphs"]["page/N9"]["runs"]
+
+
+def test_without_data_all_recipes_but_those_that_calibrate(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from convert import build
+
+    asked: list[str] = []
+
+    def stop(graphs: Any, folder: Any, recipes: Any, *_: Any) -> None:
+        asked.extend(recipe.name for recipe in recipes)
+        raise InterruptedError
+
+    monkeypatch.setattr(build, "build_all", stop)
+    with pytest.raises(InterruptedError):
+        measure_conversion(checkpoint, "…", windows=4, log=lambda line: None)
+    assert {"float32", "float16", "int8-dynamic", "int4-dynamic"} <= set(asked)
+    assert not {"int8-fc", "int8-full", "int16-act"} & set(asked)
 
 
 def test_a_wrong_graph_is_not_timed(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,3 +169,18 @@ class TestData:
         (tmp_path / "x.npz").write_bytes(b"nothing")
         with pytest.raises(InputError, match="can't be read"):
             job_of(tmp_path, "mlp").open(tmp_path / "x.npz", 0)
+
+
+class TestModules:
+    def test_a_factory_that_fails_is_told_in_its_own_words(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"factory failed.*no weights here"):
+            ModuleJob.load("tests.convert.zoo:broken", write_contract(tmp_path, "mlp"))
+
+    def test_inputs_that_the_module_does_not_take(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="does not run on its contract's inputs"):
+            ModuleJob.load("tests.convert.zoo:mlp", write_contract(tmp_path, "sasrec"))
+
+    def test_another_number_of_outputs(self, tmp_path: Path) -> None:
+        contract = write_contract(tmp_path, "mlp", outputs=["scores", "more"])
+        with pytest.raises(ConversionError, match="another number of outputs"):
+            ModuleJob.load("tests.convert.zoo:mlp", contract)

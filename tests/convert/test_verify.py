@@ -208,3 +208,14 @@ def _negated(float_path: Path, scratch: Path) -> bytes:
     scratch.write_bytes(float_path.read_bytes())
     makers.edit_tflite(scratch, makers.scale_largest_weight(-8.0))
     return scratch.read_bytes()
+
+
+def test_what_is_not_possible_stands_in_the_report(check: Check, built: Built) -> None:
+    built[SWIPE] = replace(built[SWIPE], failed={"int4-blocks": "a width that is no multiple of 32"})
+    report = check(built)
+    assert report.failed == ((SWIPE, "int4-blocks", "a width that is no multiple of 32"),)
+    assert any(
+        line.startswith(SWIPE) and line.endswith("not possible: a width that is no multiple of 32")
+        for line in report.table().splitlines()
+    )
+    assert Verification.from_json(json.loads(json.dumps(report.to_json()))) == report

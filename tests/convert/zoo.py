@@ -151,6 +151,10 @@ def not_a_module() -> int:
     return 3
 
 
+def broken() -> nn.Module:
+    raise RuntimeError("no weights here")
+
+
 def _tensor(name: str, *shape: int, **more: Any) -> dict[str, Any]:
     return {"name": name, "shape": list(shape), "dtype": "float32", **more}
 

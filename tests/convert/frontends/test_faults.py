@@ -4,7 +4,6 @@ newer version mends it or the pipeline stops avoiding it.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,6 @@ class Widened(nn.Module):
         return torch.cat([row.unsqueeze(1).expand(1, 5, 4), tokens], -1) * 2
 
 
-@pytest.mark.skipif(importlib.util.find_spec("litert_torch") is None, reason="kir convert setup --litert-torch")
 class TestLitertTorch:
     def test_expand_stays_outside_xnnpack(self, tmp_path: Path) -> None:
         inputs = {"row": torch.randn(1, 4), "tokens": torch.randn(1, 5, 3)}

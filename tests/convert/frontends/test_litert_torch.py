@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +16,6 @@ from convert.frontends.cross_check import cross_check
 from convert.frontends.litert_torch import Named, convert_torch
 from convert.tflite import TfliteGraph
 from tests.convert.small_graphs import block, feeds_of, layers
-
-installed = pytest.mark.skipif(
-    importlib.util.find_spec("litert_torch") is None, reason="litert-torch: kir convert setup --litert-torch"
-)
 
 
 def test_absent_it_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +43,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@installed
 class TestConverted:
     def test_names_shapes_and_types_are_the_contracts(self, path: Path) -> None:
         for side, want in zip(TfliteGraph(path).tensors(), layers().contract(), strict=True):
