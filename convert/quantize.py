@@ -18,7 +18,15 @@ from typing import Any
 from contract.errors import ConversionError, InputError
 from convert import flatbuffer
 from convert.quiet import quiet
-from convert.recipe_rules import calibrated, check_rules, idle_rules, in_order, integer, layers_of
+from convert.recipe_rules import (
+    calibrated,
+    check_rules,
+    constants_on_the_left,
+    idle_rules,
+    in_order,
+    integer,
+    layers_of,
+)
 from convert.tensor_names import float_outputs, named_by_signature
 
 RECIPES_DIR = Path(__file__).with_name("recipes")
@@ -116,7 +124,8 @@ def quantize(float_path: str | Path, recipe: Recipe, path: str | Path, ranges: R
     with quiet(f"quantisation of {Path(float_path).name} by '{recipe.name}'"):
         from ai_edge_quantizer import quantizer
 
-        job = quantizer.Quantizer(str(float_path), in_order(recipe.recipe))
+        rules = [*recipe.recipe, *constants_on_the_left(Path(float_path).read_bytes())]
+        job = quantizer.Quantizer(str(float_path), in_order(rules))
         seen = dict(ranges or {}) if recipe.calibrate else None
         raw = bytes(job.quantize(seen, enable_progress_report=False).quantized_model or b"")
     if not raw or _types(raw) == _types(Path(float_path).read_bytes()):

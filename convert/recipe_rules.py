@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from contract.errors import InputError
+from convert import flatbuffer
 
 NO_QUANTIZE = "no_quantize"
 # What was tried. OCTAV, MSE and Hadamard rotations gain nothing on our weights, and fail on layers with an unused row
@@ -65,6 +66,23 @@ def idle_rules(rules: Sequence[Mapping[str, Any]], layers: Sequence[tuple[str, s
             rule["operation"] in ("*", operation) and re.search(rule["regex"], scope) for operation, scope in layers
         )
     ]
+
+
+def constants_on_the_left(raw: bytes) -> list[dict[str, Any]]:
+    """Rules that leave products by a constant left factor in float: the quantizer would make that side int8, which no
+    kernel of LiteRT takes."""
+    model = flatbuffer.unpack(raw)
+    found = []
+    for graph in model.subgraphs:
+        tensors = flatbuffer.tensors(graph)
+        for operator in flatbuffer.operators(graph):
+            left, *_ = flatbuffer.numbers(operator.inputs) or [-1]
+            if flatbuffer.operator_name(model, operator) != "BATCH_MATMUL" or left < 0:
+                continue
+            if flatbuffer.constant(model, tensors[left]) is not None:
+                name = flatbuffer.text(tensors[flatbuffer.numbers(operator.outputs)[0]].name)
+                found.append({"regex": f"^{re.escape(name)};", "operation": "*", "algorithm_key": NO_QUANTIZE})
+    return found
 
 
 def layers_of(raw: bytes) -> list[tuple[str, str]]:

@@ -38,7 +38,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> ConversionResult:
     folder = tmp_path_factory.mktemp("encoder")
     makers.make_events(folder / "log")
     checkpoint = makers.make_kuaiformer(folder / "checkpoint", windows=(8, 8), latest=8)
-    recipes = ("int8-weight-only",)
+    recipes = ("int8-weight-only", "int8-dynamic")
     data = f"events:{folder / 'log'}"
     return convert_model(checkpoint.path, folder / "out", data=data, recipes=recipes, windows=12, gates=Gates(tau=0.9))
 
@@ -91,6 +91,12 @@ class TestEncoder:
         row = encoder.verification.row("encoder/L24", "float32")
         assert row.max_abs < 1e-4
         assert (row.tau, row.top1) == (1.0, 1.0)
+
+    def test_its_query_tokens_are_no_bar_to_int8(self, encoder: ConversionResult) -> None:
+        """Keys are multiplied by query tokens, constants on the left, which LiteRT takes in float alone."""
+        report = encoder.verification
+        assert report.failed == ()
+        assert report.row("encoder/L24", "int8-dynamic").snr_db > 15.0
 
     def test_the_directory_says_what_it_is(self, encoder: ConversionResult) -> None:
         about = json.loads((encoder.directory / "model.json").read_text())
