@@ -173,7 +173,8 @@ class TestDamaged:
     def test_one_that_kills_litert(self, chain: Path, tmp_path: Path) -> None:
         path = tmp_path / "deadly.tflite"
         path.write_bytes(tiny.edited(chain.read_bytes(), deadly))
-        assert "LiteRT refuses the file; got LiteRT died" in str(self.error(path))
+        # What is read past the end decides: LiteRT dies in one process and refuses in another (see test_probe).
+        assert "LiteRT refuses the file; got " in str(self.error(path))
 
     def test_a_good_one_beside_them_is_told(self, chain: Path, tmp_path: Path) -> None:
         (tmp_path / "empty.tflite").write_bytes(b"")
