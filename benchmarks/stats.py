@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.stats import Interval, cluster_bootstrap_mean, percentiles
+from convert.provenance import commit
 
 __all__ = ["Interval", "bootstrap_mean", "cluster_bootstrap_mean", "machine", "percentiles", "t_interval"]
 
@@ -53,7 +53,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -86,14 +86,3 @@ def _memory_gib() -> float:
         return round(kib / 2**20, 1)
     except (OSError, IndexError, ValueError):
         return 0.0
-
-
-def _commit() -> str:
-    here = Path(__file__).resolve().parent.parent
-    try:
-        run = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return ""
-    return run.stdout.strip()

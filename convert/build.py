@@ -5,6 +5,7 @@ A recipe that a graph does not take ends in one reason, kept beside the variants
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from contract.errors import ConversionError, InputError
 from contract.manifest import Tensor
 from convert.calibration import CalibrationSet, activation_ranges
 from convert.chain import Feeds
+from convert.files import sha256_of
 from convert.frontends import ONNX2TF, check_builtin, convert_float, exporter_of
 from convert.onnx_export import TorchGraph, export_onnx
 from convert.probe import probe
 from convert.quantize import FLOAT, Ranges, Recipe, quantize
+from convert.stages import KEEP_NOTHING, ONNX, QUANTISE, STAGES, TFLITE, Stages
 from convert.tflite import TfliteGraph, check_contract
 
 Progress = Callable[[str], None]
@@ -56,8 +59,12 @@ def build_graph(
     *,
     calibration: CalibrationSet | None = None,
     front_end: str = ONNX2TF,
+    stages: Stages = KEEP_NOTHING,
+    until: str = QUANTISE,
 ) -> BuiltGraph:
     """Export, convert, quantise, load and run one graph. Raises ConversionError when the float file is wrong.
+
+    stages: files kept from earlier runs. until: the stage to end after; of later ones there is nothing.
 
     Writes DIRECTORY/<name>-<bucket>.onnx and DIRECTORY/<name>-<bucket>.<recipe>.tflite. A recipe whose file can't be
     made, loaded or run, or misses the contract, is in `failed` with the reason.
@@ -65,12 +72,25 @@ def build_graph(
     stem = Path(directory) / graph.file_stem
     inputs, outputs = graph.contract()
     clock = [time.perf_counter()]
-    onnx = export_onnx(graph, stem.with_name(f"{stem.name}.onnx"), exporter_of(front_end))
+    exporter = exporter_of(front_end)
+    onnx = stages.made(
+        stem.with_name(f"{stem.name}.onnx"),
+        lambda path: export_onnx(graph, path, exporter),
+        stage=ONNX, graph=graph.key, exporter=exporter,
+    )  # fmt: skip
     clock.append(time.perf_counter())
-    floats = convert_float(graph, onnx, stem.with_name(f"{stem.name}.{FLOAT}.tflite"), front_end)
+    if until == ONNX:
+        return BuiltGraph(graph.name, graph.bucket, inputs, outputs, onnx, {}, _seconds(clock))
+    floats = stages.made(
+        stem.with_name(f"{stem.name}.{FLOAT}.tflite"),
+        lambda path: convert_float(graph, onnx, path, front_end),
+        stage=TFLITE, graph=graph.key, front_end=front_end, source=sha256_of(onnx),
+    )  # fmt: skip
     clock.append(time.perf_counter())
-    feeds = [] if calibration is None else list(calibration.feeds.get(graph.key, ()))
-    variants, failed = _quantised(floats, stem, recipes, feeds)
+    if until == TFLITE:
+        return BuiltGraph(graph.name, graph.bucket, inputs, outputs, onnx, {FLOAT: floats}, _seconds(clock))
+    variants, failed = _quantised(floats, graph.key, stem, recipes, calibration, stages)
+    feeds = _feeds(calibration, graph.key)
     trials: list[Feeds] = [*feeds[:TRIALS], {name: tensor.numpy() for name, tensor in graph.inputs.items()}]
     trials = [one for one in trials if not _odd(graph.run(one))]
     for name, path in list(variants.items()):
@@ -85,26 +105,48 @@ def build_graph(
             failed[name] = str(error)
             variants.pop(name).unlink()
     clock.append(time.perf_counter())
-    stages = ("onnx", "tflite", "quantise")
-    seconds = {stage: clock[i + 1] - clock[i] for i, stage in enumerate(stages)}
     integer = tuple(recipe.name for recipe in recipes if recipe.integer and recipe.name in variants)
-    return BuiltGraph(graph.name, graph.bucket, inputs, outputs, onnx, variants, seconds, integer, failed)
+    return BuiltGraph(graph.name, graph.bucket, inputs, outputs, onnx, variants, _seconds(clock), integer, failed)
+
+
+def _seconds(clock: Sequence[float]) -> dict[str, float]:
+    """Stage -> wall time, of those that ran."""
+    return {stage: clock[i + 1] - clock[i] for i, stage in enumerate(STAGES[: len(clock) - 1])}
+
+
+def _feeds(calibration: CalibrationSet | None, key: str) -> list[Feeds]:
+    return [] if calibration is None else list(calibration.feeds.get(key, ()))
 
 
 def _quantised(
-    floats: Path, stem: Path, recipes: Sequence[Recipe], feeds: Sequence[Feeds]
+    floats: Path,
+    key: str,
+    stem: Path,
+    recipes: Sequence[Recipe],
+    calibration: CalibrationSet | None,
+    stages: Stages,
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """Recipe name -> file, and recipe name -> why there is none. What static recipes make is loaded in a child first:
     an operator without a kernel for such types may end the process."""
     variants: dict[str, Path] = {}
     failed: dict[str, str] = {}
-    ranges: Ranges | None = None
+    ranges: list[Ranges] = []
+
+    def make(path: Path, recipe: Recipe) -> None:
+        if recipe.calibrate and not ranges:
+            ranges.append(activation_ranges(floats, _feeds(calibration, key)))
+        quantize(floats, recipe, path, ranges[0] if ranges else None)
+
+    source = sha256_of(floats)
     for recipe in recipes:
         path = stem.with_name(f"{stem.name}.{recipe.name}.tflite")
+        if recipe.quantizer is None:
+            variants[recipe.name] = quantize(floats, recipe, path)
+            continue
+        pages = calibration.to_json() if recipe.calibrate and calibration is not None else None
+        facts = {"stage": QUANTISE, "graph": key, "recipe": recipe.to_json(), "source": source, "calibration": pages}
         try:
-            if recipe.calibrate and ranges is None:
-                ranges = activation_ranges(floats, feeds)
-            variants[recipe.name] = quantize(floats, recipe, path, ranges)
+            variants[recipe.name] = stages.made(path, functools.partial(make, recipe=recipe), **facts)
         except ConversionError as error:
             failed[recipe.name] = str(error)
     static = [recipe.name for recipe in recipes if recipe.calibrate and recipe.name in variants]
@@ -136,6 +178,8 @@ def build_all(
     calibration: CalibrationSet | None = None,
     *,
     front_end: str = ONNX2TF,
+    stages: Stages = KEEP_NOTHING,
+    until: str = QUANTISE,
 ) -> dict[str, BuiltGraph]:
     """All graphs, by key in the order given; one line of progress each, and one per recipe that a graph does not take.
 
@@ -150,10 +194,14 @@ def build_all(
     for graph in graphs:
         # `whole` is the reference and never leaves float.
         chosen = [r for r in recipes if r.quantizer is None] if graph.name == "whole" else recipes
-        built = build_graph(graph, directory, chosen, calibration=calibration, front_end=front_end)
+        before = len(stages.reused)
+        built = build_graph(
+            graph, directory, chosen, calibration=calibration, front_end=front_end, stages=stages, until=until
+        )
         found[built.key] = built
         took = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items())
-        progress(f"  {built.key:<12} {took}")
+        kept = len(stages.reused) - before
+        progress(f"  {built.key:<12} {took}" + (f"  ({kept} files as they were)" if kept else ""))
         for name, reason in built.failed.items():
             progress(f"  {built.key:<12} {name} not possible: {reason}")
     _check_recipes(found, recipes, progress)

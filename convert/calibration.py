@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from contract.errors import ConversionError, InputError
 from contract.events import Events
@@ -25,6 +26,7 @@ from convert.quiet import quiet
 from convert.subject import Subject
 
 PAGES = 100
+SLACK = 0.1  # of a calibrated range, by which other pages may exceed it
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,30 @@ def activation_ranges(float_path: str | Path, feeds: Sequence[Feeds]) -> Ranges:
         job.calibrate({signature: list(feeds)}, None)
         found = job.get_model_qsvs()
     return _ranked(found, Path(float_path))
+
+
+def not_covered(held: Ranges, seen: Ranges) -> str:
+    """What calibration missed: which activations reach further than it saw, by more than a tenth of its range; "" for
+    none. Values beyond the range are clipped, which is how a bad calibration set shows."""
+    beyond: dict[str, float] = {}
+    for name in held.keys() & seen.keys():
+        (low, high), (least, most) = _ends(held[name]), _ends(seen[name])
+        width = max(high - low, float(np.finfo(np.float32).tiny))
+        beyond[name] = max(low - least, most - high, 0.0) / width
+    far = [name for name, share in beyond.items() if share > SLACK]
+    if not far:
+        return ""
+    worst = max(far, key=lambda name: (beyond[name], name))
+    (low, high), (least, most) = _ends(held[worst]), _ends(seen[worst])
+    return (
+        f"calibration does not cover what it is verified on: {len(far)} of {len(beyond)} activations are clipped, most "
+        f"'{worst}' (calibrated {low:.3g} … {high:.3g}, verified on {least:.3g} … {most:.3g}); calibrate on other or "
+        "more pages"
+    )
+
+
+def _ends(ends: Mapping[str, NDArray[Any]]) -> tuple[float, float]:
+    return float(ends["min"].item()), float(ends["max"].item())
 
 
 def _ranked(found: Mapping[str, Mapping[str, Any]], float_path: Path) -> Ranges:

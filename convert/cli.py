@@ -48,7 +48,14 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("checkpoint", type=Path, nargs="?", help="checkpoint directory: KIR, ranker or KuaiFormer")
     model.add_argument("--module", metavar="PKG.MOD:FACTORY", help="in its place: a function that gives a torch module")
     model.add_argument("--contract", type=Path, metavar="FILE.json", help="the module's tensors (convert/foreign.py)")
-    model.add_argument("--out", type=Path, required=True, help="directory to write; `kir publish` takes it")
+    model.add_argument("--out", type=Path, help="directory to write; `kir publish` takes it")
+    model.add_argument(
+        "--stages", type=Path, metavar="DIR",
+        help="keep what each stage makes here, with what made it; a later run starts from what still fits",
+    )  # fmt: skip
+    model.add_argument(
+        "--until", choices=("onnx", "tflite", "quantise"), help="end after this stage, in --stages; nothing is verified"
+    )
     model.add_argument(
         "--recipe", action="append", metavar="NAME|FILE.json",
         help=f"quantisation recipe, may be repeated (default: {', '.join(DEFAULT_RECIPES)})",
@@ -126,33 +133,14 @@ def _choices(args: argparse.Namespace) -> Any:
 
 def run_convert(args: argparse.Namespace) -> int:
     """Exit status 0; raises KirError (VerificationFailed = 1, everything else = 2)."""
-    if args.job == "setup":
-        return run_setup(args)
-    if args.job == "cross-check":
-        return run_cross_check(args)
-    if args.job == "compress":
-        return run_compress(args)
-    if args.job == "debug":
-        return run_debug(args)
+    elsewhere = {
+        "setup": run_setup, "cross-check": run_cross_check, "compress": run_compress, "debug": run_debug,
+    }  # fmt: skip
+    if args.job in elsewhere:
+        return elsewhere[args.job](args)
+    result: Any
     if args.job == "model":
-        if args.windows < 1:
-            raise InputError("--windows starts at 1", got=args.windows)
-        from convert.model import convert_model
-
-        result: Any = convert_model(
-            _what(args),
-            args.out,
-            data=args.data,
-            recipes=tuple(args.recipe or DEFAULT_RECIPES),
-            windows=args.windows,
-            seed=args.seed,
-            auto=args.auto,
-            calibrate=args.calibrate,
-            allow_synthetic=args.allow_synthetic,
-            front_end=args.front_end,
-            overwrite=args.overwrite,
-            progress=print_progress,
-        )
+        result = _convert(args)
     elif args.job == "rows":
         from convert.bundle import add_rows
 
@@ -188,6 +176,32 @@ def run_convert(args: argparse.Namespace) -> int:
             progress=print_progress,
         )
     return show(result, args.json)
+
+
+def _convert(args: argparse.Namespace) -> Any:
+    if args.windows < 1:
+        raise InputError("--windows starts at 1", got=args.windows)
+    if (args.out is None) == (args.until is None):
+        raise InputError("kir convert model takes --out, or --until with --stages", got={"--out": args.out})
+    if args.until is not None and args.stages is None:
+        raise InputError("--until leaves its files in --stages, which is missing", got=f"--until {args.until}")
+    from convert.model import convert_model, convert_until
+
+    settings: dict[str, Any] = {
+        "data": args.data,
+        "recipes": tuple(args.recipe or DEFAULT_RECIPES),
+        "seed": args.seed,
+        "calibrate": args.calibrate,
+        "allow_synthetic": args.allow_synthetic,
+        "front_end": args.front_end,
+        "progress": print_progress,
+    }
+    if args.until is not None:
+        return convert_until(args.until, _what(args), args.stages, **settings)
+    return convert_model(
+        _what(args), args.out, windows=args.windows, auto=args.auto, stages=args.stages, overwrite=args.overwrite,
+        **settings,
+    )  # fmt: skip
 
 
 def _what(args: argparse.Namespace) -> Any:

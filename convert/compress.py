@@ -6,10 +6,8 @@
 The file on the phone and its latency stay what they are; zeros and repeated values shrink what is sent (zlib, zstd).
 What it gains and costs is measured by `kir bench compression`.
 
-TFMOT sees the weights that are exported as they are: structural zeros are left out, and so are the columns of pXTR
-(a fifteenth of `tiny`), whose constants are folded in at export. Folding would make new values of shared ones and fill
-zeros; folding first and compressing then costs more ranking than all the rest, because a folded logit and its presence
-are large weights that cancel. Rows stand still, so that the server's rows fit the net before and after.
+TFMOT sees the weights that are exported as they are: structural zeros are left out. Rows stand still, so that the
+server's rows fit the net before and after.
 """
 
 from __future__ import annotations
@@ -23,11 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from contract.errors import CheckpointError, InputError
 from contract.events import Events
-from contract.vocabulary import TASKS, X_PXTR
+from contract.vocabulary import TASKS
 from convert.compress_cli import MIN_WEIGHTS
 from convert.jobs import open_events
 from convert.tfmot import Prune, Transform, transform
@@ -71,7 +68,7 @@ class CompressionResult:
         lines = [f"{self.base} -> {self.version}: {self.how}, {self.epochs} epochs with it held; {self.checkpoint}"]
         lines += [f"  {'matrix':<24} {'weights':>8} {'zeros':>8} {'values':>8}"]
         lines += [f"  {m.name:<24} {m.weights:>8} {m.zeros:>8} {m.values:>8}" for m in self.matrices]
-        lines += [f"  {self.untouched} other weights: smaller matrices, and what reads pXTR"]
+        lines += [f"  {self.untouched} other weights: smaller matrices, and structural zeros are not counted"]
         lines += [
             f"  {name}: {self.before[name]:.4f} -> {self.after[name]:.4f}" for name in SHOWN if name in self.after
         ]
@@ -139,17 +136,9 @@ def masked_layers(net: Kir) -> dict[str, MaskedLinear]:
     return {name: layer for name, layer in net.named_modules() if isinstance(layer, MaskedLinear)}
 
 
-def exported_as_is(layer: MaskedLinear) -> Tensor:
-    """Which weights stand in the exported matrix as they are stored, bool [O, I]: no structural zeros, no pXTR."""
-    chosen_OI = layer.mask.bool()
-    if layer.pxtr is not None:
-        chosen_OI[:, layer.pxtr : layer.pxtr + 2 * X_PXTR] = False
-    return chosen_OI
-
-
 def matrices_of(net: Kir, min_weights: int) -> dict[str, MaskedLinear]:
-    """Layers with so many weights that are exported as they are. Raises InputError when there is none."""
-    sizes = {name: int(exported_as_is(layer).sum()) for name, layer in masked_layers(net).items()}
+    """Layers with so many weights that are no structural zeros. Raises InputError when there is none."""
+    sizes = {name: int(layer.mask.sum()) for name, layer in masked_layers(net).items()}
     found = {name: layer for name, layer in masked_layers(net).items() if sizes[name] >= min_weights}
     if not found:
         raise InputError("no matrix is so large", got=f"--min-weights {min_weights}", allowed=max(sizes.values()))
@@ -158,7 +147,7 @@ def matrices_of(net: Kir, min_weights: int) -> dict[str, MaskedLinear]:
 
 def forms(layers: Mapping[str, MaskedLinear], how: Transform) -> dict[str, HeldZeros | HeldCentroids]:
     """TFMOT's masks or centroids of these layers; the layers' weights become what TFMOT made of them."""
-    chosen = {name: exported_as_is(layer) for name, layer in layers.items()}
+    chosen = {name: layer.mask.bool() for name, layer in layers.items()}
     weights = {name: layer.weight.detach()[chosen[name]].numpy() for name, layer in layers.items()}
     found: dict[str, HeldZeros | HeldCentroids] = {}
     for name, values_n in transform(weights, how).items():
@@ -179,7 +168,7 @@ def _train_on(task: KirTask, log: KirData, train: NDArray[np.bool_], epochs: int
 
 
 def _matrix(name: str, layer: MaskedLinear) -> Matrix:
-    values_n = layer.weight.detach()[exported_as_is(layer)]
+    values_n = layer.weight.detach()[layer.mask.bool()]
     return Matrix(name, len(values_n), int((values_n == 0).sum()), len(values_n.unique()))
 
 

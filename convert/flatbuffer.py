@@ -18,12 +18,16 @@ from ai_edge_litert.tools import flatbuffer_utils
 from contract.errors import ConversionError
 
 IDENTIFIER = b"TFL3"
+LARGEST = 2**31 - 2**20  # bytes of constants; the rest is room for the graph
 # What flatbuffers' Python does with offsets that lead nowhere.
 _LOST = (struct.error, ValueError, IndexError, TypeError, AttributeError, OverflowError, MemoryError)
 
 
 def unpack(raw: bytes, where: object = "") -> Any:
-    """The schema's ModelT. Raises ConversionError for anything that is no whole, consistent TFLite file."""
+    """The schema's ModelT, all constants in it. Raises ConversionError for what is no whole, consistent TFLite file.
+
+    From 256 KB of constants on, ai-edge-quantizer writes them behind the flatbuffer; packed again, they stand within.
+    """
     if len(raw) < 8 or raw[4:8] != IDENTIFIER:
         got = "an empty file" if not raw else f"{len(raw)} bytes, identifier {raw[4:8]!r}"
         raise ConversionError("not a TFLite file", where=where, got=got, allowed="identifier TFL3")
@@ -34,11 +38,26 @@ def unpack(raw: bytes, where: object = "") -> Any:
     odd = _inconsistency(model)
     if odd:
         raise ConversionError("TFLite file contradicts itself", where=where, got=odd)
+    _bring_in(model, raw, where)
     return model
 
 
+def _bring_in(model: Any, raw: bytes, where: object) -> None:
+    for buffer in _listed(model.buffers):
+        if buffer.offset > 1:  # 0 and 1 both stand for "inside" in the schema
+            end = buffer.offset + buffer.size
+            if end > len(raw):
+                got = f"{len(raw)} bytes, a constant up to {end}"
+                raise ConversionError("TFLite file is truncated or damaged", where=where, got=got)
+            buffer.data = np.frombuffer(raw, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+
+
 def pack(model: Any) -> bytes:
-    """Bytes of a ModelT; the same every time."""
+    """Bytes of a ModelT; the same every time. Raises ConversionError from 2 GB on, which no flatbuffer holds."""
+    n_bytes = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
+    if n_bytes >= LARGEST:
+        raise ConversionError("constants are too large for a flatbuffer", got=f"{n_bytes} bytes", allowed=LARGEST)
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
@@ -98,7 +117,7 @@ def operator_name(model: Any, operator: Any) -> str:
 
 
 def constant(model: Any, tensor: Any) -> bytes | None:
-    """Bytes of a constant; None for a tensor that is worked out. The buffer may lie behind the flatbuffer's end."""
+    """Bytes of a constant; None for a tensor that is worked out."""
     data = model.buffers[tensor.buffer].data
     return None if data is None or not len(data) else np.asarray(data, np.uint8).tobytes()
 

@@ -66,14 +66,10 @@ def tool_versions() -> dict[str, str]:
 def embed(raw: bytes, facts: Mapping[str, Any], where: object = "") -> bytes:
     """The file with one entry more, or with that entry's content replaced. The same bytes every time.
 
-    Raises InputError for facts that are no JSON, ConversionError for a file that is none, or whose constants lie
-    behind the flatbuffer (beyond 2 GB), where their offsets would be lost.
+    Raises InputError for facts that are no JSON, ConversionError for a file that is none.
     """
     content = _canonical(facts, where)
     model = unpack(raw, where)
-    # 0 and 1 both stand for "inside" in the schema.
-    if any(buffer.offset > 1 for buffer in model.buffers):
-        raise ConversionError("constants lie outside the flatbuffer: it can't be written again", where=where)
     entry = _entry(model)
     if entry is None:
         entry = schema.MetadataT(name=ENTRY, buffer=len(model.buffers))

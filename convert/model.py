@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,16 @@ from contract.errors import InputError
 from contract.manifest import Tensor
 from convert.auto import AUTO, PREFER, with_auto
 from convert.build import BuiltGraph, Progress, build_all
-from convert.calibration import PAGES, CalibrationSet, CalibrationSource
+from convert.calibration import PAGES, CalibrationSet, CalibrationSource, activation_ranges, not_covered
 from convert.files import sha256_of, written_aside
 from convert.frontends import ONNX2TF, exporter_of
 from convert.jobs import Job, open_job
-from convert.metadata import embed, graph_facts
-from convert.quantize import DEFAULT_RECIPES, Recipe, load_recipes
+from convert.metadata import embed, graph_facts, tool_versions
+from convert.provenance import code_sha256, commit
+from convert.quantize import DEFAULT_RECIPES, FLOAT, Recipe, load_recipes
 from convert.report import Gates, Verification
+from convert.stages import QUANTISE, STAGES, Stages, StagesResult
+from convert.subject import Subject
 from convert.verify import SPEED, verify
 
 FORMAT = "kir-converted/2"
@@ -77,6 +82,7 @@ def convert_model(
     calibrate: int = PAGES,
     allow_synthetic: bool = False,
     front_end: str = ONNX2TF,
+    stages: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = lambda line: None,
 ) -> ConversionResult:
@@ -92,6 +98,7 @@ def convert_model(
     calibrate, allow_synthetic  earlier samples that recipes with fixed ranges are calibrated on; whether stand-ins may
              serve where there are no data
     front_end  how torch becomes a float TFLite file (convert/frontends)
+    stages     a directory that keeps what each stage makes, for the next run to start from (convert/stages.py)
     Raises CheckpointError, ConversionError, VerificationFailed, and InputError when OUT exists and `overwrite` is not
     set.
     """
@@ -102,52 +109,154 @@ def convert_model(
         raise InputError("--auto is unknown", got=auto, allowed=PREFER)
     exporter_of(front_end)
     chosen = load_recipes(tuple(recipes))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # graphs this small lose by a second thread
     clock = _Clock(progress)
-    try:
-        with written_aside(out, overwrite) as aside:
-            job: Job = clock.time("load", lambda: open_job(what) if isinstance(what, str | Path) else what)
-            opened, words = clock.time("data", lambda: job.open(data, seed))
-            graphs = job.graphs
-            pages = None
-            if any(recipe.calibrate for recipe in chosen):
-                source = CalibrationSource.of(data, calibrate, seed, allow_synthetic=allow_synthetic)
-                pages = CalibrationSet.record(job.calibration(opened, calibrate, seed), source)
-            built = clock.time(
-                "convert",
-                lambda: build_all(graphs.values(), aside / "graphs", chosen, progress, pages, front_end=front_end),
+    with _one_thread(), written_aside(out, overwrite) as aside:
+        job = _job(clock, what)
+        opened = _opened(clock, job, data, seed)
+        pages = opened.calibration(chosen, calibrate, seed, allow_synthetic)
+        keep = Stages.at(stages, job.version)
+        built = clock.time(
+            "convert",
+            lambda: build_all(
+                job.graphs.values(), aside / "graphs", chosen, progress, pages, front_end=front_end, stages=keep
+            ),
+        )
+        subject = clock.time("data", lambda: job.subject(opened.data, windows, seed))
+        searched: dict[str, Any] = {}
+        recipes_of: Mapping[str, Recipe] = {}
+        if auto is not None:
+            part = job.subject(opened.data, min(windows, SEARCHED), seed + 1)
+            built, found = clock.time(
+                "search",
+                lambda: with_auto(
+                    built, part, chosen, aside / "graphs", prefer=auto, gates=gates, calibration=pages, log=progress
+                ),
             )
-            subject = clock.time("data", lambda: job.subject(opened, windows, seed))
-            searched: dict[str, Any] = {}
-            recipes_of: Mapping[str, Recipe] = {}
-            if auto is not None:
-                part = job.subject(opened, min(windows, SEARCHED), seed + 1)
-                built, found = clock.time(
-                    "search",
-                    lambda: with_auto(
-                        built, part, chosen, aside / "graphs", prefer=auto, gates=gates, calibration=pages, log=progress
-                    ),
-                )
-                searched = {"auto": {name: one.to_json() for name, one in found.items()}, "prefer": auto}
-                recipes_of = {name: one.recipe for name, one in found.items()}
-            _embed(built, job.version, {recipe.name: recipe for recipe in chosen}, recipes_of)
-            report = clock.time("verify", lambda: verify(subject, built, gates=gates, data=words, prefer=auto or SPEED))
-            session = clock.time("golden", lambda: job.goldens(built, report, opened, aside, seed))
-            report.save(aside / REPORT)
-            (aside / CARD).write_text(job.card(report))
-            about = {**_about(job, built, chosen), **job.about(), **session, **searched}
-            if pages is not None:
-                about["calibration"] = pages.to_json()
-            about["files"] = {
-                path.relative_to(aside).as_posix(): sha256_of(path)
-                for path in sorted(aside.rglob("*"))
-                if path.is_file()
-            }
-            (aside / MODEL).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+            searched = {"auto": {name: one.to_json() for name, one in found.items()}, "prefer": auto}
+            recipes_of = {name: one.recipe for name, one in found.items()}
+        _embed(built, job.version, {recipe.name: recipe for recipe in chosen}, recipes_of)
+        report = clock.time(
+            "verify", lambda: verify(subject, built, gates=gates, data=opened.words, prefer=auto or SPEED)
+        )
+        uncovered = {} if pages is None else _not_covered(report, built, pages, subject, chosen)
+        for key, words in uncovered.items():
+            progress(f"  {key:<12} {words}")
+        session = clock.time("golden", lambda: job.goldens(built, report, opened.data, aside, seed))
+        report.save(aside / REPORT)
+        (aside / CARD).write_text(job.card(report))
+        made_by = {
+            "front_end": front_end,
+            "seed": seed,
+            "windows": windows,
+            "auto": auto,
+            "tools": tool_versions(),
+            "code_sha256": code_sha256(),
+            "commit": commit(),
+        }
+        about = {**_about(job, built, chosen), **job.about(), **session, **searched, "made_by": made_by}
+        if pages is not None:
+            about["calibration"] = {**pages.to_json(), "not_covered": uncovered}
+        about["files"] = {
+            path.relative_to(aside).as_posix(): sha256_of(path) for path in sorted(aside.rglob("*")) if path.is_file()
+        }
+        (aside / MODEL).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+    return ConversionResult(out, job.version, report, clock.seconds)
+
+
+def convert_until(
+    until: str,
+    what: str | Path | Job,
+    stages: str | Path,
+    *,
+    data: Any = None,
+    recipes: Sequence[str] = DEFAULT_RECIPES,
+    seed: int = 0,
+    calibrate: int = PAGES,
+    allow_synthetic: bool = False,
+    front_end: str = ONNX2TF,
+    progress: Progress = lambda line: None,
+) -> StagesResult:
+    """The stages up to `until`, kept in `stages`; nothing is verified. Arguments as `convert_model` takes them.
+
+    `convert_model` with the same arguments goes on from them. Raises as `convert_model` does.
+    """
+    if until not in STAGES:
+        raise InputError("unknown stage", got=until, allowed=STAGES)
+    exporter_of(front_end)
+    chosen = load_recipes(tuple(recipes))
+    clock = _Clock(progress)
+    with _one_thread():
+        job, pages = _job(clock, what), None
+        if until == QUANTISE:
+            pages = _opened(clock, job, data, seed).calibration(chosen, calibrate, seed, allow_synthetic)
+        keep = Stages.at(stages, job.version)
+        with tempfile.TemporaryDirectory(dir=stages, prefix=".") as folder:
+            build_all(
+                job.graphs.values(), folder, chosen, progress, pages,
+                front_end=front_end, stages=keep, until=until,
+            )  # fmt: skip
+            files = tuple(sorted(Path(stages) / path.name for path in Path(folder).iterdir()))
+    return StagesResult(Path(stages), job.version, until, files, tuple(keep.reused))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A job with its data. words: of the data, for the report."""
+
+    job: Job
+    data: Any
+    words: str
+    given: Any
+
+    def calibration(
+        self, recipes: Sequence[Recipe], pages: int, seed: int, allow_synthetic: bool
+    ) -> CalibrationSet | None:
+        """What the recipes need of it; None when none does."""
+        if not any(recipe.calibrate for recipe in recipes):
+            return None
+        source = CalibrationSource.of(self.given, pages, seed, allow_synthetic=allow_synthetic)
+        return CalibrationSet.record(self.job.calibration(self.data, pages, seed), source)
+
+
+def _job(clock: _Clock, what: str | Path | Job) -> Job:
+    job: Job = clock.time("load", lambda: open_job(what) if isinstance(what, str | Path) else what)
+    return job
+
+
+def _opened(clock: _Clock, job: Job, data: Any, seed: int) -> _Opened:
+    opened, words = clock.time("data", lambda: job.open(data, seed))
+    return _Opened(job, opened, words, data)
+
+
+def _not_covered(
+    report: Verification,
+    built: Mapping[str, BuiltGraph],
+    pages: CalibrationSet,
+    subject: Subject,
+    recipes: Sequence[Recipe],
+) -> dict[str, str]:
+    """Graph -> what calibration missed, of graphs in which a calibrated variant misses the gates."""
+    static = {recipe.name for recipe in recipes if recipe.calibrate}
+    lost = sorted({row.graph for row in report.rows if row.variant in static and not row.passed})
+    if not lost:
+        return {}
+    seen = CalibrationSet.record(subject, pages.source).feeds
+    found = {}
+    for key in lost:
+        path = built[key].variants[FLOAT]
+        found[key] = not_covered(activation_ranges(path, pages.feeds[key]), activation_ranges(path, seen[key]))
+    return {key: words for key, words in found.items() if words}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Graphs this small lose by a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
-    return ConversionResult(out, job.version, report, clock.seconds)
 
 
 def _embed(

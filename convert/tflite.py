@@ -6,6 +6,7 @@ contract's, that every operator is a builtin, and that XNNPACK took the graph.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -48,9 +49,10 @@ def convert_onnx(onnx_path: str | Path, path: str | Path, inputs: tuple[Tensor, 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kir-onnx2tf-") as scratch:
+        copy = shutil.copyfile(onnx_path, Path(scratch) / Path(onnx_path).name)  # onnx2tf writes over what it is given
         with quiet(f"onnx2tf of {Path(onnx_path).name}"):
             onnx2tf.convert(
-                input_onnx_file_path=str(onnx_path),
+                input_onnx_file_path=str(copy),
                 output_folder_path=scratch,
                 tflite_backend="flatbuffer_direct",
                 keep_shape_absolutely_input_names=[t.name for t in inputs if len(t.shape) >= 3],

@@ -11,6 +11,7 @@ the small ops it does notice: no head is split off the cache, and a block is a f
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -32,39 +33,47 @@ HARD_MASK = -1e9
 LOGIT_BOUND = 10.0
 
 
-class MaskedLinear(nn.Module):
-    """A linear layer in which some weights are zero for good, and pXTR logits are standardised by constants.
+class PxtrScaler(nn.Module):
+    """Standardises the pXTR logits of a dense block: (logit − mean·present) / std, so that an absent one stays zero.
 
-    weight [out, in], bias [out], mask [out, in] of 0/1. With `pxtr` = first column of a pXTR feature (logits X,
-    presence X) the layer reads (logit − mean·present) / std, folded into the weights: no op at inference.
+    at   the pXTR feature's first column (logits X, presence X)
+
+    Not folded into the matrices: a rare head (mean −7, std .15) would give them weights of 26 beside others of .15,
+    and int8 has one scale a row.
     """
 
-    mask: Tensor
-    alive: Tensor
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mask_OI: Tensor, pxtr: int | None = None, gain: float = 1.0):
+    def __init__(self, at: int, width: int):
         super().__init__()
-        self.pxtr = pxtr
+        self.widths = [at, X_PXTR, X_PXTR, width - at - 2 * X_PXTR]
+        self.register_buffer("mean", torch.zeros(X_PXTR))
+        self.register_buffer("std", torch.ones(X_PXTR))
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, logit, present, after = x.split(self.widths, dim=-1)
+        parts = [before, (logit - present * self.mean) / self.std, present, after]
+        return torch.cat([part for part in parts if part.shape[-1]], dim=-1)
+
+
+class MaskedLinear(nn.Module):
+    """A linear layer in which some weights are zero for good. weight [out, in], bias [out], mask [out, in] of 0/1."""
+
+    mask: Tensor
+    alive: Tensor
+
+    def __init__(self, mask_OI: Tensor, gain: float = 1.0):
+        super().__init__()
         fan_in_O1 = mask_OI.sum(1, keepdim=True).clamp(min=1.0)
         self.weight = nn.Parameter(torch.randn_like(mask_OI) * gain / fan_in_O1.sqrt())
         self.bias = nn.Parameter(torch.zeros(len(mask_OI)))
         self.register_buffer("mask", mask_OI, persistent=False)
         self.register_buffer("alive", mask_OI.amax(1), persistent=False)  # an output that reads nothing is zero
-        if pxtr is not None:
-            self.register_buffer("mean", torch.zeros(X_PXTR))
-            self.register_buffer("std", torch.ones(X_PXTR))
 
     def effective(self) -> Tensor:
-        """The weight that acts on raw inputs, [out, in]."""
-        weight_OI = self.weight * self.mask
-        if self.pxtr is None:
-            return weight_OI
-        widths = [self.pxtr, X_PXTR, X_PXTR, weight_OI.shape[1] - self.pxtr - 2 * X_PXTR]
-        before, logit, present, after = weight_OI.split(widths, dim=1)
-        logit = logit / self.std
-        return torch.cat([before, logit, present - logit * self.mean, after], dim=1)
+        """The weight that acts, [out, in]."""
+        return self.weight * self.mask
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.effective(), self.bias * self.alive)
@@ -85,11 +94,21 @@ def input_layer(spec: FeatureSpec, block: str, mask_OI: Tensor | None, n_out: in
     """A layer over one input block; None when the spec has no such block."""
     if not spec.width(block):
         return None
-    columns = spec.columns(block)
-    found = [column.offset for column in columns if column.field.feature == "pxtr"]
-    gain = ROWS_GAIN if columns[0].field.encoding == "served" else 1.0
+    gain = ROWS_GAIN if spec.columns(block)[0].field.encoding == "served" else 1.0
     mask_OI = torch.ones(n_out, spec.width(block)) if mask_OI is None else mask_OI
-    return MaskedLinear(mask_OI, pxtr=found[0] if found else None, gain=gain)
+    return MaskedLinear(mask_OI, gain=gain)
+
+
+def pxtr_scalers(spec: FeatureSpec, blocks: Iterable[str]) -> nn.ModuleDict:
+    """A scaler for each of these blocks that holds pXTR."""
+    return nn.ModuleDict(
+        {
+            block: PxtrScaler(column.offset, spec.width(block))
+            for block in blocks
+            for column in spec.columns(block)
+            if column.field.feature == "pxtr"
+        }
+    )
 
 
 def tower_mask(n_in: int, n_out: int, towers: int) -> Tensor:

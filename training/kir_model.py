@@ -23,6 +23,7 @@ from training.kir_layers import (
     HARD_MASK,
     Block,
     MaskedLinear,
+    PxtrScaler,
     TowerNorm,
     causal_mask,
     dense_layer,
@@ -31,6 +32,7 @@ from training.kir_layers import (
     heads_first,
     heads_last,
     input_layer,
+    pxtr_scalers,
     total,
     tower_mask,
 )
@@ -49,6 +51,7 @@ class Kir(nn.Module):
         self.config, self.spec = config, spec
         self.excess: list[Tensor] = []
         width, towers, both = config.width, config.n_towers, config.n_towers * config.width
+        self.scalers = pxtr_scalers(spec, (*PAGE_BLOCKS, "watched_dense"))
         # watched list
         self.token_rows = input_layer(spec, "watched_rows", group_mask(spec, "watched_rows", config), both)
         self.token_dense = input_layer(spec, "watched_dense", group_mask(spec, "watched_dense", config), both)
@@ -118,7 +121,7 @@ class Kir(nn.Module):
     def set_pxtr_constants(self, mean_X: Tensor, std_X: Tensor) -> None:
         """Mean and standard deviation of the training data's pXTR logits, per head."""
         for module in self.modules():
-            if isinstance(module, MaskedLinear) and module.pxtr is not None:
+            if isinstance(module, PxtrScaler):
                 module.mean.copy_(mean_X)
                 module.std.copy_(std_X.clamp(min=0.1))
 
@@ -130,6 +133,10 @@ class Kir(nn.Module):
                 if isinstance(child, MaskedLinear):
                     setattr(module, name, child.folded().requires_grad_(False))
         return plain
+
+    def scaled(self, blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same blocks with pXTR logits standardised."""
+        return {name: self.scalers[name](x) if name in self.scalers else x for name, x in blocks.items()}
 
     # page ------------------------------------------------------------------------------------------------------------
 
@@ -153,6 +160,7 @@ class Kir(nn.Module):
 
         Returns query [B, N, S·D], candidate_pre [B, N, C], placed_kv [B, N, V]; of width 0 where the net needs none.
         """
+        blocks = self.scaled(blocks)
         mixed = self._side(self.page_in, "candidate", blocks)
         assert mixed is not None, "a spec has candidate fields"
         user = self._side(self.page_in, "user", blocks)
@@ -171,6 +179,7 @@ class Kir(nn.Module):
 
     def tokens(self, blocks: Mapping[str, Tensor], position: Tensor | None) -> Tensor:
         """watched_rows [B, t, Rw], watched_dense [B, t, Fw], position [B, t, L1] (None: slots 0 … L) -> [B, t, S·D]."""
+        blocks = self.scaled(blocks)
         parts = [
             layer(blocks[name])
             for name, layer in (("watched_rows", self.token_rows), ("watched_dense", self.token_dense))

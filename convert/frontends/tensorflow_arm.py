@@ -6,6 +6,7 @@ TensorFlow backend guesses layouts from sizes, and is silently wrong where two s
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,8 +44,10 @@ def write_saved_model(onnx: str | Path, directory: str | Path, inputs: tuple[Ten
             import onnx2tf
         except ImportError as error:
             raise InputError(f"this step needs onnx2tf ({error})", fix="install it with: kir convert setup") from None
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        copy = shutil.copyfile(onnx, Path(directory) / Path(onnx).name)  # onnx2tf writes over what it is given
         onnx2tf.convert(
-            input_onnx_file_path=str(onnx),
+            input_onnx_file_path=str(copy),
             output_folder_path=str(directory),
             tflite_backend="tf_converter",
             output_signaturedefs=True,

@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+import kir
 from contract.errors import ConversionError, InputError
 from contract.parquet import write_events
 from convert.build import BuiltGraph
-from convert.calibration import PAGES, CalibrationSet, CalibrationSource, activation_ranges
+from convert.calibration import PAGES, CalibrationSet, CalibrationSource, activation_ranges, not_covered
 from convert.phone import Sample
 from convert.quantize import FLOAT
+from convert.report import Verification
 from convert.source import KirSource
 from convert.subject import KirSubject
 from convert.tflite import TfliteGraph
 from convert.windows import make_windows, synthetic_events
+from tests.convert import zoo
 from tests.convert.tiny_tflite import ROWS, WIDTH, samples, write_chain
 
 MADE_UP = CalibrationSource("synthetic", "", 3, 0, synthetic=True)
@@ -164,3 +167,39 @@ class TestRanges:
         feed = {"x": np.full((1, ROWS, WIDTH), np.inf, np.float32)}
         with pytest.raises(ConversionError, match=r"not finite.*'x'"):
             activation_ranges(write_chain(tmp_path / "chain.tflite"), [feed])
+
+
+class TestCoverage:
+    def ranges(self, **ends: tuple[float, float]) -> Any:
+        return {name: {"min": np.full((1, 1), low), "max": np.full((1, 1), high)} for name, (low, high) in ends.items()}
+
+    def test_pages_alike_are_covered(self) -> None:
+        held, seen = self.ranges(x=(-1, 1), y=(0, 9)), self.ranges(x=(-1.1, 1.2), y=(0.5, 3))
+        assert not_covered(held, seen) == ""
+
+    def test_what_is_clipped_most_is_named(self) -> None:
+        held = self.ranges(x=(-1, 1), y=(0, 9), z=(0, 0))
+        words = not_covered(held, self.ranges(x=(-1, 4), y=(-90, 3), z=(0, 0)))
+        assert "2 of 3 activations are clipped, most 'y' (calibrated 0 … 9, verified on -90 … 3)" in words
+
+    def test_a_range_of_no_width(self) -> None:
+        assert "'x'" in not_covered(self.ranges(x=(0, 0)), self.ranges(x=(0, 1e-3)))
+
+    def test_by_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Every second input is kept for calibration; these are a hundredth as loud as the others."""
+        rng = np.random.default_rng(0)
+        (tmp_path / "mlp.json").write_text(json.dumps(zoo.CONTRACTS["mlp"]))
+        inputs: dict[str, Any] = {}
+        for one in zoo.CONTRACTS["mlp"]["inputs"]:
+            inputs[one["name"]] = rng.normal(size=(128, *one["shape"])).astype(np.float32)
+            inputs[one["name"]][1::2] /= 100
+        np.savez(tmp_path / "inputs.npz", **inputs)
+        words = ["convert", "model", "--module", "tests.convert.zoo:mlp", "--contract", str(tmp_path / "mlp.json")]
+        words += ["--data", str(tmp_path / "inputs.npz"), "--recipe", "int8-fc", "--out", str(tmp_path / "out")]
+        assert kir.main(words) == 0
+        assert "calibration does not cover what it is verified on" in capsys.readouterr().err
+        about = json.loads((tmp_path / "out" / "model.json").read_text())
+        assert "activations are clipped" in about["calibration"]["not_covered"]["mlp"]
+        report = Verification.from_json(json.loads((tmp_path / "out" / "verification.json").read_text()))
+        assert not report.row("mlp", "int8-fc").passed
+        assert report.shipped["mlp"] == "float32"

@@ -17,7 +17,7 @@ from contract.events import Events
 from contract.parquet import write_events
 from convert import compress as compress_module
 from convert.build import BuiltGraph, build_all
-from convert.compress import CompressionResult, Matrix, compress, exported_as_is, masked_layers, matrices_of
+from convert.compress import CompressionResult, Matrix, compress, masked_layers, matrices_of
 from convert.quantize import load_recipes
 from convert.source import KirSource, load_source
 from convert.tfmot import Cluster, Prune, Transform
@@ -73,21 +73,14 @@ def graphs(clustered: CompressionResult, tmp_path_factory: pytest.TempPathFactor
 
 
 class TestWhatIsCompressed:
-    def test_what_folding_leaves_alone(self, net: Kir) -> None:
-        torch.manual_seed(1)
-        net.set_pxtr_constants(torch.randn(net.token_dense.mean.shape), torch.rand(net.token_dense.std.shape) + 0.5)
+    def test_what_is_exported_is_what_is_stored(self, net: Kir) -> None:
+        net.set_pxtr_constants(torch.full((7,), -7.0), torch.full((7,), 0.2))
         for name, layer in masked_layers(net).items():
-            chosen, exported = exported_as_is(layer), layer.folded().weight
-            assert torch.equal(exported[chosen], layer.weight.detach()[chosen])
-            others = layer.mask.bool() & ~chosen
-            assert others.any() == (layer.pxtr is not None), name
-            assert not others.any() or not torch.equal(exported[others], layer.weight.detach()[others])
+            assert torch.equal(layer.folded().weight, layer.weight.detach() * layer.mask), name
 
-    def test_a_layer_without_pxtr_counts_without_structural_zeros(self, net: Kir) -> None:
-        chosen = matrices_of(net, LEAST)
-        layers = masked_layers(net)
-        alive = {name: int(layer.mask.sum()) for name, layer in layers.items() if layer.pxtr is None}
-        assert {name for name in chosen if name in alive} == {name for name, n in alive.items() if n >= LEAST}
+    def test_structural_zeros_do_not_count(self, net: Kir) -> None:
+        layers, chosen = masked_layers(net), matrices_of(net, LEAST)
+        assert set(chosen) == {name for name, layer in layers.items() if int(layer.mask.sum()) >= LEAST}
         assert any(layer.weight.numel() >= LEAST and name not in chosen for name, layer in layers.items())
 
     def test_a_limit_above_all_is_refused(self, net: Kir) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,31 @@ import pytest
 from contract.errors import ConversionError
 from convert import flatbuffer
 from convert.flatbuffer import schema
+from convert.metadata import FORMAT, embed
+from convert.quantize import load_recipe, quantize
+from convert.tflite import TfliteGraph
 from tests.convert import tiny_tflite as tiny
 
 
 @pytest.fixture(scope="module")
 def raw() -> bytes:
     return tiny.chain()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ai-edge-quantizer writes a file with 256 KB of constants or more."""
+    folder, net, width = tmp_path_factory.mktemp("large"), tiny.Net(), 600
+    net.tensor("x", (1, width))
+    net.tensor("w", (width, width), value=np.random.default_rng(0).normal(size=(width, width)) / width**0.5)
+    net.tensor("b", (width,), value=np.arange(width) / width)
+    net.tensor("y", (1, width))
+    net.operator("FULLY_CONNECTED", ("x", "w", "b"), "y", "FullyConnectedOptions", keepNumDims=True)
+    (folder / "float.tflite").write_bytes(net.bytes(["x"], ["y"]))
+    path = quantize(folder / "float.tflite", load_recipe("int8-weight-only"), folder / "int8.tflite")
+    found = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    assert any(buffer.offset > 1 for buffer in found.buffers), "nothing lies behind: this tests nothing"
+    return path
 
 
 class TestRefusing:
@@ -74,6 +94,25 @@ class TestWriting:
 
     def test_the_identifier_is_kept(self, raw: bytes) -> None:
         assert flatbuffer.pack(flatbuffer.unpack(raw))[4:8] == flatbuffer.IDENTIFIER
+
+
+class TestConstantsBehind:
+    def test_written_again_they_stand_within_and_count_the_same(self, large: Path, tmp_path: Path) -> None:
+        again = tmp_path / "again.tflite"
+        again.write_bytes(embed(large.read_bytes(), {"format": FORMAT, "note": "a contract"}))
+        x = {"x": np.random.default_rng(1).normal(size=(1, 600)).astype(np.float32)}
+        np.testing.assert_array_equal(TfliteGraph(again).run(x)["y"], TfliteGraph(large).run(x)["y"])
+        assert abs(again.stat().st_size - large.stat().st_size) < 4096
+
+    @pytest.mark.parametrize("cut", [1, 1000, 300_000])
+    def test_truncated(self, large: Path, cut: int) -> None:
+        with pytest.raises(ConversionError, match="truncated or damaged"):
+            flatbuffer.unpack(large.read_bytes()[:-cut], "cut.tflite")
+
+    def test_too_large_for_any(self, raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(flatbuffer, "LARGEST", 100)
+        with pytest.raises(ConversionError, match="too large for a flatbuffer"):
+            flatbuffer.pack(flatbuffer.unpack(raw))
 
 
 class TestParts:

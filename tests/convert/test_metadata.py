@@ -127,11 +127,6 @@ class TestRefusing:
         with pytest.raises(ConversionError, match="not a TFLite file"):
             call(b"nothing of the kind")
 
-    def test_constants_behind_the_flatbuffer(self, raw: bytes) -> None:
-        outside = tiny.edited(raw, lambda m: setattr(m.buffers[1], "offset", 4096))
-        with pytest.raises(ConversionError, match="outside the flatbuffer"):
-            embed(outside, FACTS)
-
     @pytest.mark.parametrize(
         ("stored", "what"),
         [(b"{", "malformed"), (b"\xff\xfe", "malformed"), (b"[1]", "another format"), (b'{"format":"x"}', "another")],

@@ -87,7 +87,15 @@ class Stub:
         self.built = built
 
     def __call__(
-        self, graphs: Any, directory: Path, recipes: Any, progress: Any, calibration: Any, *, front_end: str
+        self,
+        graphs: Any,
+        directory: Path,
+        recipes: Any,
+        progress: Any,
+        calibration: Any,
+        *,
+        front_end: str,
+        stages: Any,
     ) -> Any:
         Path(directory).mkdir(parents=True)
         return self.built

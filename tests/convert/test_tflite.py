@@ -11,10 +11,12 @@ import pytest
 from contract.errors import ConversionError, InputError
 from contract.manifest import Tensor
 from convert.build import BuiltGraph
+from convert.onnx_export import export_onnx
 from convert.quantize import FLOAT
 from convert.source import KirSource
 from convert.tflite import TfliteGraph, check_contract, convert_onnx, custom_operators
 from tests.convert import makers
+from tests.convert.small_graphs import layers
 
 Built = dict[str, BuiltGraph]
 
@@ -134,6 +136,15 @@ def test_without_onnx2tf_one_sentence_says_what_to_type(
     graph = built["swipe/N9"]
     with pytest.raises(InputError, match="kir convert setup"):
         convert_onnx(graph.onnx, tmp_path / "x.tflite", graph.inputs)
+
+
+def test_the_onnx_file_stays_as_it_was(tmp_path: Path) -> None:
+    """onnx2tf simplifies the file that it is given, in place."""
+    graph = layers()
+    onnx = export_onnx(graph, tmp_path / "layers.onnx")
+    before = onnx.read_bytes()
+    convert_onnx(onnx, tmp_path / "layers.tflite", graph.contract()[0])
+    assert onnx.read_bytes() == before
 
 
 def test_an_onnx_file_that_is_none_fails_in_one_error(tmp_path: Path) -> None:

@@ -302,17 +302,27 @@ def test_training_form_equals_the_graphs():
 
 
 def test_pxtr_constants_standardise():
-    """The folded layer reads (logit − mean) / std where present, and nothing where null."""
+    """Layers read (logit − mean) / std where present, and nothing where null; nothing else changes."""
     kir = make_kir()
-    layer = kir.token_dense
     offset = next(c.offset for c in kir.spec.columns("watched_dense") if c.field.feature == "pxtr")
-    x = torch.zeros(1, kir.spec.width("watched_dense"))
-    x[0, offset : offset + 7] = layer.mean
-    x[0, offset + 7 : offset + 14] = 1.0
-    at_mean = (layer.weight * layer.mask)[:, offset + 7 : offset + 14].sum(1) + layer.bias
-    torch.testing.assert_close(layer(x)[0], at_mean, atol=1e-5, rtol=0)
-    torch.testing.assert_close(layer.folded()(x), layer(x), atol=1e-6, rtol=0)
-    torch.testing.assert_close(layer(torch.zeros_like(x))[0], layer.bias)
+    logit, present = slice(offset, offset + 7), slice(offset + 7, offset + 14)
+    x = torch.rand(3, kir.spec.width("watched_dense"))
+    x[0, logit], x[0, present] = torch.linspace(-1.0, 0.5, 7), 1.0
+    x[1, logit], x[1, present] = torch.linspace(-1.0, 0.5, 7) + 2 * torch.linspace(1.0, 2.0, 7), 1.0
+    x[2, logit], x[2, present] = 0.0, 0.0
+    given = kir.scaled({"watched_dense": x, "watched_rows": x})
+    torch.testing.assert_close(given["watched_dense"][:, logit], torch.tensor([[0.0], [2.0], [0.0]]).expand(3, 7))
+    others = [i for i in range(x.shape[1]) if not logit.start <= i < logit.stop]
+    assert torch.equal(given["watched_dense"][:, others], x[:, others])
+    assert given["watched_rows"] is x
+
+
+def test_a_rare_head_makes_no_loud_weights():
+    """Folded into the matrices, a mean of −7 at a std of .15 made weights of 26 beside others of .15: int8 failed."""
+    kir = make_kir()
+    kir.set_pxtr_constants(torch.full((7,), -7.0), torch.full((7,), 0.15))
+    layer = kir.page_in["candidate_dense"]
+    assert torch.equal(kir.folded().page_in["candidate_dense"].weight, layer.weight * layer.mask)
 
 
 @pytest.mark.parametrize(("spec_name", "config"), CASES, ids=NAMES)

@@ -49,6 +49,14 @@ class Slow:
         bias = layer.bias * layer.alive if isinstance(layer, MaskedLinear) else layer.bias
         return weight.detach().double().numpy() @ x + bias.detach().double().numpy()
 
+    def scaled(self, block, x):
+        """One candidate's or watched video's features with its pXTR logits standardised."""
+        first = next(c.offset for c in self.kir.spec.columns(block) if c.field.feature == "pxtr")
+        scaler, x = self.kir.scalers[block], x.copy()
+        for i in range(7):
+            x[first + i] = (x[first + i] - x[first + 7 + i] * float(scaler.mean[i])) / float(scaler.std[i])
+        return x
+
     def part(self, layer, tower, x, n_out, repeats=1):
         """The rows and columns of one tower of a block-diagonal layer: x [in] -> [repeats, n_out]."""
         weight, bias = layer.effective().detach().double().numpy(), (layer.bias * layer.alive).detach().double().numpy()
@@ -90,7 +98,7 @@ class Slow:
             tokens = [
                 (
                     self.layer(kir.token_rows, blocks["watched_rows"][0, i])
-                    + self.layer(kir.token_dense, blocks["watched_dense"][0, i])
+                    + self.layer(kir.token_dense, self.scaled("watched_dense", blocks["watched_dense"][0, i]))
                     + self.layer(kir.position, np.eye(CONFIG.slots)[i])
                 )[mine]
                 for i in range(n + 1)
@@ -105,6 +113,7 @@ class Slow:
         """query, candidate_pre, placed_kv of candidate i."""
         kir = self.kir
         x = {b: blocks[b][0] if b.startswith("user") else blocks[b][0, i] for b in PAGE_BLOCKS}
+        x["candidate_dense"] = self.scaled("candidate_dense", x["candidate_dense"])
         mixed = sum(self.layer(kir.page_in[b], x[b]) for b in PAGE_BLOCKS)
         fields = []
         for b in PAGE_BLOCKS:

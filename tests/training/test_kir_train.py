@@ -101,9 +101,10 @@ def test_checkpoint_gives_graphs(trained):
     made = graphs(kir)
     assert "candidate_swipe" not in made["swipe", "N20"].inputs, "a block without fields is no input"
     assert all(torch.isfinite(graph.module(**graph.inputs)[0]).all() for graph in made.values())
-    mean = kir.token_dense.mean
+    scaler = kir.scalers["watched_dense"]
+    mean = scaler.mean
     assert mean.abs().max() < 0.5
-    assert 0.3 < float(kir.token_dense.std.mean()) < 1.5
+    assert 0.3 < float(scaler.std.mean()) < 1.5
 
 
 def test_default_rows_are_trained(trained):
