@@ -222,6 +222,10 @@ def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `kir publish`."""
     parser.add_argument("directory", type=Path, nargs="?", help="what `kir convert model` wrote")
     parser.add_argument("--cdn", type=Path, required=True, metavar="ROOT", help="CDN directory")
+    parser.add_argument(
+        "--measured", type=Path, action="append", default=[], metavar="FILE.json",
+        help="result of `kir bench swipe --json` for the card's device table; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--rollback", metavar="VERSION", help="point at a version that is already there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
 
@@ -231,7 +235,9 @@ def run_publish(args: argparse.Namespace) -> int:
 
     if (args.directory is None) == (args.rollback is None):
         raise InputError("publish takes a directory, or --rollback VERSION, and not both")
-    result = rollback(args.cdn, args.rollback) if args.rollback else publish(args.directory, args.cdn)
+    if args.rollback:
+        return show(rollback(args.cdn, args.rollback), args.json)
+    result = publish(args.directory, args.cdn, args.measured)
     return show(result, args.json)
 
 

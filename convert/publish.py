@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from contract.manifest import (
     Variant,
 )
 from contract.spec import FeatureSpec
+from convert.devices import device_table
 from convert.files import flush, flush_tree, sha256_of, write_durably
 from convert.kir_job import SESSION
 from convert.model import CARD, FORMAT, MODEL, REPORT, tensors_of
@@ -57,8 +58,10 @@ class Published:
         return {**asdict(self), "directory": str(self.directory)}
 
 
-def publish(result_dir: str | Path, cdn_root: str | Path) -> Published:
+def publish(result_dir: str | Path, cdn_root: str | Path, measured: Sequence[str | Path] = ()) -> Published:
     """Put a converted model into the CDN and point at it. Publishing the same again changes nothing.
+
+    measured: results of `kir bench swipe` for the card's device table (convert/devices.py).
 
     Raises InputError for a directory that is no finished conversion, ManifestError when this version is there with
     other content: versions are immutable.
@@ -71,7 +74,7 @@ def publish(result_dir: str | Path, cdn_root: str | Path) -> Published:
     aside = directory.with_name(f".{version}.{os.getpid()}.part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        manifest = _write_version(result, about, report, aside)
+        manifest = _write_version(result, about, report, aside, measured)
         raw = (aside / MANIFEST_NAME).read_bytes()
         if directory.exists():
             if not (directory / MANIFEST_NAME).is_file() or (directory / MANIFEST_NAME).read_bytes() != raw:
@@ -226,15 +229,23 @@ class _Files:
         self.entries: dict[str, FileEntry] = {}
 
     def add(self, path: Path) -> str:
-        content = path.read_bytes()
+        return self.put(path.read_bytes(), path.suffix)
+
+    def put(self, content: bytes, suffix: str) -> str:
         digest = hashlib.sha256(content).hexdigest()
-        name = f"{digest[:20]}{path.suffix}"
+        name = f"{digest[:20]}{suffix}"
         (self.directory / name).write_bytes(content)
         self.entries[name] = FileEntry(digest, len(content))
         return name
 
 
-def _write_version(result: Path, about: Mapping[str, Any], report: Verification, directory: Path) -> Manifest:
+def _write_version(
+    result: Path,
+    about: Mapping[str, Any],
+    report: Verification,
+    directory: Path,
+    measured: Sequence[str | Path],
+) -> Manifest:
     files = _Files(directory)
     graphs, tensors = [], {}
     for entry in about["graphs"]:
@@ -255,7 +266,7 @@ def _write_version(result: Path, about: Mapping[str, Any], report: Verification,
         graphs=tuple(graphs),
         files=files.entries,
         golden=Golden(int(about["rows_revision"]), tensors, files.add(result / SESSION)),
-        card=files.add(result / CARD),
+        card=files.put(_card(result, about, report, measured).encode(), ".md"),
         min_runtime=MIN_RUNTIME,
         verification={
             "report": files.add(result / REPORT),
@@ -272,6 +283,13 @@ def _write_version(result: Path, about: Mapping[str, Any], report: Verification,
     )
     (directory / MANIFEST_NAME).write_bytes(manifest.to_bytes())
     return Manifest.from_bytes((directory / MANIFEST_NAME).read_bytes(), str(result))
+
+
+def _card(result: Path, about: Mapping[str, Any], report: Verification, measured: Sequence[str | Path]) -> str:
+    text = (result / CARD).read_text()
+    if not measured:
+        return text
+    return f"{text.rstrip()}\n\n{device_table(measured, str(about['dense_version']), report.shipped)}"
 
 
 def _list_reward(about: Mapping[str, Any], result: Path) -> ListReward | None:
