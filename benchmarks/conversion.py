@@ -93,7 +93,7 @@ def measure_conversion(
     if any(recipe.calibrate for recipe in chosen):
         pages = CalibrationSet.record(job.calibration(opened, PAGES, seed), CalibrationSource.of(data, PAGES, seed))
     with tempfile.TemporaryDirectory(prefix="kir-bench-") as folder:
-        built = build_all(job.graphs.values(), folder, chosen, log, pages)
+        built = build_all(job.graphs.values(), folder, chosen, log, pages, whole_in_float=False)
         subject = job.subject(opened, windows, seed)
         report = verify(subject, built, data=words)
         record: dict[str, Any] = {}

@@ -19,6 +19,7 @@ from typing import Any
 from contract.errors import ConversionError
 from convert.build import BuiltGraph
 from convert.calibration import CalibrationSet, activation_ranges
+from convert.chain import WHOLE
 from convert.noise import NOTHING, Noise
 from convert.quantize import FLOAT, Ranges, Recipe, load_recipe, quantize
 from convert.recipe_rules import NO_QUANTIZE, layers_of
@@ -85,7 +86,7 @@ def with_auto(
     chain = Chain(subject, built, gates or Gates(), prefer)
     chain.begin()
     done, found = dict(built), {}
-    for name in dict.fromkeys(graph.name for graph in built.values() if graph.name != "whole"):
+    for name in dict.fromkeys(graph.name for graph in built.values() if graph.name != WHOLE):
         search = _Search(chain, name, bases, folder, calibration)
         found[name] = search.run(prefer)
         log(f"  {found[name]}")

@@ -17,7 +17,7 @@ import numpy as np
 from contract.errors import ConversionError, InputError
 from contract.manifest import Tensor
 from convert.calibration import CalibrationSet, activation_ranges
-from convert.chain import Feeds
+from convert.chain import WHOLE, Feeds
 from convert.files import sha256_of
 from convert.frontends import ONNX2TF, check_builtin, convert_float, exporter_of
 from convert.onnx_export import TorchGraph, export_onnx
@@ -180,10 +180,12 @@ def build_all(
     front_end: str = ONNX2TF,
     stages: Stages = KEEP_NOTHING,
     until: str = QUANTISE,
+    whole_in_float: bool = True,
 ) -> dict[str, BuiltGraph]:
     """All graphs, by key in the order given; one line of progress each, and one per recipe that a graph does not take.
 
-    calibration: for recipes that fix the ranges of activations. Raises InputError when they have none, ConversionError
+    calibration: for recipes that fix the ranges of activations. whole_in_float: the reference is not quantised, which
+    only a benchmark asks for. Raises InputError when they have none, ConversionError
     when no recipe but float32 fits any graph.
     """
     hungry = [recipe.name for recipe in recipes if recipe.calibrate]
@@ -192,8 +194,8 @@ def build_all(
     Path(directory).mkdir(parents=True, exist_ok=True)
     found: dict[str, BuiltGraph] = {}
     for graph in graphs:
-        # `whole` is the reference and never leaves float.
-        chosen = [r for r in recipes if r.quantizer is None] if graph.name == "whole" else recipes
+        reference = graph.name == WHOLE and whole_in_float
+        chosen = [recipe for recipe in recipes if recipe.quantizer is None] if reference else recipes
         before = len(stages.reused)
         built = build_graph(
             graph, directory, chosen, calibration=calibration, front_end=front_end, stages=stages, until=until
@@ -210,7 +212,7 @@ def build_all(
 
 def _check_recipes(found: Mapping[str, BuiltGraph], recipes: Sequence[Recipe], progress: Progress) -> None:
     """Tell patterns that fit no layer; raise when everything asked for failed."""
-    floats = [graph.variants[FLOAT] for graph in found.values() if graph.name != "whole" and FLOAT in graph.variants]
+    floats = [graph.variants[FLOAT] for graph in found.values() if graph.name != WHOLE and FLOAT in graph.variants]
     for recipe in recipes:
         for pattern in recipe.idle(floats) if floats else ():
             progress(f"  '{recipe.name}': no layer's name fits the pattern '{pattern}'")

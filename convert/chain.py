@@ -19,6 +19,7 @@ Floats = NDArray[np.float32]
 Feeds = Mapping[str, Floats]
 Run = Callable[[Feeds], Mapping[str, Floats]]
 
+WHOLE = "whole"  # the net in one graph: the reference of the others
 SWIPE_INPUTS = ("memory_mask", "since", "behind", "swipe_dense", "candidate_swipe")
 PAGE_INPUTS = ("user_rows", "user_dense", "candidate_rows", "candidate_dense")
 WATCH_INPUTS = ("watched_rows", "watched_dense")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from contract.errors import ConversionError, VerificationFailed
 from contract.golden import fused_values
 from convert.build import BuiltGraph
-from convert.chain import Feeds, Run, run_halves
+from convert.chain import WHOLE, Feeds, Run, run_halves
 from convert.measure import Distance, OutcomeGap, Ranking, distance, outcome_gap, ranking
 from convert.onnx_export import OnnxGraph
 from convert.phone import Sample
@@ -171,12 +171,16 @@ class Chain:
             return self._ranking_of({**self.float_runs, key: file.run}, self.subject.through(key))
         pairs = [
             (a, b)
-            for i, (want, feeds) in enumerate(zip(self.reference[key], self.feeds[key], strict=True))
+            for i, (outputs, feeds) in enumerate(zip(self.reference[key], self.feeds[key], strict=True))
             for a, b in zip(
-                self.subject.own_slates(key, i, want), self.subject.own_slates(key, i, file.run(feeds)), strict=True
+                self.subject.own_slates(key, i, outputs), self.subject.own_slates(key, i, file.run(feeds)), strict=True
             )
         ]
-        return ranking([a for a, _ in pairs], [b for _, b in pairs]), None
+        want, got = [a for a, _ in pairs], [b for _, b in pairs]
+        labels = self.subject.labels
+        whole = key.split("/")[0] == WHOLE and not is_float and labels  # one slate a sample, the one that was shown
+        gap = outcome_gap([labels[i] for i in self.subject.through(key)], want, got) if whole else None
+        return ranking(want, got), gap
 
     def _ranking_of(self, runs: Mapping[str, Run], chosen: Sequence[int]) -> tuple[Ranking, OutcomeGap | None]:
         got = [self.subject.values(i, self.subject.run(i, runs)) for i in chosen]
