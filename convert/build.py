@@ -16,14 +16,14 @@ import numpy as np
 
 from contract.errors import ConversionError, InputError
 from contract.manifest import Tensor
-from convert.calibration import CalibrationSet, activation_ranges
+from convert.calibration import CalibrationSet, activation_ranges, sha256_of_feeds
 from convert.chain import WHOLE, Feeds
 from convert.files import sha256_of
 from convert.frontends import ONNX2TF, check_builtin, convert_float, exporter_of
 from convert.onnx_export import TorchGraph, export_onnx
 from convert.probe import probe
 from convert.quantize import FLOAT, Ranges, Recipe, quantize
-from convert.stages import KEEP_NOTHING, ONNX, QUANTISE, STAGES, TFLITE, Stages
+from convert.stages import KEEP_NOTHING, ONNX, QUANTISE, STAGES, TFLITE, Stages, fingerprint
 from convert.tflite import TfliteGraph, check_contract
 
 Progress = Callable[[str], None]
@@ -76,7 +76,7 @@ def build_graph(
     onnx = stages.made(
         stem.with_name(f"{stem.name}.onnx"),
         lambda path: export_onnx(graph, path, exporter),
-        stage=ONNX, graph=graph.key, exporter=exporter,
+        stage=ONNX, graph=graph.key, exporter=exporter, module=fingerprint(graph),
     )  # fmt: skip
     clock.append(time.perf_counter())
     if until == ONNX:
@@ -103,7 +103,7 @@ def build_graph(
             if name == FLOAT:
                 raise
             failed[name] = str(error)
-            variants.pop(name).unlink()
+            stages.drop(variants.pop(name))
     clock.append(time.perf_counter())
     integer = tuple(recipe.name for recipe in recipes if recipe.integer and recipe.name in variants)
     return BuiltGraph(graph.name, graph.bucket, inputs, outputs, onnx, variants, _seconds(clock), integer, failed)
@@ -143,7 +143,9 @@ def _quantised(
         if recipe.quantizer is None:
             variants[recipe.name] = quantize(floats, recipe, path)
             continue
-        pages = calibration.to_json() if recipe.calibrate and calibration is not None else None
+        pages = None
+        if recipe.calibrate and calibration is not None:
+            pages = {**calibration.to_json(), "feeds": sha256_of_feeds(_feeds(calibration, key))}
         facts = {"stage": QUANTISE, "graph": key, "recipe": recipe.to_json(), "source": source, "calibration": pages}
         try:
             variants[recipe.name] = stages.made(path, functools.partial(make, recipe=recipe), **facts)
@@ -153,7 +155,7 @@ def _quantised(
     for name, answer in zip(static, probe([variants[name] for name in static]), strict=True):
         if answer.error:
             failed[name] = str(ConversionError("LiteRT can't load the file", where=variants[name], got=answer.error))
-            variants.pop(name).unlink()
+            stages.drop(variants.pop(name))
     return variants, failed
 
 
@@ -184,11 +186,11 @@ def build_all(
 ) -> dict[str, BuiltGraph]:
     """All graphs, by key in the order given; one line of progress each, and one per recipe that a graph does not take.
 
-    calibration: for recipes that fix the ranges of activations. whole_in_float: the reference is not quantised, which
-    only a benchmark asks for. Raises InputError when they have none, ConversionError
+    calibration: for recipes that fix the ranges of activations. whole_in_float: leave the reference as it is; a
+    benchmark wants it quantised, too. Raises InputError when they have none, ConversionError
     when no recipe but float32 fits any graph.
     """
-    hungry = [recipe.name for recipe in recipes if recipe.calibrate]
+    hungry = [recipe.name for recipe in recipes if recipe.calibrate and until == QUANTISE]
     if hungry and calibration is None:
         raise InputError("recipe needs calibration pages", got=hungry, fix="give a log of real events with --data")
     Path(directory).mkdir(parents=True, exist_ok=True)

@@ -164,6 +164,15 @@ def _sha256_of_path(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_feeds(feeds: Sequence[Feeds]) -> str:
+    """Over names and bytes of what a graph was fed: other rows of the same tables make other feeds."""
+    digest = hashlib.sha256()
+    for feed in feeds:
+        for name in sorted(feed):
+            digest.update(f"{name} {feed[name].shape}\n".encode() + np.ascontiguousarray(feed[name]).tobytes())
+    return digest.hexdigest()
+
+
 def _sha256_of_events(events: Events) -> str:
     """Over names, types and bytes of the columns."""
     digest = hashlib.sha256()

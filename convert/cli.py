@@ -182,7 +182,10 @@ def _convert(args: argparse.Namespace) -> Any:
     if args.windows < 1:
         raise InputError("--windows starts at 1", got=args.windows)
     if (args.out is None) == (args.until is None):
-        raise InputError("kir convert model takes --out, or --until with --stages", got={"--out": args.out})
+        got = f"--out {args.out}, --until {args.until}"
+        raise InputError("kir convert model takes --out, or --until with --stages", got=got)
+    if args.until is not None and args.auto is not None:
+        raise InputError("--auto searches behind the stages, and does not go with --until", got=f"--auto {args.auto}")
     if args.until is not None and args.stages is None:
         raise InputError("--until leaves its files in --stages, which is missing", got=f"--until {args.until}")
     from convert.model import convert_model, convert_until
@@ -235,6 +238,8 @@ def run_publish(args: argparse.Namespace) -> int:
 
     if (args.directory is None) == (args.rollback is None):
         raise InputError("publish takes a directory, or --rollback VERSION, and not both")
+    if args.rollback and args.measured:
+        raise InputError("--measured goes into the card of what is published, not of what --rollback names")
     if args.rollback:
         return show(rollback(args.cdn, args.rollback), args.json)
     result = publish(args.directory, args.cdn, args.measured)

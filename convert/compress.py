@@ -68,7 +68,7 @@ class CompressionResult:
         lines = [f"{self.base} -> {self.version}: {self.how}, {self.epochs} epochs with it held; {self.checkpoint}"]
         lines += [f"  {'matrix':<24} {'weights':>8} {'zeros':>8} {'values':>8}"]
         lines += [f"  {m.name:<24} {m.weights:>8} {m.zeros:>8} {m.values:>8}" for m in self.matrices]
-        lines += [f"  {self.untouched} other weights: smaller matrices, and structural zeros are not counted"]
+        lines += [f"  {self.untouched} other weights, in smaller matrices (structural zeros not counted)"]
         lines += [
             f"  {name}: {self.before[name]:.4f} -> {self.after[name]:.4f}" for name in SHOWN if name in self.after
         ]

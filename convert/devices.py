@@ -50,9 +50,9 @@ def _row(path: Path, version: str, shipped: Mapping[str, str]) -> list[str]:
 
 
 def _median(medians: Mapping[str, float], name: str, shipped: Mapping[str, str]) -> str:
-    """Of a graph, "page", or one bucket of it, "watch/T1"; "-" for a graph that this model has not."""
+    """Of a graph's largest bucket, "page", or of one, "watch/T1"; "-" for a graph that this model has not."""
     keys = [key for key in shipped if key == name or key.startswith(f"{name}/")]
     if not keys:
         return "-"
-    largest = max(keys, key=lambda key: int(key.rpartition("/")[2][1:] or 0))
+    largest = max(keys, key=lambda key: 0 if key == name else int(key.rpartition("/")[2][1:]))
     return f"{medians[f'{largest} {shipped[largest]}']:.0f}"

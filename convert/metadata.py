@@ -25,7 +25,8 @@ from convert.flatbuffer import pack, schema, text, unpack
 
 ENTRY = "kir.contract"
 FORMAT = "kir-contract/1"
-TOOLS = ("torch", "onnx", "onnx2tf", "ai-edge-quantizer", "ai-edge-litert")
+TOOLS = ("torch", "onnx", "onnxscript", "onnxsim", "onnx2tf", "tensorflow", "litert-torch", "ai-edge-quantizer",
+         "ai-edge-litert")  # fmt: skip
 
 
 def graph_facts(

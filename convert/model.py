@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from contract.errors import InputError
+from contract.errors import ConversionError, InputError
 from contract.manifest import Tensor
 from convert.auto import AUTO, PREFER, with_auto
 from convert.build import BuiltGraph, Progress, build_all
@@ -138,7 +138,9 @@ def convert_model(
         report = clock.time(
             "verify", lambda: verify(subject, built, gates=gates, data=opened.words, prefer=auto or SPEED)
         )
-        uncovered = {} if pages is None else _not_covered(report, built, pages, subject, chosen)
+        uncovered: dict[str, str] = {}
+        if pages is not None:
+            uncovered = clock.time("verify", lambda: _not_covered(report, built, pages, subject, chosen))
         for key, words in uncovered.items():
             progress(f"  {key:<12} {words}")
         session = clock.time("golden", lambda: job.goldens(built, report, opened.data, aside, seed))
@@ -195,7 +197,8 @@ def convert_until(
                 job.graphs.values(), folder, chosen, progress, pages,
                 front_end=front_end, stages=keep, until=until,
             )  # fmt: skip
-            files = tuple(sorted(Path(stages) / path.name for path in Path(folder).iterdir()))
+            found = sorted(Path(stages) / path.name for path in Path(folder).iterdir())
+            files = tuple(path for path in found if path.is_file())
     return StagesResult(Path(stages), job.version, until, files, tuple(keep.reused))
 
 
@@ -244,7 +247,10 @@ def _not_covered(
     found = {}
     for key in lost:
         path = built[key].variants[FLOAT]
-        found[key] = not_covered(activation_ranges(path, pages.feeds[key]), activation_ranges(path, seen[key]))
+        try:
+            found[key] = not_covered(activation_ranges(path, pages.feeds[key]), activation_ranges(path, seen[key]))
+        except ConversionError as error:  # a diagnosis must not cost the conversion
+            found[key] = f"what calibration missed can't be told: {error.got}"
     return {key: words for key, words in found.items() if words}
 
 

@@ -9,6 +9,8 @@ file is taken as it is when all of that is the same and its bytes are whole; oth
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from typing import Any
 from contract.errors import InputError
 from convert.files import sha256_of, write_durably
 from convert.metadata import tool_versions
+from convert.onnx_export import TorchGraph
 from convert.provenance import code_sha256
 
 ONNX, TFLITE, QUANTISE = STAGES = ("onnx", "tflite", "quantise")
@@ -59,10 +62,18 @@ class Stages:
             self.reused.append(path.name)
             return path
         make(path)
+        kept.unlink(missing_ok=True)
         record.unlink(missing_ok=True)  # a record never stands beside another's file
         write_durably(kept, path.read_bytes())
         write_durably(record, json.dumps({**about, "sha256": sha256_of(path)}, indent=1, sort_keys=True).encode())
         return path
+
+    def drop(self, path: Path) -> None:
+        """A file that a check refused: it goes, here and where it was kept."""
+        path.unlink()
+        if self.directory is not None:
+            (self.directory / path.name).unlink(missing_ok=True)
+            (self.directory / f"{path.name}.json").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,27 @@ class StagesResult:
 
 
 KEEP_NOTHING = Stages()
+
+
+def fingerprint(graph: TorchGraph) -> str:
+    """Over weights, source files and tensors of a module; a version's name does not tell of one that is not ours."""
+    module = graph.module
+    digest = hashlib.sha256(repr(graph.contract()).encode())
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
+        value = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode() + value.tobytes())
+    for kind in sorted({type(one) for one in module.modules()}, key=lambda kind: kind.__qualname__):
+        digest.update(kind.__qualname__.encode())
+        if not kind.__module__.startswith("torch."):
+            digest.update(_source_of(kind))
+    return digest.hexdigest()
+
+
+def _source_of(kind: type) -> bytes:
+    try:
+        return Path(inspect.getfile(kind)).read_bytes()
+    except (OSError, TypeError):  # made in a shell: there is no file
+        return b""
 
 
 def _holds(kept: Path, record: Path, about: dict[str, Any]) -> bool:

@@ -126,7 +126,7 @@ class Kir(nn.Module):
                 module.std.copy_(std_X.clamp(min=0.1))
 
     def folded(self) -> Kir:
-        """A frozen copy with masks and constants folded into plain linear layers: what is exported."""
+        """A frozen copy with masks folded into plain linear layers: what is exported."""
         plain = copy.deepcopy(self).eval().requires_grad_(False)
         for module in list(plain.modules()):
             for name, child in list(module.named_children()):

@@ -6,16 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import kir
 from contract.errors import InputError
 from convert import stages as module
 from convert.build import build_all
+from convert.calibration import CalibrationSet, CalibrationSource
 from convert.quantize import FLOAT, load_recipes
 from convert.stages import QUANTISE, STAGES, Stages
 from tests.convert import zoo
-from tests.convert.small_graphs import layers
+from tests.convert.small_graphs import feeds_of, layers
 
 RECIPES = load_recipes(["int8-weight-only"])
 FILES = ["layers-N5.float32.tflite", "layers-N5.int8-weight-only.tflite", "layers-N5.onnx"]
@@ -122,6 +125,40 @@ class TestBuilding:
         for name in (FLOAT, "int8-weight-only"):
             assert found.variants[name].read_bytes() == whole.variants[name].read_bytes()
 
+    def test_other_weights_under_the_same_version_are_converted_anew(self, tmp_path: Path) -> None:
+        graph = layers()
+        for i in range(2):
+            keep = Stages.at(tmp_path / "work", "layers-1")
+            (found,) = build_all([graph], tmp_path / f"out{i}", RECIPES, stages=keep).values()
+            assert keep.reused == []
+            with torch.no_grad():
+                next(graph.module.parameters()).mul_(2.0)
+        assert found.variants[FLOAT].read_bytes() != (tmp_path / "out0" / "layers-N5.float32.tflite").read_bytes()
+
+    def test_early_stages_need_no_calibration(self, tmp_path: Path) -> None:
+        (found,) = build_all([layers()], tmp_path, load_recipes(["int8-fc"]), until="tflite").values()
+        assert set(found.variants) == {FLOAT}
+
+    def test_other_pages_calibrate_anew(self, tmp_path: Path) -> None:
+        graph, keep = layers(), Stages.at(tmp_path / "work", "layers-1")
+        feeds = feeds_of(graph, 8)
+        for i, factor in enumerate((1.0, 1.0, 3.0)):
+            pages = [{name: np.float32(factor) * value for name, value in one.items()} for one in feeds]
+            source = CalibrationSource("log.parquet", "ab" * 32, 8, 0)
+            keep.reused.clear()
+            build_all(
+                [graph], tmp_path / f"out{i}", load_recipes(["int8-fc"]), stages=keep,
+                calibration=CalibrationSet(source, {graph.key: pages}),
+            )  # fmt: skip
+            assert ("layers-N5.int8-fc.tflite" in keep.reused) == (i == 1)
+
+    def test_what_a_check_refuses_is_kept_nowhere(self, tmp_path: Path) -> None:
+        keep = Stages.at(tmp_path / "work", "layers-1")
+        path = keep.made(tmp_path / "x.tflite", Maker(), stage="quantise")
+        keep.drop(path)
+        assert not path.exists()
+        assert list((tmp_path / "work").iterdir()) == []
+
 
 class TestCommand:
     def words(self, folder: Path, *more: str) -> list[str]:
@@ -147,6 +184,7 @@ class TestCommand:
             ((), "takes --out, or --until"),
             (("--out", "o", "--until", "onnx", "--stages", "w"), "takes --out, or --until"),
             (("--until", "onnx"), "in --stages, which is missing"),
+            (("--until", "onnx", "--stages", "w", "--auto", "size"), "does not go with --until"),
         ],
     )
     def test_what_does_not_go_together(
