@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.stats import Interval, cluster_bootstrap_mean, percentiles
-from convert.provenance import commit
 
 __all__ = ["Interval", "bootstrap_mean", "cluster_bootstrap_mean", "machine", "percentiles", "t_interval"]
 
@@ -46,6 +45,8 @@ def t_interval(values: Sequence[float] | NDArray[Any]) -> Interval:
 
 def machine() -> dict[str, Any]:
     """What a reader needs to judge a figure: CPU, cores, memory, Python, package versions, commit."""
+    from convert.provenance import commit
+
     return {
         "cpu": _cpu_model(),
         "cores": _cores(),
