@@ -7,6 +7,7 @@ kir publish converted --cdn cdn --measured host.json --measured phone.json
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,19 @@ def _row(path: Path, version: str, shipped: Mapping[str, str]) -> list[str]:
         )  # fmt: skip
     try:
         medians = {key: float(figures["p50"]) for key, figures in result["invoke_us"].items()}
-        device = f"{result['machine']['cpu']}, {result['machine']['system']}"
+        device = _cell(f"{result['machine']['cpu']}, {result['machine']['system']}")
         cells = [_median(medians, name, shipped) for name in COLUMNS]
-        return [result["kind"], device, *cells, f"{100 * float(result['watch_and_swipe_over_whole']):.0f} %"]
+        share = float(result["watch_and_swipe_over_whole"])
+        if not all(math.isfinite(figure) for figure in (*medians.values(), share)):
+            raise ValueError("a figure that is no finite number")
+        return [result["kind"], device, *cells, f"{100 * share:.0f} %"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError("measured result lacks a figure", where=path, got=str(error)) from None
+
+
+def _cell(text: str) -> str:
+    """One line without what ends a cell of a table."""
+    return " ".join(text.replace("|", "/").split())
 
 
 def _median(medians: Mapping[str, float], name: str, shipped: Mapping[str, str]) -> str:

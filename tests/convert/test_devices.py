@@ -51,6 +51,8 @@ def test_a_row_a_result(tmp_path: Path) -> None:
         (result(invoke_us={}), "lacks a figure"),
         (result(machine={}), "lacks a figure"),
         (result(watch_and_swipe_over_whole="much"), "lacks a figure"),
+        (result(watch_and_swipe_over_whole=float("nan")), "no finite number"),
+        (result(invoke_us={"page/N24 int8-dynamic": {"p50": float("inf")}}), "lacks a figure"),
     ],
 )
 def test_what_can_not_stand_there(tmp_path: Path, content: Any, what: str) -> None:
@@ -58,6 +60,11 @@ def test_what_can_not_stand_there(tmp_path: Path, content: Any, what: str) -> No
     with pytest.raises(InputError, match=what) as caught:
         device_table([path], "kir-1", SHIPPED)
     assert str(path) in str(caught.value)
+
+
+def test_a_device_with_an_odd_name_stays_in_its_cell(tmp_path: Path) -> None:
+    path = write(tmp_path, result(machine={"cpu": "A | B\n| C |", "system": "x"}))
+    assert "| phone | A / B / C /, x | 3 |" in device_table([path], "kir-1", SHIPPED)
 
 
 def test_an_absent_file(tmp_path: Path) -> None:
