@@ -100,6 +100,7 @@ class Checkpoint:
                 where=self.model_path,
                 got={n: have.get(n) for n in differing[:3]},
                 allowed={n: want.get(n) for n in differing[:3]},
+                fix="a checkpoint of another version of this project has to be trained again",
             )
         net.load_state_dict(dict(self.dense))
 
