@@ -88,6 +88,11 @@ class CandidatePool:
             del page.remaining[kept:]
         self.pages = [p for p in self.pages if p.remaining]
 
+    def clear(self) -> None:
+        """Forget every page and what was seen."""
+        self.pages = []
+        self._seen.clear()
+
     def tier(self, now_ms: int) -> list[PooledPage]:
         """The pages to choose from now, oldest first: fresh ones that the model can score, else fresh, else expired.
 

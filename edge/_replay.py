@@ -23,7 +23,6 @@ from contract.golden import Ahead, FeedbackStep, GoldenSession, PageStep, SwipeS
 from contract.manifest import Graph, Manifest
 from edge._engine import Engine
 from edge._installed import InstalledModel
-from edge._pool import CandidatePool
 from edge._session import EdgeSession, SessionConfig
 from edge._types import DeviceState, Feedback
 
@@ -175,7 +174,7 @@ class _GoldenPhone:
     def take(self, step: PageStep | FeedbackStep | SwipeStep, case: str) -> ReplayLine | None:
         self.clock.now_ms = step.at_ms
         if isinstance(step, PageStep):
-            self.session.pool = CandidatePool()  # a golden swipe chooses from the last page, shown before or not
+            self.session.pool.clear()  # a golden swipe chooses from the last page, shown before or not
             report = self.session.on_page(step.page)
             return ReplayLine(case, 0.0, 0.0, f"page can't be scored: {report.reason}") if report.reason else None
         if isinstance(step, FeedbackStep):

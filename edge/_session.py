@@ -16,27 +16,28 @@ import secrets
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from contract.beam import BeamPlan
-from contract.errors import InputError, IntegrityError, KirError, PoolExhausted, ServerError
-from contract.page import Page, decode_page, parse_page
+from contract.errors import InputError, PoolExhausted
+from contract.page import Page
 from contract.rows import INT8
 from contract.v1 import page_pb2
-from edge._ahead import unfit_plan
 from edge._choice import Decision, Situation, TimerNs, choose, look_ahead, make_ready, scores_of
-from edge._client import PageSource, Prefetcher
+from edge._client import PageSource
 from edge._clock import Clock, SessionTime, SystemClock
 from edge._engine import Engine
-from edge._features import unfit_reason, watched_item
+from edge._features import watched_item
 from edge._history import Shown, WatchHistory
 from edge._installed import InstalledModel
-from edge._policy import BEAM, About, ChoicePolicy, about, limits_now
+from edge._intake import PageIntake
+from edge._models import Models
+from edge._policy import About, ChoicePolicy, about, limits_now
 from edge._pool import CandidatePool, PoolConfig, PooledPage
-from edge._reranker import Reranker, ScoredPage
+from edge._reranker import Reranker
 from edge._store import ModelStore
+from edge._telemetry import Telemetry
 from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Reason, Search
 from edge._upload import FeedbackUploader
 from edge._wire import Impression, PageRequest, feedback_event
@@ -56,12 +57,6 @@ class SessionConfig:
     opted_in: bool = False
     retry_ms: int = 2_000
     allow_no_delegate: bool = False
-
-
-class _Fit(NamedTuple):
-    scored: ScoredPage | None
-    reason: str
-    activated: str = ""
 
 
 class EdgeSession:
@@ -90,67 +85,56 @@ class EdgeSession:
         self.config = config or SessionConfig()
         self.user_id = user_id
         self.session_id = secrets.randbits(63) if session_id is None else session_id  # a new one per session
-        self.pool = CandidatePool(self.config.pool)
         self.position = 0
-        self.last_error: Exception | None = None
-        self.default_rows = 0
-        self._store, self._pages, self._uploader = store, pages, uploader
-        self._prefetcher = None if pages is None else Prefetcher(pages)
+        self._telemetry = Telemetry()
+        self._uploader = uploader
         self._clock = clock or SystemClock()
         self._timer_ns = timer_ns
         self._time = SessionTime(self._clock)
         self._history = WatchHistory(self.config.watched_capacity)
-        self._reranker: Reranker | None = None
-        self._offered: Engine | None = None
-        self._no_model_reason = str(Reason.NO_MODEL)
+        policy, no_delegate = self.config.policy, self.config.allow_no_delegate
+        self._models = Models(store, self._history, policy, self._telemetry, allow_no_delegate=no_delegate)
+        self._intake = PageIntake(
+            pages,
+            CandidatePool(self.config.pool),
+            self._models,
+            self._telemetry,
+            self._clock,
+            self._request,
+            retry_ms=self.config.retry_ms,
+        )
         self._recent: list[About] = []
         self._device = DeviceState()
-        self._last_request: PageRequest | None = None
-        self._evict_due = False
-        self._ask_after_ms = 0
+
+    @property
+    def pool(self) -> CandidatePool:
+        """Pages on the phone, and what of them is left to show."""
+        return self._intake.pool
+
+    @property
+    def last_error(self) -> Exception | None:
+        """What was swallowed last."""
+        return self._telemetry.last_error
+
+    @property
+    def default_rows(self) -> int:
+        """Entries of all pages for which the server had no row of its own."""
+        return self._intake.default_rows
 
     # -- the model
 
     def start(self) -> str:
         """Load the active model. Returns "" or why there is none: "no_model", "corrupt_model". Pages work anyway."""
-        try:
-            if self._store is None:
-                return self._no_model_reason
-            engine = self._engine(self._store)
-            if isinstance(self._store, ModelStore) and self._store.refused:
-                self.last_error = self._store.refused[0]  # an older model stands in for it
-        except KirError as error:
-            corrupt = isinstance(error, IntegrityError) or isinstance(error.__cause__, IntegrityError)
-            self._no_model_reason = str(Reason.CORRUPT_MODEL if corrupt else Reason.NO_MODEL)
-            self.last_error = error
-            return self._no_model_reason
-        self._history.watched = self._history.resized(engine.capacity)
-        self._reranker = Reranker(engine, self._history.watched)
-        self._prepare_search(engine)
-        return ""
+        return self._models.start()
 
-    def _prepare_search(self, engine: Engine) -> None:
-        """Load what the search needs, off the swipe path. Without it NextOne chooses; `last_error` says why."""
-        if self.config.policy.mode != BEAM:
-            return
-        try:
-            _, error = unfit_plan(engine, self.config.policy.plan)
-            if error is not None:
-                raise error
-            engine.load_place()
-        except Exception as error:  # the model serves NextOne as well as before
-            self.last_error = error
-
-    def _engine(self, store: ModelStore | InstalledModel | Engine) -> Engine:
-        if isinstance(store, Engine):
-            return store
-        installed = store.active() if isinstance(store, ModelStore) else store
-        return Engine(installed, allow_no_delegate=self.config.allow_no_delegate)
+    @property
+    def _reranker(self) -> Reranker | None:
+        return self._models.reranker
 
     @property
     def dense_version(self) -> str:
         """The model at work; "" when there is none."""
-        return self._reranker.dense_version if self._reranker else ""
+        return self._models.dense_version
 
     @property
     def n_watched(self) -> int:
@@ -162,28 +146,23 @@ class EdgeSession:
 
         Raises as the store does; the running model stays.
         """
-        if not isinstance(self._store, ModelStore):
-            return None
-        version = self._store.update()
-        if version is None or version in (self._offered.dense_version if self._offered else "", self.dense_version):
-            return None
-        self.offer(self._store.load(version))
-        return version
+        return self._models.update()
 
     def offer(self, installed: InstalledModel) -> None:
         """A model to take over with the first page that fits it. Raises as `Engine` when it can't run here."""
-        self._offered = Engine(installed, allow_no_delegate=self.config.allow_no_delegate)
+        self._models.offer(installed)
 
     # -- pages
 
     def page_request(self) -> PageRequest:
         """What to ask the server for now: models held (the offered one first), the watched list, what not to send."""
-        engines = [self._offered, self._reranker.engine if self._reranker else None]
-        held = [(e.dense_version, e.spec.fingerprint) for e in engines if e is not None]
-        self._last_request = PageRequest(
+        return self._intake.request()
+
+    def _request(self) -> PageRequest:
+        return PageRequest(
             user_id=self.user_id,
             session_id=self.session_id,
-            held_models=held,
+            held_models=self._models.held,
             watched=self._history.entries(),
             exclude_video_ids=self.pool.excluded(self._clock.monotonic_ms()),
             page_size=self.config.page_size,
@@ -191,14 +170,10 @@ class EdgeSession:
             network=self._device.network,
             client_time_ms=self._clock.wall_ms(),
         )
-        return self._last_request
 
     def fetch_page(self) -> PageReport:
         """Ask and wait. Raises ServerUnavailable, ServerError or PageError; the pool is as it was then."""
-        if self._pages is None:
-            raise ServerError("this session has no page source", fix="give it a PageClient, or call on_page")
-        request = self.page_request()
-        return self.on_page(self._pages.get_page(request), request)
+        return self._intake.fetch()
 
     def on_page(self, data: bytes | page_pb2.Page | Page, request: PageRequest | None = None) -> PageReport:
         """Take in a page. request: the one it answers (default: the last made), whose watched list its rows are of.
@@ -206,50 +181,11 @@ class EdgeSession:
         A page boundary: an offered model that the page fits takes over here. Raises PageError for a page that is not
         one (the pool goes on); a page that no model can score joins the pool in server order, with the reason.
         """
-        if isinstance(data, bytes):
-            data = parse_page(data)
-        page = decode_page(data) if isinstance(data, page_pb2.Page) else data
-        self._settle()
-        request = request or self._last_request
-        fit = self._fit(page, request.watched_ids if request else [])
-        now_ms = self._clock.monotonic_ms()
-        added = self.pool.add(page, now_ms, fit.scored, fit.reason)
-        default_rows = fit.scored.features.default_rows if fit.scored else 0
-        self.default_rows += default_rows
-        return PageReport(page.page_id, added, fit.reason, default_rows, fit.activated)
+        return self._intake.take(data, request)
 
-    def _fit(self, page: Page, request_ids: list[int]) -> _Fit:
-        """Let the offered model, then the running one, work out the page; a failure is a reason, never an exception."""
-        reason = self._no_model_reason
-        candidates = [self._offered, self._reranker.engine if self._reranker else None]
-        for engine in (engine for engine in candidates if engine is not None):
-            reason = unfit_reason(engine.spec, engine.dense_version, page)
-            if reason:
-                continue
-            takes_over = engine is self._offered
-            reranker = self._reranker
-            if takes_over or reranker is None:
-                reranker = Reranker(engine, self._history.resized(engine.capacity))
-            self._prepare_search(engine)
-            try:
-                scored = reranker.open_page(page, request_ids)
-            except Exception as error:  # a broken model or page must not cost the candidates
-                self.last_error, reason = error, str(Reason.ENGINE_ERROR)
-                continue
-            if takes_over:
-                self._take_over(reranker)
-            return _Fit(scored, "", reranker.dense_version if takes_over else "")
-        return _Fit(None, reason)
-
-    def _take_over(self, reranker: Reranker) -> None:
-        self.pool.unscore(str(Reason.VERSION_MISMATCH))
-        self._history.watched = reranker.watched
-        self._reranker, self._offered = reranker, None
-        try:
-            if isinstance(self._store, ModelStore):
-                self._store.activate(reranker.dense_version)
-        except KirError as error:  # it runs from memory; the next start decides again
-            self.last_error = error
+    def wait_page(self, timeout_s: float) -> bool:
+        """Wait for a page on its way and take it in; False when none is, or none came in time."""
+        return self._intake.wait(timeout_s)
 
     # -- swipes
 
@@ -292,24 +228,25 @@ class EdgeSession:
             make_ready(reranker, now)
             scores_NT = scores_of(reranker, tier, self._device)
         except Exception as error:  # as in a swipe
-            self.last_error = error
+            self._telemetry.swallowed(error)
             return Search(problem=str(Reason.ENGINE_ERROR))
         found = look_ahead(tier, reranker, now, scores_NT, plan, allowed_N)
-        self.last_error = found.error or self.last_error
+        if found.error is not None:
+            self._telemetry.swallowed(found.error)
         return found.search
 
     def _tier(self) -> list[PooledPage]:
         try:
             return self.pool.tier(self._clock.monotonic_ms())
         except PoolExhausted:
-            self._take_arrived()
-            self._ask()
+            self._intake.take_arrived()
+            self._intake.ask()
             return self.pool.tier(self._clock.monotonic_ms())
 
     def _commit(self, decision: Decision, now_ms: int, start: int, settled: int) -> Choice:
         page, index = decision.page, decision.index
         if decision.error is not None:
-            self.last_error = decision.error
+            self._telemetry.swallowed(decision.error)
         self.pool.shown(page, index)
         by_model = self._reranker if decision.values_N is not None else None
         end = self._timer_ns()
@@ -353,7 +290,7 @@ class EdgeSession:
         )
         self._remember(about(page, index))
         self.position += 1
-        self._evict_due = True
+        self._models.chosen()
         return choice
 
     def _remember(self, shown: About) -> None:
@@ -368,77 +305,27 @@ class EdgeSession:
         Call it after showing a choice. Never raises; `last_error` keeps what went wrong.
         """
         self._settle()
-        self._take_arrived()
+        self._intake.take_arrived()
         if self.pool.wants_page(self._clock.monotonic_ms()):
-            self._ask()
+            self._intake.ask()
 
     def _settle(self) -> None:
-        """Evict when a choice was returned from a full list, then bring keys and values up to date."""
-        if self._evict_due:
-            self._evict_due = False
-            self._evict()
-        self._refresh()
-
-    def _evict(self) -> None:
-        change = self._history.watched.evict_if_full()
-        if self._reranker is not None:
-            self._reranker.changed(change)
-
-    def _refresh(self) -> None:
-        try:
-            if self._reranker is not None:
-                self._reranker.refresh()
-        except Exception as error:  # the swipe tries once more and says engine_error
-            self.last_error = error
+        self._models.settle()
 
     def feedback(self, feedback: Feedback) -> Outcome:
         """Take in a feedback, work out its token, report it. Late, amended and out-of-order ones are fine."""
         self._settle()
-        if self._history.needs_room(feedback):
-            self._evict()
-        applied = self._history.apply(feedback)
+        applied = self._models.apply(feedback)
         shown = applied.shown
-        if shown is None:
-            return applied.outcome
-        if self._reranker is not None and applied.change is not None:
-            if applied.outcome is Outcome.APPENDED:
-                same = shown.dense_version == self._reranker.dense_version
-                self._reranker.appended(applied.change, shown.row_R if same else None, shown.rows_revision)
-            else:
-                self._reranker.changed(applied.change)
-            self._refresh()
-        if self._uploader is not None:
+        if shown is not None and self._uploader is not None:
             stale = applied.outcome is Outcome.STALE
             told = feedback if stale else shown.whole(feedback)
             now_ms, opted_in = self._time.now_ms(), self.config.opted_in
             self._uploader.offer(feedback_event(shown.impression, told, applied.revision, now_ms, opted_in))
         return applied.outcome
 
-    def _take_arrived(self) -> None:
-        arrived = self._prefetcher.poll() if self._prefetcher else None
-        if arrived is None:
-            return
-        try:
-            self.on_page(arrived.page(), arrived.request)
-        except Exception as error:  # nothing that a server sends may stop the swipes
-            self.last_error = error
-            self._ask_after_ms = self._clock.monotonic_ms() + self.config.retry_ms
-
-    def _ask(self) -> None:
-        if self._prefetcher is None or self._prefetcher.busy or self._clock.monotonic_ms() < self._ask_after_ms:
-            return
-        self._prefetcher.ask(self.page_request())
-
-    def wait_page(self, timeout_s: float) -> bool:
-        """Wait for a page on its way and take it in; False when none is, or none came in time."""
-        if self._prefetcher is None or not self._prefetcher.wait(timeout_s):
-            return False
-        self._take_arrived()
-        return True
-
     def close(self) -> None:
         """Stop the fetching thread and send what feedback is left (within the uploader's deadline)."""
-        if self._prefetcher is not None:
-            self._prefetcher.close()
+        self._intake.close()
         if self._uploader is not None:
             self._uploader.close()

@@ -164,8 +164,8 @@ class TestRefusedModels:
 
         phone.on_page(page_bytes(range(101, 105)))
         phone.offer(published("kir-b"))
-        assert phone._offered is not None
-        monkeypatch.setattr(phone._offered, "watch", fail)
+        assert phone._models.offered is not None
+        monkeypatch.setattr(phone._models.offered, "watch", fail)
         report = phone.on_page(page_bytes(range(201, 205), "kir-b", page_id="p2"))
         assert report.activated == ""
         assert phone.dense_version == "kir-a"
@@ -200,9 +200,9 @@ class TestRefusedModels:
 def test_a_model_is_offered_once(phone: EdgeSession, cdn: Path) -> None:
     point_at(cdn, "kir-b")
     assert phone.update() == "kir-b"
-    offered = phone._offered
+    offered = phone._models.offered
     assert phone.update() is None  # an app may look every minute: no second engine
-    assert phone._offered is offered
+    assert phone._models.offered is offered
 
 
 def test_an_older_model_stands_in_for_a_corrupt_one(store: ModelStore, cdn: Path, clock: FakeClock) -> None:

@@ -1,0 +1,95 @@
+"""The page side of a session: what to ask the server for, when, and what becomes of the page that comes.
+
+Off the swipe path. Not thread-safe; pages are fetched ahead by a thread of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from contract.errors import ServerError
+from contract.page import Page, decode_page, parse_page
+from contract.v1 import page_pb2
+from edge._client import PageSource, Prefetcher
+from edge._clock import Clock
+from edge._models import Models
+from edge._pool import CandidatePool
+from edge._telemetry import Telemetry
+from edge._types import PageReport
+from edge._wire import PageRequest
+
+
+class PageIntake:
+    """request: gives the page request of now. default_rows: entries of all pages without a row of their own."""
+
+    def __init__(
+        self,
+        pages: PageSource | None,
+        pool: CandidatePool,
+        models: Models,
+        telemetry: Telemetry,
+        clock: Clock,
+        request: Callable[[], PageRequest],
+        *,
+        retry_ms: int,
+    ):
+        self.pool = pool
+        self.default_rows = 0
+        self._pages, self._models, self._telemetry, self._clock = pages, models, telemetry, clock
+        self._prefetcher = None if pages is None else Prefetcher(pages)
+        self._request, self._retry_ms = request, retry_ms
+        self._last_request: PageRequest | None = None
+        self._ask_after_ms = 0
+
+    def request(self) -> PageRequest:
+        """What to ask the server for now; a page that comes without its request answers this one."""
+        self._last_request = self._request()
+        return self._last_request
+
+    def fetch(self) -> PageReport:
+        """Ask and wait. Raises ServerUnavailable, ServerError or PageError; the pool is as it was then."""
+        if self._pages is None:
+            raise ServerError("this session has no page source", fix="give it a PageClient, or call on_page")
+        request = self.request()
+        return self.take(self._pages.get_page(request), request)
+
+    def take(self, data: bytes | page_pb2.Page | Page, request: PageRequest | None = None) -> PageReport:
+        """Take in a page, as `EdgeSession.on_page` says. Raises PageError; the pool goes on then."""
+        if isinstance(data, bytes):
+            data = parse_page(data)
+        page = decode_page(data) if isinstance(data, page_pb2.Page) else data
+        self._models.settle()
+        request = request or self._last_request
+        fit = self._models.fit(page, request.watched_ids if request else [], self.pool)
+        added = self.pool.add(page, self._clock.monotonic_ms(), fit.scored, fit.reason)
+        default_rows = fit.scored.features.default_rows if fit.scored else 0
+        self.default_rows += default_rows
+        return PageReport(page.page_id, added, fit.reason, default_rows, fit.activated)
+
+    def take_arrived(self) -> None:
+        """Take in the page that was fetched ahead, if there is one. Never raises."""
+        arrived = self._prefetcher.poll() if self._prefetcher else None
+        if arrived is None:
+            return
+        try:
+            self.take(arrived.page(), arrived.request)
+        except Exception as error:  # nothing that a server sends may stop the swipes
+            self._telemetry.swallowed(error)
+            self._ask_after_ms = self._clock.monotonic_ms() + self._retry_ms
+
+    def ask(self) -> None:
+        """Start a fetch, unless one is under way or the last one failed a moment ago."""
+        if self._prefetcher is None or self._prefetcher.busy or self._clock.monotonic_ms() < self._ask_after_ms:
+            return
+        self._prefetcher.ask(self.request())
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for a page on its way and take it in; False when none is, or none came in time."""
+        if self._prefetcher is None or not self._prefetcher.wait(timeout_s):
+            return False
+        self.take_arrived()
+        return True
+
+    def close(self) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.close()

@@ -1,0 +1,195 @@
+"""The models of a session: the one at work, the one offered, and the watched list as both see it.
+
+A model takes over at a page boundary. Keys and values follow the watched list off the swipe path. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from contract.errors import IntegrityError, KirError
+from contract.page import Page
+from edge._ahead import unfit_plan
+from edge._engine import Engine
+from edge._features import unfit_reason
+from edge._history import Applied, WatchHistory
+from edge._installed import InstalledModel
+from edge._policy import BEAM, ChoicePolicy
+from edge._pool import CandidatePool
+from edge._reranker import Reranker, ScoredPage
+from edge._store import ModelStore
+from edge._telemetry import Telemetry
+from edge._types import Feedback, Outcome, Reason
+
+
+class Fit(NamedTuple):
+    """What the models made of a page. reason: why none can score it; activated: the version that took over with it."""
+
+    scored: ScoredPage | None
+    reason: str
+    activated: str = ""
+
+
+class Models:
+    """reranker: the model at work, None without one; offered: takes over with the first page that fits it.
+
+    `pool` is handed in per page, because its pages lose their scores with their model.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore | InstalledModel | Engine | None,
+        history: WatchHistory,
+        policy: ChoicePolicy,
+        telemetry: Telemetry,
+        *,
+        allow_no_delegate: bool,
+    ):
+        self.reranker: Reranker | None = None
+        self.offered: Engine | None = None
+        self._store, self._history, self._policy, self._telemetry = store, history, policy, telemetry
+        self._allow_no_delegate = allow_no_delegate
+        self._no_model_reason = str(Reason.NO_MODEL)
+        self._evict_due = False
+
+    @property
+    def dense_version(self) -> str:
+        """The model at work; "" when there is none."""
+        return self.reranker.dense_version if self.reranker else ""
+
+    @property
+    def held(self) -> list[tuple[str, str]]:
+        """(dense_version, spec_fingerprint) of the models here, the offered one first."""
+        return [(engine.dense_version, engine.spec.fingerprint) for engine in self._engines()]
+
+    def _engines(self) -> list[Engine]:
+        return [e for e in (self.offered, self.reranker.engine if self.reranker else None) if e is not None]
+
+    # -- which model
+
+    def start(self) -> str:
+        """Load the active model. Returns "" or why there is none: "no_model", "corrupt_model"."""
+        try:
+            if self._store is None:
+                return self._no_model_reason
+            engine = self._engine(self._store)
+            if isinstance(self._store, ModelStore) and self._store.refused:
+                self._telemetry.swallowed(self._store.refused[0])  # an older model stands in for it
+        except KirError as error:
+            corrupt = isinstance(error, IntegrityError) or isinstance(error.__cause__, IntegrityError)
+            self._no_model_reason = str(Reason.CORRUPT_MODEL if corrupt else Reason.NO_MODEL)
+            self._telemetry.swallowed(error)
+            return self._no_model_reason
+        self._history.watched = self._history.resized(engine.capacity)
+        self.reranker = Reranker(engine, self._history.watched)
+        self._prepare_search(engine)
+        return ""
+
+    def _engine(self, store: ModelStore | InstalledModel | Engine) -> Engine:
+        if isinstance(store, Engine):
+            return store
+        installed = store.active() if isinstance(store, ModelStore) else store
+        return Engine(installed, allow_no_delegate=self._allow_no_delegate)
+
+    def _prepare_search(self, engine: Engine) -> None:
+        """Load what the search needs, off the swipe path. Without it NextOne chooses; `last_error` says why."""
+        if self._policy.mode != BEAM:
+            return
+        try:
+            _, error = unfit_plan(engine, self._policy.plan)
+            if error is not None:
+                raise error
+            engine.load_place()
+        except Exception as error:  # the model serves NextOne as well as before
+            self._telemetry.swallowed(error)
+
+    def update(self) -> str | None:
+        """Download what the CDN calls current and offer it. Returns its version, None when nothing is new."""
+        if not isinstance(self._store, ModelStore):
+            return None
+        version = self._store.update()
+        if version is None or version in (self.offered.dense_version if self.offered else "", self.dense_version):
+            return None
+        self.offer(self._store.load(version))
+        return version
+
+    def offer(self, installed: InstalledModel) -> None:
+        """A model to take over with the first page that fits it. Raises as `Engine` when it can't run here."""
+        self.offered = Engine(installed, allow_no_delegate=self._allow_no_delegate)
+
+    # -- pages
+
+    def fit(self, page: Page, request_ids: Sequence[int], pool: CandidatePool) -> Fit:
+        """Let the offered model, then the running one, work out the page; a failure is a reason, never an exception."""
+        reason = self._no_model_reason
+        for engine in self._engines():
+            reason = unfit_reason(engine.spec, engine.dense_version, page)
+            if reason:
+                continue
+            takes_over = engine is self.offered
+            reranker = self.reranker
+            if takes_over or reranker is None:
+                reranker = Reranker(engine, self._history.resized(engine.capacity))
+            self._prepare_search(engine)
+            try:
+                scored = reranker.open_page(page, request_ids)
+            except Exception as error:  # a broken model or page must not cost the candidates
+                self._telemetry.swallowed(error)
+                reason = str(Reason.ENGINE_ERROR)
+                continue
+            if takes_over:
+                self._take_over(reranker, pool)
+            return Fit(scored, "", reranker.dense_version if takes_over else "")
+        return Fit(None, reason)
+
+    def _take_over(self, reranker: Reranker, pool: CandidatePool) -> None:
+        pool.unscore(str(Reason.VERSION_MISMATCH))
+        self._history.watched = reranker.watched
+        self.reranker, self.offered = reranker, None
+        try:
+            if isinstance(self._store, ModelStore):
+                self._store.activate(reranker.dense_version)
+        except KirError as error:  # it runs from memory; the next start decides again
+            self._telemetry.swallowed(error)
+
+    # -- the watched list
+
+    def chosen(self) -> None:
+        """A choice was returned: a full list is to be evicted, once there is time."""
+        self._evict_due = True
+
+    def settle(self) -> None:
+        """Evict when a choice was returned from a full list, then bring keys and values up to date."""
+        if self._evict_due:
+            self._evict_due = False
+            self._evict()
+        self._refresh()
+
+    def apply(self, feedback: Feedback) -> Applied:
+        """Take a feedback into the watched list, after `settle`, and work out what it changed there."""
+        if self._history.needs_room(feedback):
+            self._evict()
+        applied = self._history.apply(feedback)
+        shown, change = applied.shown, applied.change
+        if self.reranker is None or shown is None or change is None:
+            return applied
+        if applied.outcome is Outcome.APPENDED:
+            same = shown.dense_version == self.reranker.dense_version
+            self.reranker.appended(change, shown.row_R if same else None, shown.rows_revision)
+        else:
+            self.reranker.changed(change)
+        self._refresh()
+        return applied
+
+    def _evict(self) -> None:
+        change = self._history.watched.evict_if_full()
+        if self.reranker is not None:
+            self.reranker.changed(change)
+
+    def _refresh(self) -> None:
+        try:
+            if self.reranker is not None:
+                self.reranker.refresh()
+        except Exception as error:  # the swipe tries once more and says engine_error
+            self._telemetry.swallowed(error)
