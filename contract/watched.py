@@ -101,6 +101,20 @@ class WatchedList:
         self.length += 1
         return Change(slot, self.length)
 
+    def restore(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Fill an empty list with watched videos as they stood, oldest first: columns [n, …] of WATCHED_COLUMNS.
+
+        Tokens are frozen: gap_ms is taken as it was, since the video before may be gone. Raises InputError when there
+        are more than L, or the list is not empty.
+        """
+        n = len(columns["video_id"])
+        if self.length != 1 or n > self.capacity:
+            raise InputError("an empty list takes up to L videos", got=(self.n_watched, n), allowed=self.capacity)
+        for name, array in self._arrays.items():
+            array[1 : 1 + n] = columns[name]
+        self._arrays["start"][1 : 1 + n] = False
+        self.length = 1 + n
+
     def _gap(self, slot: int) -> int:
         shown = self._arrays["shown_at_ms"]
         now, before = int(shown[slot]), int(shown[slot - 1])

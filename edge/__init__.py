@@ -24,6 +24,7 @@ from edge._pool import PoolConfig
 from edge._replay import ReplayReport, replay
 from edge._session import EdgeSession, SessionConfig
 from edge._source import DirectorySource, HttpSource
+from edge._state import StateFile
 from edge._store import ModelStore
 from edge._types import Choice, Chooser, DeviceState, Feedback, Outcome, PageReport, Reason, Search
 from edge._upload import FeedbackClient, FeedbackUploader
@@ -65,6 +66,7 @@ __all__ = [
     "ServerError",
     "ServerUnavailable",
     "SessionConfig",
+    "StateFile",
     "SystemClock",
     "replay",
 ]

@@ -25,11 +25,16 @@ TimerNs = Callable[[], int]
 
 @dataclass(frozen=True)
 class Situation:
-    """What a choice depends on beside the candidates. recent: author and tags of shown videos, the newest last."""
+    """What a choice depends on beside the candidates.
+
+    swipe_index: videos shown in this session; number: the user's running number, over all sessions; recent: author and
+    tags of shown videos, the newest last.
+    """
 
     now_ms: int
     device: DeviceState
     swipe_index: int
+    number: int
     policy: ChoicePolicy
     recent: Sequence[About]
     timer_ns: TimerNs
@@ -121,7 +126,7 @@ def choose(tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation
 def make_ready(reranker: Reranker, now: Situation) -> None:
     """Keys and values up to date, and what depends on now filled in. Raises what the engine raises."""
     reranker.refresh()
-    reranker.device(now.now_ms, now.device, now.swipe_index)
+    reranker.device(now.now_ms, now.device, now.swipe_index, now.number)
 
 
 def scores_of(reranker: Reranker, tier: Sequence[PooledPage], device: DeviceState) -> Floats:

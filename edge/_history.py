@@ -6,7 +6,7 @@ Not thread-safe.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.vocabulary import NULL_INT, SIGNALS
-from contract.watched import WATCHED_COLUMNS, Change, WatchedList
+from contract.watched import Change, WatchedList
 from edge._types import Feedback, Outcome
 from edge._wire import Impression, WatchedEntry
 
@@ -27,6 +27,7 @@ class Shown:
 
     item          its columns in the watched list, without feedback; row_R: its sparse row there, None without a
                   fitting page
+    listed_at_ms  when it was shown, as the watched list tells it; None: as the impression does
     dense_version, rows_revision   what row_R belongs to
     signals       everything observed so far; revision of the newest feedback, -1 before the first
     """
@@ -36,6 +37,7 @@ class Shown:
     row_R: NDArray[np.float32] | None = None
     dense_version: str = ""
     rows_revision: int = -1
+    listed_at_ms: int | None = None
     signals: dict[str, bool] = field(default_factory=dict)
     play_time_ms: int = NULL_INT
     has_next: bool | None = None
@@ -75,12 +77,34 @@ class Applied:
     change: Change | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class KeptRows:
+    """Sparse rows of a watched list that an earlier session left: (row [Rw] or None, rows_revision) per slot from 0."""
+
+    dense_version: str
+    slots: Sequence[tuple[NDArray[np.float32] | None, int]]
+
+
 class WatchHistory:
-    """The watched list of a session, and the last SHOWN_MAX impressions that feedback may still come for."""
+    """The watched list of a session, and the last SHOWN_MAX impressions that feedback may still come for.
+
+    kept_rows: of the list as an earlier session left it, until a model takes them.
+    """
 
     def __init__(self, capacity: int):
         self.watched = WatchedList(capacity)
+        self.kept_rows: KeptRows | None = None
         self._shown: OrderedDict[int, Shown] = OrderedDict()
+
+    def impressions(self) -> list[Shown]:
+        """Those that feedback may still come for, oldest first."""
+        return list(self._shown.values())
+
+    def restore(self, capacity: int, columns: Mapping[str, NDArray[Any]], rows: KeptRows | None) -> None:
+        """The list as an earlier session left it, into an empty history. Raises InputError when it can't be one."""
+        self.watched = WatchedList(capacity)
+        self.watched.restore(columns)
+        self.kept_rows = rows
 
     def show(self, shown: Shown) -> None:
         self._shown[shown.impression.choice.video_id] = shown
@@ -111,7 +135,8 @@ class WatchHistory:
             },
         }
         if first:
-            at = shown.impression.shown_at_ms if feedback.shown_at_ms is None else feedback.shown_at_ms
+            told = (feedback.shown_at_ms, shown.listed_at_ms, shown.impression.shown_at_ms)
+            at = next(at for at in told if at is not None)
             change = self.watched.append({**shown.item, **observed, "shown_at_ms": at})
             return Applied(Outcome.APPENDED, shown, revision, change)
         amended = self.watched.amend(feedback.video_id, observed)
@@ -138,7 +163,6 @@ class WatchHistory:
         """The list for a model with another L: itself, or a new one with the newest L - 1 videos at most."""
         if capacity == self.watched.capacity:
             return self.watched
-        resized, columns = WatchedList(capacity), self.watched.columns()
-        for slot in range(max(1, self.watched.length - (capacity - 1)), self.watched.length):
-            resized.append({name: columns[name][slot] for name in WATCHED_COLUMNS if name not in ("start", "gap_ms")})
+        resized = WatchedList(capacity)
+        resized.restore(self.watched.columns(max(1, self.watched.length - (capacity - 1))))
         return resized

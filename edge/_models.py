@@ -13,7 +13,7 @@ from contract.page import Page
 from edge._ahead import unfit_plan
 from edge._engine import Engine
 from edge._features import unfit_reason
-from edge._history import Applied, WatchHistory
+from edge._history import Applied, KeptRows, WatchHistory
 from edge._installed import InstalledModel
 from edge._policy import BEAM, ChoicePolicy
 from edge._pool import CandidatePool
@@ -70,6 +70,7 @@ class Models:
 
     def start(self) -> str:
         """Load the active model. Returns "" or why there is none: "no_model", "corrupt_model"."""
+        kept, self._history.kept_rows = self._history.kept_rows, None
         try:
             if self._store is None:
                 return self._no_model_reason
@@ -83,8 +84,20 @@ class Models:
             return self._no_model_reason
         self._history.watched = self._history.resized(engine.capacity)
         self.reranker = Reranker(engine, self._history.watched)
+        if kept is not None and kept.dense_version == engine.dense_version:
+            self._take_rows(kept, self.reranker)
         self._prepare_search(engine)
         return ""
+
+    def _take_rows(self, kept: KeptRows, reranker: Reranker) -> None:
+        """An earlier session's rows of the watched list: it works before a page brings them."""
+        newest = kept.slots[1:][len(kept.slots) - self._history.watched.length :]
+        for slot, (row_R, revision) in enumerate([kept.slots[0], *newest]):
+            if row_R is not None and row_R.shape == reranker.rows.rows[slot].shape:
+                reranker.rows.put(slot, row_R, revision)
+            elif slot == 0:
+                return  # without the start token's row there is nothing to stand in for the others
+        self._refresh()
 
     def _engine(self, store: ModelStore | InstalledModel | Engine) -> Engine:
         if isinstance(store, Engine):

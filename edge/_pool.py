@@ -7,7 +7,7 @@ are the last tier. At most two pages. Times are monotonic milliseconds. Not thre
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from contract.errors import InputError, PoolExhausted
@@ -108,10 +108,14 @@ class CandidatePool:
     def shown(self, page: PooledPage, index: int) -> None:
         """A candidate was shown: it leaves the pool and is not let in again."""
         page.remaining.remove(index)
-        self._seen[page.video_ids[index]] = None
+        self.remember([page.video_ids[index]])
+        self.pages = [p for p in self.pages if p.remaining]
+
+    def remember(self, video_ids: Iterable[int]) -> None:
+        """Videos shown, in order: not let in again while they are among the last `seen`."""
+        self._seen.update(dict.fromkeys(video_ids))
         while len(self._seen) > self.config.seen:
             self._seen.popitem(last=False)
-        self.pages = [p for p in self.pages if p.remaining]
 
     def unscore(self, reason: str) -> None:
         """The model that scored these pages is gone: their candidates stay in server order."""

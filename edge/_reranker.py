@@ -90,11 +90,11 @@ class Reranker:
 
     # -- the swipe
 
-    def device(self, now_ms: int, device: DeviceState, swipe_index: int) -> None:
+    def device(self, now_ms: int, device: DeviceState, swipe_index: int, number: int) -> None:
         """Fill what depends on now: how long and how many videos ago each was watched, and the device's state."""
         length, columns, memory = self.watched.length, self.watched.columns(), self.cache.memory
         since_watched(now_ms, columns["shown_at_ms"], memory.since[0, :length])
-        videos_behind(swipe_index, columns["number"], memory.behind[0, :length])
+        videos_behind(number, columns["number"], memory.behind[0, :length])
         self._swipe.device(device, swipe_index)
 
     def scores(self, page: ScoredPage, device: DeviceState) -> Floats:

@@ -32,10 +32,12 @@ from edge._features import watched_item
 from edge._history import Shown, WatchHistory
 from edge._installed import InstalledModel
 from edge._intake import PageIntake
+from edge._keeper import Keeper
 from edge._models import Models
 from edge._policy import About, ChoicePolicy, about, limits_now
 from edge._pool import CandidatePool, PoolConfig, PooledPage
 from edge._reranker import Reranker
+from edge._state import StateFile
 from edge._store import ModelStore
 from edge._telemetry import Telemetry
 from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Reason, Search
@@ -67,6 +69,8 @@ class EdgeSession:
     pages     where pages come from; None: the app calls `on_page` itself
     uploader  takes feedback events; None: nothing is reported
     timer_ns  measures stages and the policy's budget, in nanoseconds
+    state     where the watched list, impressions, seen ids and unsent feedback outlive the app; read here, written by
+              `maintain`, `feedback` and `close`, never by `next`; None: nothing is kept
     Public to read: pool, session_id, position (videos shown), last_error (what was swallowed last), default_rows.
     """
 
@@ -81,6 +85,7 @@ class EdgeSession:
         config: SessionConfig | None = None,
         session_id: int | None = None,
         timer_ns: TimerNs = time.perf_counter_ns,
+        state: StateFile | None = None,
     ):
         self.config = config or SessionConfig()
         self.user_id = user_id
@@ -105,6 +110,11 @@ class EdgeSession:
         )
         self._recent: list[About] = []
         self._device = DeviceState()
+        self._keeper: Keeper | None = None
+        if state is not None:
+            self._keeper = Keeper(state, user_id, self._history, self.pool, uploader, self._telemetry)
+            self._keeper.restore(self._clock.wall_ms(), self.config.opted_in)
+        self._first_number = self._keeper.number if self._keeper else 0
 
     @property
     def pool(self) -> CandidatePool:
@@ -203,7 +213,13 @@ class EdgeSession:
         return choose(tier, self._reranker, self._situation(now_ms))
 
     def _situation(self, now_ms: int) -> Situation:
-        return Situation(now_ms, self._device, self.position, self.config.policy, self._recent, self._timer_ns)
+        policy, recent = self.config.policy, self._recent
+        return Situation(now_ms, self._device, self.position, self._number, policy, recent, self._timer_ns)
+
+    @property
+    def _number(self) -> int:
+        """The user's running number of the next impression: goes on over restarts, as position does not."""
+        return self._first_number + self.position
 
     def look_ahead(
         self, plan: BeamPlan, device: DeviceState | None = None, first: Collection[int] | None = None
@@ -279,15 +295,16 @@ class EdgeSession:
             best_value=decision.best_value,
         )
         scored = page.scored
-        self._history.show(
-            Shown(
-                Impression(self.user_id, self.session_id, choice, now_ms, self._device),
-                watched_item(page.page, index, self.position, self._device),
-                None if scored is None else scored.features.watched_rows_nR[index],
-                page.page.dense_version,
-                page.page.rows_revision,
-            )
+        shown = Shown(
+            Impression(self.user_id, self.session_id, choice, now_ms, self._device),
+            watched_item(page.page, index, self._number, self._device),
+            None if scored is None else scored.features.watched_rows_nR[index],
+            page.page.dense_version,
+            page.page.rows_revision,
         )
+        self._history.show(shown)
+        if self._keeper is not None:
+            self._keeper.shown(shown)
         self._remember(about(page, index))
         self.position += 1
         self._models.chosen()
@@ -308,6 +325,8 @@ class EdgeSession:
         self._intake.take_arrived()
         if self.pool.wants_page(self._clock.monotonic_ms()):
             self._intake.ask()
+        if self._keeper is not None:
+            self._keeper.save(self._reranker)
 
     def _settle(self) -> None:
         self._models.settle()
@@ -317,11 +336,20 @@ class EdgeSession:
         self._settle()
         applied = self._models.apply(feedback)
         shown = applied.shown
-        if shown is not None and self._uploader is not None:
+        if shown is None:
+            return applied.outcome
+        event = None
+        if self._uploader is not None:
             stale = applied.outcome is Outcome.STALE
             told = feedback if stale else shown.whole(feedback)
             now_ms, opted_in = self._time.now_ms(), self.config.opted_in
-            self._uploader.offer(feedback_event(shown.impression, told, applied.revision, now_ms, opted_in))
+            event = feedback_event(shown.impression, told, applied.revision, now_ms, opted_in)
+        if self._keeper is not None:
+            self._keeper.feedback(shown, event)
+            self._keeper.save(self._reranker)
+            self._keeper.send()
+        elif event is not None and self._uploader is not None:
+            self._uploader.offer(event)
         return applied.outcome
 
     def close(self) -> None:
@@ -329,3 +357,5 @@ class EdgeSession:
         self._intake.close()
         if self._uploader is not None:
             self._uploader.close()
+        if self._keeper is not None:
+            self._keeper.close(self._reranker)

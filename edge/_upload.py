@@ -57,7 +57,8 @@ class FeedbackUploader:
 
     capacity  events held; when full the oldest goes and `dropped` counts it
     batch     events per request; retry: pauses between attempts (its number of attempts does not end the queue)
-    Counters: accepted, duplicates, rejected (by the server), dropped (here). last_error: what went wrong last.
+    Counters: accepted, duplicates, rejected (by the server), dropped (here), settled (events that left the queue, sent
+    or dropped; they leave in the order of their tickets). last_error: what went wrong last.
     """
 
     def __init__(self, sink: FeedbackSink, *, capacity: int = 1000, batch: int = 64, retry: Retry = Retry()):  # noqa: B008
@@ -68,26 +69,31 @@ class FeedbackUploader:
         self._changed = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
-        self.accepted = self.duplicates = self.rejected = self.dropped = 0
+        self.accepted = self.duplicates = self.rejected = self.dropped = self.settled = 0
         self.last_error: ServerError | None = None
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def offer(self, event: Event) -> None:
-        """Queue an event; returns at once. After `close` it counts as dropped."""
+    def offer(self, event: Event) -> int:
+        """Queue an event; returns at once: its ticket, done with once `settled` is as high. 0 after `close`, which
+        counts as dropped.
+        """
         with self._changed:
             if self._closing:
                 self.dropped += 1
-                return
+                return 0
             self._queue.append(event)
+            ticket = self.settled + len(self._queue)
             if len(self._queue) > self._capacity:
                 self._queue.popleft()
                 self.dropped += 1
+                self.settled += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="kir-feedback", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
+            return ticket
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until the queue is empty; False when time is up (the events stay queued)."""
@@ -138,6 +144,7 @@ class FeedbackUploader:
             for event in events:
                 if self._queue and self._queue[0] is event:  # a full queue may have dropped it meanwhile
                     self._queue.popleft()
+                    self.settled += 1
             self._changed.notify_all()
 
     def _pause(self, seconds: float) -> None:

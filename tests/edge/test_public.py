@@ -46,6 +46,7 @@ SURFACE = {
     "ServerUnavailable",
     "Search",
     "SessionConfig",
+    "StateFile",
     "SystemClock",
     "replay",
 }

@@ -238,7 +238,7 @@ class TestAnotherCapacity:
     def test_a_smaller_list_keeps_the_newest(self) -> None:
         resized = self.history(10, 9).resized(4)
         assert resized.columns(1)["video_id"].tolist() == [7, 8, 9]
-        assert resized.columns(1)["gap_ms"].tolist() == [-1, 1000, 1000]
+        assert resized.columns(1)["gap_ms"].tolist() == [1000, 1000, 1000]  # tokens are frozen
         resized.append({"video_id": 99})
 
     def test_a_larger_list_keeps_all(self) -> None:
