@@ -39,6 +39,8 @@ WATCHED_COLUMNS: dict[str, tuple[Any, tuple[int, ...], Any]] = {
     "number": (np.int64, (), NULL_INT),
     "start": (np.bool_, (), False),
 }
+ITEM_COLUMNS = frozenset(WATCHED_COLUMNS) - {"start", "gap_ms"}  # what an appended item may hold
+_NULLS = tuple((name, null) for name, (_, _, null) in WATCHED_COLUMNS.items())
 FEEDBACK_COLUMNS = ("play_time_ms", "signals", "profile_stay_ms", "comment_stay_ms")
 
 
@@ -83,6 +85,14 @@ class WatchedList:
         end = self.length if end_slot is None else end_slot
         return {name: array[first_slot:end] for name, array in self._arrays.items()}
 
+    def column(self, name: str) -> NDArray[Any]:
+        """One column of the filled slots: a view."""
+        return self._arrays[name][: self.length]
+
+    def values(self, slot: int) -> dict[str, Any]:
+        """The columns of one slot as Python numbers and lists."""
+        return {name: array[slot].tolist() for name, array in self._arrays.items()}
+
     def append(self, item: Mapping[str, Any]) -> Change:
         """Add one watched video; `item` holds WATCHED_COLUMNS values, left-out ones are null.
 
@@ -91,11 +101,10 @@ class WatchedList:
         """
         if self.length > self.capacity:
             raise InputError("watched list is full", got=self.n_watched, fix="call evict_if_full after the choice")
-        unknown = set(item) - set(WATCHED_COLUMNS) | ({"start", "gap_ms"} & set(item))
-        if unknown:
-            raise InputError("not a column of a watched item", got=sorted(unknown))
+        if not item.keys() <= ITEM_COLUMNS:
+            raise InputError("not a column of a watched item", got=sorted(set(item) - ITEM_COLUMNS))
         slot = self.length
-        for name, (_, _, null) in WATCHED_COLUMNS.items():
+        for name, null in _NULLS:
             self._arrays[name][slot] = item.get(name, null)
         self._arrays["gap_ms"][slot] = self._gap(slot)
         self.length += 1

@@ -40,30 +40,36 @@ class WatchCache:
             behind=np.zeros((1, slots), np.float32),
         )
         self.fresh = 0
+        self._blank = True  # whether nothing stands behind `fresh`
         self.runs = 0  # of the watch graph, for tests and statistics
 
     def stale_from(self, slot: int) -> None:
         """Slots from `slot` on must be worked out again."""
-        self.fresh = min(self.fresh, slot)
+        if slot < self.fresh:
+            self.fresh, self._blank = slot, False
 
     def refresh(self, length: int, blocks: Blocks) -> None:
         """Work out slots [fresh, length) with as few runs as the buckets allow; slots from `length` on are emptied."""
-        self._past[:, :, self.fresh :] = 0.0
-        self.memory.memory[:, self.fresh :] = 0.0
-        self.memory.memory_mask[:, self.fresh :] = MASK_VALUE
-        self.memory.since[:, self.fresh :] = 0.0
-        self.memory.behind[:, self.fresh :] = 0.0
+        memory = self.memory
+        memory.changed()
+        if not self._blank:
+            self._past[:, :, self.fresh :] = 0.0
+            memory.memory[:, self.fresh :] = 0.0
+            memory.memory_mask[:, self.fresh :] = MASK_VALUE
+            memory.since[:, self.fresh :] = 0.0
+            memory.behind[:, self.fresh :] = 0.0
+            self._past_mask[0, self.fresh :] = MASK_VALUE
+            self._blank = True
         largest = self._engine.watch_buckets[-1]
         while self.fresh < length:
             first, end = self.fresh, min(length, self.fresh + largest)
-            self._past_mask[0, :first] = 0.0
-            self._past_mask[0, first:] = MASK_VALUE
             rows, dense = blocks(first, end)
             new_GtD, memory_new = self._engine.watch(rows, dense, first, self._past, self._past_mask)
             self.runs += 1
             if not np.isfinite(memory_new).all():
                 raise FloatingPointError(f"watch graph gave non-finite values for slots {first} … {end - 1}")
             self._past[0, :, first:end] = new_GtD
-            self.memory.memory[0, first:end] = memory_new
-            self.memory.memory_mask[0, first:end] = 0.0
+            self._past_mask[0, first:end] = 0.0
+            memory.memory[0, first:end] = memory_new
+            memory.memory_mask[0, first:end] = 0.0
             self.fresh = end

@@ -8,7 +8,7 @@ Not thread-safe: an engine belongs to one session.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,14 +37,21 @@ class PageState:
         return self.outputs["placed_kv"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Memory:
-    """The watched list as `swipe` reads it: memory [1, L1, Wm], and memory_mask, since, behind [1, L1] each."""
+    """The watched list as `swipe` reads it: memory [1, L1, Wm], and memory_mask, since, behind [1, L1] each.
+
+    version: a new object after each change of memory or memory_mask, so that the same ones need not be set again.
+    """
 
     memory: Floats
     memory_mask: Floats
     since: Floats
     behind: Floats
+    version: object = field(default_factory=object)
+
+    def changed(self) -> None:
+        self.version = object()
 
 
 class Engine:
@@ -74,7 +81,7 @@ class Engine:
         self.variant = self.manifest.graph("swipe", f"N{self.buckets[-1]}").ship
         for name, sizes in (("page", self.buckets), ("swipe", self.buckets), ("watch", self.watch_buckets)):
             for size in sizes:
-                self._runner(name, size).run()
+                self._runner(name, size).try_out()
         past = self._runner("watch", self.watch_buckets[0]).inputs.get("past")
         self.planes: int = 0 if past is None else past.shape[1]
         self.width: int = 0 if past is None else past.shape[3]
@@ -103,7 +110,7 @@ class Engine:
         try:
             for size in self.buckets:
                 if f"place/N{size}" not in self._runners:
-                    self._runner("place", size).run()
+                    self._runner("place", size).try_out()
         except Exception as error:
             self.place_error = error  # no swipe shall read and refuse the file again; the next call here does
             raise
@@ -158,15 +165,17 @@ class Engine:
         _fill(runner, {"watched_rows": rows_tR, "watched_dense": dense_tF})
         position = runner.inputs["position"]
         position[...] = 0.0
-        position[0, np.arange(n), first_slot + np.arange(n)] = 1.0
+        for token in range(n):
+            position[0, token, first_slot + token] = 1.0
         out = runner.run({"past": past, "past_mask": past_mask} if self.planes else {})
         new_GnD = out["new"][0, :, :n] if self.planes else past[0, :, :n]  # no plane: nothing
         return new_GnD, out["memory_new"][0, :n]
 
     def swipe(self, page: PageState, memory: Memory, swipe_dense: Floats, candidate_swipe: Floats) -> Floats:
         """Logits [n, T] of a page's candidates, nothing placed. swipe_dense [1, Fs], candidate_swipe [1, N, Fcs]."""
-        feeds = self._now(page, memory, swipe_dense, candidate_swipe)
-        return self._runner("swipe", page.bucket).run(feeds)["scores"][0, : page.n]
+        runner = self._runner("swipe", page.bucket)
+        _give_now(runner, page, memory, swipe_dense, candidate_swipe)
+        return runner.invoke()["scores"][0, : page.n]
 
     def place(
         self,
@@ -178,13 +187,10 @@ class Engine:
         placed_mask: Floats,
     ) -> Floats:
         """Logits [k, n, T] given what k beams have placed: placed [1, k, P, V], placed_mask [1, k, P] additive."""
-        feeds = self._now(page, memory, swipe_dense, candidate_swipe)
-        feeds |= {"placed": placed, "placed_mask": placed_mask}
-        return self._runner("place", page.bucket).run(feeds)["scores"][0, :, : page.n]
-
-    def _now(self, page: PageState, memory: Memory, swipe_dense: Floats, candidate_swipe: Floats) -> dict[str, Floats]:
-        """What a graph at the swipe may take; a runner leaves out what its graph does not."""
-        return {**page.outputs, **vars(memory), "swipe_dense": swipe_dense, "candidate_swipe": candidate_swipe}
+        runner = self._runner("place", page.bucket)
+        _give_now(runner, page, memory, swipe_dense, candidate_swipe)
+        runner.give({"placed": placed, "placed_mask": placed_mask})
+        return runner.invoke()["scores"][0, :, : page.n]
 
     def reference_scores(self, blocks: Mapping[str, Floats]) -> Floats:
         """Logits [n, T] by the `whole` graph: page blocks as in `page`, watched_rows [l, Rw], watched_dense [l, Fw],
@@ -199,6 +205,24 @@ class Engine:
     def delegated(self) -> bool:
         """Whether XNNPACK runs every loaded graph."""
         return all(runner.delegated for runner in self._runners.values())
+
+
+def _give_now(
+    runner: GraphRunner, page: PageState, memory: Memory, swipe_dense: Floats, candidate_swipe: Floats
+) -> None:
+    """What a graph may take at a swipe: the page and the watched list only where they are others than at the last."""
+    if not runner.holds("page", page):
+        runner.give(page.outputs)
+    if not runner.holds("memory", memory.version):
+        runner.give({"memory": memory.memory, "memory_mask": memory.memory_mask})
+    runner.give(
+        {
+            "since": memory.since,
+            "behind": memory.behind,
+            "swipe_dense": swipe_dense,
+            "candidate_swipe": candidate_swipe,
+        }
+    )
 
 
 def _fill(runner: GraphRunner, blocks: Mapping[str, Floats]) -> None:

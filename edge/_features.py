@@ -7,6 +7,7 @@ Not thread-safe (buffers are reused).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.buckets import INDEX_BOUNDS
 from contract.features import dense_block, pool_rows
+from contract.one_video import TokenRows
 from contract.page import CANDIDATE, ROWS_OK, USER, WATCHED, Page
 from contract.spec import FeatureSpec
 from contract.vocabulary import NULL_INT
@@ -23,6 +26,7 @@ from edge._types import DeviceState, Reason
 
 Floats = NDArray[np.float32]
 _OWNER_OF_BLOCK = {"user_rows": USER, "candidate_rows": CANDIDATE, "watched_rows": WATCHED}
+_INDEX_BOUNDS = INDEX_BOUNDS.tolist()
 _ITEM_COLUMNS = ("video_id", "author_id", "tags", "duration_ms", "pxtr")
 
 
@@ -50,6 +54,7 @@ class PageFeatures:
 
     blocks          user_rows [1, Ru], user_dense [1, Fu], candidate_rows [n, Rc], candidate_dense [n, Fc]
     watched_rows_nR each candidate's row as a watched video, [n, Rw]
+    tokens_nF       each candidate's watched_dense before any feedback, [n, Fw]; None for a spec without row forms
     start_R         row of the start token: every table's default row, [Rw]
     request_rows    video id -> row [Rw], for the watched videos that the request listed
     default_rows    entries for which the server had no row of its own
@@ -57,13 +62,17 @@ class PageFeatures:
 
     blocks: Mapping[str, Floats]
     watched_rows_nR: Floats
+    tokens_nF: Floats | None
     start_R: Floats
     request_rows: Mapping[int, Floats]
     default_rows: int
 
 
-def page_features(spec: FeatureSpec, page: Page, n: int, request_ids: Sequence[int]) -> PageFeatures:
+def page_features(
+    spec: FeatureSpec, page: Page, n: int, request_ids: Sequence[int], tokens: TokenRows | None = None
+) -> PageFeatures:
     """Features of the first n candidates of a page that fits; request_ids: the request's watched list."""
+    tokens = tokens or TokenRows(spec)
     rows = _RowReader(spec, page)
     user = {
         "user_activity": np.array([page.user_activity]),
@@ -86,6 +95,7 @@ def page_features(spec: FeatureSpec, page: Page, n: int, request_ids: Sequence[i
     return PageFeatures(
         blocks={name: block for name, block in blocks.items() if block.shape[1]},
         watched_rows_nR=rows.candidates_as_watched(n),
+        tokens_nF=tokens.of_candidates(candidate, n) if tokens.possible else None,
         start_R=pool_rows(spec, "watched_rows", rows.tables, none, start)[0],
         request_rows={int(v): row for v, row in zip(request_ids, listed, strict=True)},
         default_rows=rows.default_rows,
@@ -186,20 +196,29 @@ class SwipeFeatures:
         self.swipe_dense: Floats = np.zeros((1, spec.width("swipe_dense")), np.float32)
         self.candidate_swipe = {n: np.zeros((1, n, spec.width("candidate_swipe")), np.float32) for n in buckets}
         self._columns = {name: np.zeros(1, np.int64) for name in ("network", "decoder", "swipe_index")}
+        self._filled: tuple[int, int, int] | None = None  # what swipe_dense stands for
+        self._untold: set[int] = set()  # buckets whose candidate_swipe says that nothing was told
 
     def device(self, device: DeviceState, swipe_index: int) -> Floats:
         """Fill and return swipe_dense."""
+        now = (device.network, device.decoder, bisect_right(_INDEX_BOUNDS, swipe_index))
+        if now == self._filled:
+            return self.swipe_dense
         columns = self._columns
         columns["network"][0], columns["decoder"][0], columns["swipe_index"][0] = (
             device.network,
             device.decoder,
             swipe_index,
         )
+        self._filled = now
         return dense_block(self._spec, "swipe_dense", columns, self.swipe_dense)
 
     def candidates(self, device: DeviceState, video_ids: Sequence[int], bucket: int) -> Floats:
         """Fill and return candidate_swipe of a bucket; zeros behind the page's candidates."""
         out = self.candidate_swipe[bucket]
+        if not device.buffered_ms and bucket in self._untold:
+            return out
+        (self._untold.discard if device.buffered_ms else self._untold.add)(bucket)
         buffered = np.full(bucket, NULL_INT, np.int64)
         if device.buffered_ms:
             told = device.buffered_ms

@@ -28,6 +28,7 @@ class Shown:
     item          its columns in the watched list, without feedback; row_R: its sparse row there, None without a
                   fitting page
     listed_at_ms  when it was shown, as the watched list tells it; None: as the impression does
+    token_F       its token before any feedback, as `PageFeatures.tokens_nF`; of the same version
     dense_version, rows_revision   what row_R belongs to
     signals       everything observed so far; revision of the newest feedback, -1 before the first
     """
@@ -38,6 +39,7 @@ class Shown:
     dense_version: str = ""
     rows_revision: int = -1
     listed_at_ms: int | None = None
+    token_F: NDArray[np.float32] | None = None
     signals: dict[str, bool] = field(default_factory=dict)
     play_time_ms: int = NULL_INT
     has_next: bool | None = None

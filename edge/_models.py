@@ -189,7 +189,8 @@ class Models:
             return applied
         if applied.outcome is Outcome.APPENDED:
             same = shown.dense_version == self.reranker.dense_version
-            self.reranker.appended(change, shown.row_R if same else None, shown.rows_revision)
+            row_R, token_F = (shown.row_R, shown.token_F) if same else (None, None)
+            self.reranker.appended(change, row_R, shown.rows_revision, token_F)
         else:
             self.reranker.changed(change)
         self._refresh()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from contract.errors import NoModelError
 from contract.features import dense_block, since_watched, videos_behind
 from contract.golden import fused_values
+from contract.one_video import TokenRows
 from contract.page import Page
 from contract.watched import Change, WatchedList
 from edge._cache import WatchCache
@@ -45,7 +46,9 @@ class Reranker:
         self.rows = WatchedRows(engine.capacity, self._spec.width("watched_rows"))
         self.cache = WatchCache(engine)
         self._swipe = SwipeFeatures(self._spec, engine.buckets)
+        self._tokens = TokenRows(self._spec)
         self._watched_dense: Floats = np.zeros((engine.capacity + 1, self._spec.width("watched_dense")), np.float32)
+        self._written = -1  # the slot whose token stands in _watched_dense already
 
     def open_page(self, page: Page, request_ids: Sequence[int]) -> ScoredPage:
         """Decode the page's rows, take what it brings for the watched list, run `page`, bring the cache up to date.
@@ -53,7 +56,7 @@ class Reranker:
         Candidates above the largest bucket are cut in server order. Raises what the engine raises.
         """
         n = min(len(page.candidates), self.engine.buckets[-1])
-        features = page_features(self._spec, page, n, request_ids)
+        features = page_features(self._spec, page, n, request_ids, self._tokens)
         slots = self.watched.columns(1)["video_id"].tolist()
         self.cache.stale_from(self.rows.adopt(features, slots, page.rows_revision))
         self.refresh()
@@ -64,14 +67,23 @@ class Reranker:
 
     def changed(self, change: Change) -> None:
         """After an amendment or an eviction."""
+        self._written = -1
         if change.dropped:
             self.rows.evict(change.dropped)
         self.cache.stale_from(change.first_slot)
 
-    def appended(self, change: Change, row_R: Floats | None, revision: int) -> None:
-        """After an append; None when no row of this version is known: the default row until a page brings it."""
-        self.rows.put(change.first_slot, row_R, revision)
-        self.cache.stale_from(change.first_slot)
+    def appended(self, change: Change, row_R: Floats | None, revision: int, token_F: Floats | None = None) -> None:
+        """After an append; None when no row of this version is known: the default row until a page brings it.
+
+        token_F: the video's row of `PageFeatures.tokens_nF`, of this version; None: the token is a batch of one.
+        """
+        slot = change.first_slot
+        self.rows.put(slot, row_R, revision)
+        self.cache.stale_from(slot)
+        self._written = -1
+        if token_F is not None:
+            self._tokens.write(self.watched.values(slot), token_F, self._watched_dense[slot])
+            self._written = slot
 
     @property
     def stale(self) -> bool:
@@ -85,6 +97,8 @@ class Reranker:
 
     def _blocks(self, first: int, end: int) -> tuple[Floats, Floats]:
         dense = self._watched_dense[first:end]
+        if first == self._written and end == first + 1:
+            return self.rows.rows[first:end], dense
         dense_block(self._spec, "watched_dense", self.watched.columns(first, end), dense)
         return self.rows.rows[first:end], dense
 
@@ -92,9 +106,9 @@ class Reranker:
 
     def device(self, now_ms: int, device: DeviceState, swipe_index: int, number: int) -> None:
         """Fill what depends on now: how long and how many videos ago each was watched, and the device's state."""
-        length, columns, memory = self.watched.length, self.watched.columns(), self.cache.memory
-        since_watched(now_ms, columns["shown_at_ms"], memory.since[0, :length])
-        videos_behind(number, columns["number"], memory.behind[0, :length])
+        watched, memory = self.watched, self.cache.memory
+        since_watched(now_ms, watched.column("shown_at_ms"), memory.since[0, : watched.length])
+        videos_behind(number, watched.column("number"), memory.behind[0, : watched.length])
         self._swipe.device(device, swipe_index)
 
     def scores(self, page: ScoredPage, device: DeviceState) -> Floats:

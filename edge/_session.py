@@ -301,6 +301,7 @@ class EdgeSession:
             None if scored is None else scored.features.watched_rows_nR[index],
             page.page.dense_version,
             page.page.rows_revision,
+            token_F=None if scored is None or (tokens := scored.features.tokens_nF) is None else tokens[index],
         )
         self._history.show(shown)
         if self._keeper is not None:
