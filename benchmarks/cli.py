@@ -31,6 +31,7 @@ from benchmarks.conversion_cli import (
     run_conversion,
     run_head_qat,
 )
+from benchmarks.edge_cli import add_edge_arguments, run_edge
 from contract.errors import InputError
 
 
@@ -110,6 +111,10 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--sessions", type=int, default=40, help="of each arm and page size (default: %(default)s)")
     load.add_argument("--seed", type=int, default=0, help="of users and sessions (default: %(default)s)")
     load.add_argument("--json", type=Path, help="write the result here as well")
+    edge = kinds.add_parser(
+        "edge", help="a swipe end to end beside the whole net in LiteRT, onnxruntime and torch; cold start, soak"
+    )
+    add_edge_arguments(edge.add_argument)
     swipe = kinds.add_parser("swipe", help="what a swipe costs on this machine, part by part, beside the whole net")
     swipe.add_argument("--cdn", required=True, help="published models: URL or directory")
     swipe.add_argument("--repeats", type=int, default=2000, help="timed calls of each part (default: %(default)s)")
@@ -277,6 +282,7 @@ def run_bench(args: argparse.Namespace) -> int:
         "closed-loop": _run_closed_loop,
         "conversion": run_conversion,
         "compression": run_compression_bench,
+        "edge": run_edge,
         "encoder": _run_encoder,
         "head-qat": run_head_qat,
         "incremental": _run_incremental,

@@ -23,6 +23,7 @@ from contract.errors import ManifestError
 from contract.vocabulary import SIGNALS
 
 FORMAT = "kir-golden-session/1"
+LOGIT_MIN = np.float32(-80.0)  # a chance of 2e-35; exp of more would overflow, to the same order and a warning
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ def _step(data: Mapping[str, Any]) -> Step:
 
 def fused_values(scores_NT: NDArray[np.float32], weights_T: NDArray[np.float32]) -> NDArray[np.float32]:
     """Σ weight · sigmoid(logit): float32 [N]. The one fusion every edge uses; weights come from the manifest."""
-    return ((1.0 / (1.0 + np.exp(-scores_NT))) @ weights_T).astype(np.float32, copy=False)
+    chances_NT = 1.0 / (1.0 + np.exp(-np.maximum(scores_NT, LOGIT_MIN)))
+    return (chances_NT @ weights_T).astype(np.float32, copy=False)
 
 
 def rankings_agree(expected_N: NDArray[Any], got_N: NDArray[Any], tolerance: float) -> bool:

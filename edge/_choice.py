@@ -23,7 +23,7 @@ Floats = NDArray[np.float32]
 TimerNs = Callable[[], int]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Situation:
     """What a choice depends on beside the candidates.
 
@@ -40,7 +40,7 @@ class Situation:
     timer_ns: TimerNs
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Decision:
     """What was chosen: candidate `index` of `page`. error: what the engine said, for the log."""
 
@@ -99,12 +99,13 @@ def choose(tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation
     if not np.isfinite(scores_NT).all():
         return by_server(str(Reason.NON_FINITE_SCORES))
     values_N = reranker.values(scores_NT)
-    best = int(np.argmax(np.where(limits.allowed_N, values_N, -np.inf)))
+    best = int(values_N.argmax() if limits.free else np.where(limits.allowed_N, values_N, -np.inf).argmax())
     ahead = None
     if now.policy.mode == BEAM:
         ahead = look_ahead(tier, reranker, now, scores_NT, now.policy.plan, limits.allowed_N, started_ns=start)
         best = best if ahead.first is None else ahead.first
     page, index = places[best]
+    value = float(values_N[best])
     return Decision(
         page,
         index,
@@ -118,8 +119,8 @@ def choose(tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation
         (ahead.error if ahead else None) or failed,
         ahead.search if ahead else None,
         limits.relaxed,
-        float(values_N[best]),
-        float(max(values_N[best], values_N[limits.but_preload_N].max())),
+        value,
+        value if limits.free and ahead is None else max(value, float(values_N[limits.but_preload_N].max())),
     )
 
 

@@ -72,11 +72,12 @@ class ChoicePolicy:
 @dataclass(frozen=True, eq=False)
 class Limits:
     """allowed_N: what may be shown now; but_preload_N: what might be, if it were preloaded; relaxed: limits that gave
-    way, in that order."""
+    way, in that order; free: there is no limit, all are allowed."""
 
     allowed_N: Mask
     but_preload_N: Mask
     relaxed: tuple[str, ...] = ()
+    free: bool = False
 
 
 def limits_now(
@@ -85,7 +86,7 @@ def limits_now(
     """What of the tier may be shown. recent: the videos shown last, the newest at the end."""
     every_N = np.ones(sum(len(page.remaining) for page in tier), bool)
     if not policy.remembers and not policy.preloaded_only:
-        return Limits(every_N, every_N)
+        return Limits(every_N, every_N, free=True)
     author_N, topic_N = _other_authors(policy, tier, recent, every_N), _other_topics(policy, tier, recent, every_N)
     diverse_N, relaxed = _diverse(every_N, author_N, topic_N)
     if not policy.preloaded_only:

@@ -1,0 +1,315 @@
+"""A swipe end to end on this machine, beside the whole net in LiteRT, onnxruntime and torch: same weights, same run.
+
+    kir bench edge                                        # preset kir, random weights, L = 50, N = 32: two minutes
+    kir bench edge runs/kir --n 20 36 --json edge.json    # a trained checkpoint
+    kir bench edge --l 10 50 100 --n 8 16 32 64 100       # the sweep; one model per L
+    kir bench edge --soak 10000                           # memory and p99 over a long session
+
+A swipe is feedback in, next video out, through `EdgeSession`, with `maintain` outside as the player calls it. The
+session's graphs are first held to the whole net's scores (replay of the golden cases). Everything takes turns in
+rounds, on one thread, so that noise falls on all alike: read the ratios (kind: host).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.edge_models import START_MS, Subject, make_subject
+from benchmarks.flops import Floor, Product, products_of, total_flops
+from benchmarks.stats import machine, percentiles
+from contract.errors import InputError, KirError, VerificationFailed
+from edge import DeviceState, EdgeSession, Engine, FakeClock, Feedback, PoolConfig, SessionConfig, replay
+
+Call = Callable[[], Any]
+SQUARE = Product(1, 256, 256, 256)  # its rate is the floor's
+ROUNDS, PEER_CALLS = 20, 20
+WATCH_MS = 8_000
+DEVICE = DeviceState(network=6, decoder=1)
+LITERT, ORT, EAGER = "whole net, LiteRT float32", "whole net, onnxruntime float32", "whole net, torch eager"
+# What issue and reader look for: name -> (largest value, words).
+TARGETS = {
+    "swipe_p50_us": (200.0, "a swipe, p50, µs"),
+    "page_p50_us": (1_000.0, "page arrival, p50, µs"),
+    "over_litert": (1 / 4, "a swipe over the whole net in LiteRT"),
+    "over_onnxruntime": (1 / 5, "… in onnxruntime"),
+    "over_torch": (1 / 10, "… in torch eager"),
+    "engine_over_floor": (3.0, "engine over the arithmetic floor"),
+    "cold_start_ms": (150.0, "cold start to the first choice, ms"),
+    "memory_mib": (10.0, "model and state, MiB"),
+}
+
+
+class Swiper:
+    """A session that swipes without end over pages of n candidates. Raises KirError when the model does not choose."""
+
+    def __init__(self, engine: Engine, pages: Sequence[bytes], n: int):
+        pool = PoolConfig(max_pages=1, prefetch_below=1, seen=1)
+        self.clock = FakeClock(wall_ms=START_MS)
+        self.session = EdgeSession(1, engine, clock=self.clock, config=SessionConfig(pool=pool))
+        self.session.start()
+        self._pages, self._n, self._number = pages, n, 0
+        self._feedback: Feedback | None = None
+        self.swipe_us: list[float] = []
+        self.page_us: list[float] = []
+        self.stages: dict[str, list[float]] = defaultdict(list)
+
+    def page(self) -> None:
+        data = self._pages[self._number % len(self._pages)]
+        self._number += 1
+        start = time.perf_counter_ns()
+        self.session.on_page(data)
+        self.page_us.append((time.perf_counter_ns() - start) / 1e3)
+
+    def swipe(self) -> None:
+        """One swipe, timed; a page before it when a third of the last one is gone."""
+        if len(self.session.pool) <= self._n * 2 // 3:
+            self.page()
+        self.clock.advance(WATCH_MS + 1_000)
+        start = time.perf_counter_ns()
+        if self._feedback is not None:
+            self.session.feedback(self._feedback)
+        taken = time.perf_counter_ns()
+        choice = self.session.next(DEVICE)
+        end = time.perf_counter_ns()
+        if choice.reason:
+            raise KirError("the model did not choose", where=choice.page_id, got=str(self.session.last_error))
+        if self._feedback is not None:
+            self.swipe_us.append((end - start) / 1e3)
+            self.stages["feedback"].append((taken - start) / 1e3)
+            for name, value in choice.stages_us.items():
+                if name != "total":
+                    self.stages[name].append(value)
+        self.session.maintain()
+        liked = self._number % 3 == 0
+        self._feedback = Feedback(choice.video_id, play_time_ms=WATCH_MS, signals={"like": liked, "long_view": True})
+
+    def forget(self) -> None:
+        """Drop what was timed so far."""
+        self.swipe_us.clear()
+        self.page_us.clear()
+        self.stages.clear()
+
+
+def measure_edge(
+    checkpoint: Path | None,
+    command: str,
+    *,
+    preset: str = "kir",
+    lengths: Sequence[int] = (50,),
+    candidates: Sequence[int] = (32,),
+    swipes: int = 2_000,
+    soak: int = 0,
+    log: Callable[[str], None] = print,
+) -> tuple[dict[str, Any], str]:
+    """Result and table. Raises VerificationFailed when golden cases do not replay, InputError for sizes below 1."""
+    import torch
+
+    if min(*candidates, swipes) < 1 or soak < 0:
+        raise InputError("sizes and counts start at 1", got={"--n": candidates, "--swipes": swipes, "--soak": soak})
+    if checkpoint is not None and len(lengths) > 1:
+        raise InputError("a checkpoint has one L; --l is for random weights", got=list(lengths))
+    torch.set_num_threads(1)
+    cases = []
+    for length in lengths:
+        with tempfile.TemporaryDirectory(prefix="kir-edge-") as folder:
+            log(f"converting {checkpoint or preset}, L {length}, N {', '.join(map(str, candidates))}")
+            subject = make_subject(checkpoint, preset, length, candidates, Path(folder))
+            report = replay(subject.installed)
+            if not report.ok:
+                raise VerificationFailed("golden cases do not replay on this machine", got=report.table())
+            for n in candidates:
+                log(f"timing L {subject.source.capacities['L']}, N {n}")
+                cases.append(_case(subject, n, swipes))
+            cold = _cold_start(subject, Path(folder), candidates[len(candidates) // 2])
+            if soak:
+                log(f"soak: {soak} swipes")
+                cold |= {"soak": _soak(subject, candidates[len(candidates) // 2], soak)}
+            cases[-1] |= cold
+    result = {
+        "benchmark": "edge",
+        "kind": "host",
+        "command": command,
+        "machine": machine(),
+        "model": {"checkpoint": str(checkpoint) if checkpoint else f"random weights of {preset}"},
+        "settings": {"swipes": swipes, "rounds": ROUNDS, "peer_calls": PEER_CALLS},
+        "cases": cases,
+    }
+    return result, edge_table(result)
+
+
+def _case(subject: Subject, n: int, swipes: int) -> dict[str, Any]:
+    import onnx
+
+    engine = Engine(subject.installed)
+    bucket = f"N{engine.bucket_for(n)}"
+    swiper = Swiper(engine, [subject.page(n, number) for number in range(6)], n)
+    for _ in range(engine.capacity + 10):  # past the first eviction
+        swiper.swipe()
+    engine_calls, peers = _engine_calls(subject, bucket), _peers(subject, bucket)
+    multiply_adds = {
+        key: total_flops(products_of(onnx.load(str(subject.onnx[key])), 1)) // 2
+        for key in ("watch/T1", f"swipe/{bucket}", f"page/{bucket}", f"whole/{bucket}")
+    }
+    gemm = Floor({SQUARE: 1})
+    times: dict[str, list[float]] = defaultdict(list)
+    rates = []
+    gc.collect()
+    gc.disable()  # a collection is the app's own business; the soak leaves it on
+    try:
+        for number in range(ROUNDS + 1):
+            for _ in range(max(swipes // ROUNDS, 1)):
+                swiper.swipe()
+            for name, call in (engine_calls | peers).items():
+                times[name] += _timed(call, PEER_CALLS)
+            rates.append(SQUARE.flops / 2 / gemm.seconds())
+            if number == 0:
+                swiper.forget()
+                times.clear()
+                rates.clear()
+    finally:
+        gc.enable()
+    swipe = percentiles(swiper.swipe_us)
+    engine_us = sum(float(np.median(times[name])) for name in engine_calls)
+    floor_us = (multiply_adds["watch/T1"] + multiply_adds[f"swipe/{bucket}"]) / float(np.median(rates)) * 1e6
+    p50 = {name: float(np.median(times[name])) for name in peers}
+    return {
+        "L": engine.capacity,
+        "N": n,
+        "variants": {graph: subject.installed.manifest.graph(*graph.split("/")).ship for graph in engine_calls},
+        "swipe_us": swipe,
+        "page_us": percentiles(swiper.page_us),
+        "stages_us": {name: float(np.median(values)) for name, values in swiper.stages.items()},
+        "engine_us": {name: percentiles(times[name]) for name in engine_calls},
+        "peers_us": {name: percentiles(times[name]) for name in peers},
+        "multiply_adds": multiply_adds,
+        "floor_us": floor_us,
+        "swipe_p50_us": swipe["p50"],
+        "page_p50_us": percentiles(swiper.page_us)["p50"],
+        "engine_share": engine_us / swipe["p50"],
+        "engine_over_floor": engine_us / floor_us,
+        "over_litert": swipe["p50"] / p50[LITERT],
+        "over_onnxruntime": swipe["p50"] / p50[ORT],
+        "over_torch": swipe["p50"] / p50[EAGER],
+    }
+
+
+def _engine_calls(subject: Subject, bucket: str) -> dict[str, Call]:
+    """The two graphs of a swipe as shipped, invoked alone."""
+    engine = Engine(subject.installed)
+    runners = {key: engine.load_graph(*key.split("/")) for key in ("watch/T1", f"swipe/{bucket}")}
+    for runner in runners.values():
+        runner.run()
+    return {key: runner.invoke for key, runner in runners.items()}
+
+
+def _peers(subject: Subject, bucket: str) -> dict[str, Call]:
+    """The whole net, inputs set and outputs read, in every runtime."""
+    import torch
+
+    from convert.onnx_export import OnnxGraph
+    from convert.tflite import TfliteGraph
+
+    key = f"whole/{bucket}"
+    whole = subject.installed.manifest.graph(*key.split("/"))
+    case = np.load(subject.installed.paths[subject.installed.manifest.golden.tensors[key]])
+    feeds = {tensor.name: case[tensor.name] for tensor in whole.inputs}
+    litert = TfliteGraph(subject.installed.read(whole.variant("float32").file))
+    ort = OnnxGraph(subject.onnx[key])
+    module = subject.source.graphs[key].module
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in feeds.items()}
+
+    def eager() -> Any:
+        with torch.inference_mode():
+            return module(**tensors)
+
+    return {LITERT: lambda: litert.run(feeds), ORT: lambda: ort.run(feeds), EAGER: eager}
+
+
+def _timed(call: Call, calls: int) -> list[float]:
+    call()
+    found = []
+    for _ in range(calls):
+        start = time.perf_counter_ns()
+        call()
+        found.append((time.perf_counter_ns() - start) / 1e3)
+    return found
+
+
+def _cold_start(subject: Subject, folder: Path, n: int) -> dict[str, Any]:
+    """From a process of its own: the model in the cache, the page in memory (benchmarks/edge_cold.py)."""
+    page = folder / "page.bin"
+    page.write_bytes(subject.page(n, 0))
+    found: dict[str, list[float]] = defaultdict(list)
+    for _ in range(5):
+        command = [sys.executable, "-m", "benchmarks.edge_cold", str(folder / "cache"), str(page)]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+        if done.returncode:
+            raise KirError("the cold start failed", got=done.stderr[-500:])
+        for name, value in json.loads(done.stdout.splitlines()[-1]).items():
+            found[name].append(value)
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+def _soak(subject: Subject, n: int, swipes: int) -> dict[str, Any]:
+    """Resident memory and p99 in the first and the last tenth of a long session; the collector as Python has it."""
+    from benchmarks.edge_cold import resident_mib
+
+    swiper = Swiper(Engine(subject.installed), [subject.page(n, number) for number in range(6)], n)
+    tenth = max(swipes // 10, 1)
+    memory = []
+    for _ in range(10):
+        for _ in range(tenth):
+            swiper.swipe()
+        memory.append(resident_mib())
+    first, last = swiper.swipe_us[tenth // 10 : tenth], swiper.swipe_us[-tenth:]
+    return {
+        "swipes": tenth * 10,
+        "resident_mib": memory,
+        "first_tenth_us": percentiles(first),
+        "last_tenth_us": percentiles(last),
+    }
+
+
+def edge_table(result: dict[str, Any]) -> str:
+    """A block for each L and N, then the targets that they meet or miss."""
+    lines = [f"{result['model']['checkpoint']} on {result['machine']['cpu']}, one thread (kind: host); µs"]
+    for case in result["cases"]:
+        lines += ["", f"L {case['L']}, N {case['N']}{'':<28} {'p50':>8} {'p90':>8} {'p99':>8} {'x swipe':>8}"]
+        rows = {"swipe: feedback in, next video out": case["swipe_us"], "page arrival": case["page_us"]}
+        rows |= {f"engine alone: {name} {case['variants'][name]}": row for name, row in case["engine_us"].items()}
+        for name, row in (rows | case["peers_us"]).items():
+            over = row["p50"] / case["swipe_p50_us"]
+            lines.append(f"{name:<42} {row['p50']:>8.0f} {row['p90']:>8.0f} {row['p99']:>8.0f} {over:>8.2f}")
+        stages = "  ".join(f"{name} {value:.0f}" for name, value in case["stages_us"].items())
+        lines.append(f"stages, p50: {stages}; engine's share {case['engine_share']:.0%}")
+        floor = (
+            f"floor {case['floor_us']:.0f} µs ({_millions(case, 'watch')} + {_millions(case, 'swipe')} M multiply-adds)"
+        )
+        lines.append(f"{floor}; engine {case['engine_over_floor']:.1f} times it")
+        for name, (most, words) in TARGETS.items():
+            if name in case:
+                sign = "meets" if case[name] <= most else "MISSES"
+                lines.append(f"  {sign:<6} {words}: {case[name]:.3g} (at most {most:.3g})")
+        if "soak" in case:
+            soak = case["soak"]
+            memory = soak["resident_mib"]
+            lines.append(
+                f"  soak of {soak['swipes']} swipes: resident {memory[0]:.1f} → {memory[-1]:.1f} MiB; p99 "
+                f"{soak['first_tenth_us']['p99']:.0f} → {soak['last_tenth_us']['p99']:.0f}"
+            )
+    return "\n".join(lines)
+
+
+def _millions(case: dict[str, Any], graph: str) -> str:
+    return next(f"{n / 1e6:.2f}" for key, n in case["multiply_adds"].items() if key.startswith(graph))
