@@ -286,9 +286,7 @@ def since_watched(now_ms: int, shown_at_ms: NDArray[np.int64], out: Floats) -> F
 
     Now-relative, so it enters at the swipe as an additive attention bias, never as part of a frozen token.
     """
-    seconds = _within((now_ms - shown_at_ms) / 1000.0, 0, SINCE_CAP_S)
-    np.multiply(np.log1p(seconds) / 8.0, shown_at_ms >= 0, out=out, casting="same_kind")
-    return out
+    return _age(now_ms, shown_at_ms, 1000.0, SINCE_CAP_S, 8.0, out)
 
 
 BEHIND_CAP = 1_000
@@ -300,6 +298,17 @@ def videos_behind(number_now: int, number: NDArray[np.int64], out: Floats) -> Fl
     number: the user's running number of each watched impression, number_now of the one being chosen. The difference of
     impression positions (KIR, CIKM 2022, section 4.3); like `since_watched` it enters as an attention bias.
     """
-    behind = _within(number_now - number, 0, BEHIND_CAP)
-    np.multiply(np.log1p(behind) / 4.0, number >= 0, out=out, casting="same_kind")
+    return _age(number_now, number, 1.0, BEHIND_CAP, 4.0, out)
+
+
+def _age(now: int, at: NDArray[np.int64], unit: float, cap: float, divisor: float, out: Floats) -> Floats:
+    """log1p of (now - at) / unit, kept to 0 … cap, over the divisor; 0 where `at` is null. In place: a swipe waits."""
+    ages = np.subtract(now, at, dtype=np.float64)
+    ages /= unit
+    np.maximum(ages, 0.0, out=ages)
+    np.minimum(ages, cap, out=ages)
+    np.log1p(ages, out=ages)
+    ages /= divisor
+    ages *= at >= 0
+    out[...] = ages
     return out

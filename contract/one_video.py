@@ -26,6 +26,18 @@ Values = Mapping[str, Any]  # column -> int, float, or a list of them
 # (columns of one video, row of the block, the feature's first column there): writes what is not zero.
 RowFeature = Callable[[Values, Floats, int], None]
 
+# Raw columns that row features read.
+READ = (
+    "play_time_ms",
+    "duration_ms",
+    "gap_ms",
+    "signals",
+    "pxtr",
+    "profile_stay_ms",
+    "comment_stay_ms",
+    "volume",
+    "landscape",
+)
 OF_THE_CANDIDATE = ("start", "duration", "pxtr")  # features that no feedback changes
 
 
@@ -114,8 +126,8 @@ class TokenRows:
         )
 
     def write(self, values: Values, before_F: Floats, out_F: Floats) -> None:
-        """The token of one video into out_F: before_F of `of_candidates`, and the values of its columns as lists and
-        Python numbers."""
+        """The token of one video into out_F: before_F of `of_candidates`, and the READ columns as lists and Python
+        numbers."""
         out_F[:] = before_F
         for feature, at in self._rows:
             feature(values, out_F, at)

@@ -8,7 +8,7 @@ Each call tells from which slot on cached keys and values must be computed again
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,9 +89,10 @@ class WatchedList:
         """One column of the filled slots: a view."""
         return self._arrays[name][: self.length]
 
-    def values(self, slot: int) -> dict[str, Any]:
-        """The columns of one slot as Python numbers and lists."""
-        return {name: array[slot].tolist() for name, array in self._arrays.items()}
+    def values(self, slot: int, names: Iterable[str]) -> dict[str, Any]:
+        """Some columns of one slot as Python numbers and lists."""
+        arrays = self._arrays
+        return {name: arrays[name][slot].tolist() for name in names}
 
     def append(self, item: Mapping[str, Any]) -> Change:
         """Add one watched video; `item` holds WATCHED_COLUMNS values, left-out ones are null.

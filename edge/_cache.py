@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.vocabulary import MASK_VALUE
-from edge._engine import Engine, Memory
+from edge._engine import Engine, Memory, Past
 
 Floats = NDArray[np.float32]
 # (first slot, end slot) -> watched_rows [n, Rw], watched_dense [n, Fw]
@@ -31,8 +31,9 @@ class WatchCache:
     def __init__(self, engine: Engine):
         slots = engine.capacity + 1
         self._engine = engine
-        self._past: Floats = np.zeros((1, engine.planes, slots, engine.width), np.float32)
-        self._past_mask: Floats = np.full((1, slots), MASK_VALUE, np.float32)
+        self._past = Past(
+            np.zeros((1, engine.planes, slots, engine.width), np.float32), np.full((1, slots), MASK_VALUE, np.float32)
+        )
         self.memory = Memory(
             memory=np.zeros((1, slots, engine.memory_width), np.float32),
             memory_mask=np.full((1, slots), MASK_VALUE, np.float32),
@@ -50,26 +51,27 @@ class WatchCache:
 
     def refresh(self, length: int, blocks: Blocks) -> None:
         """Work out slots [fresh, length) with as few runs as the buckets allow; slots from `length` on are emptied."""
-        memory = self.memory
+        memory, past = self.memory, self._past
         memory.changed()
         if not self._blank:
-            self._past[:, :, self.fresh :] = 0.0
+            past.planes[:, :, self.fresh :] = 0.0
+            past.mask[0, self.fresh :] = MASK_VALUE
+            past.changed()
             memory.memory[:, self.fresh :] = 0.0
             memory.memory_mask[:, self.fresh :] = MASK_VALUE
             memory.since[:, self.fresh :] = 0.0
             memory.behind[:, self.fresh :] = 0.0
-            self._past_mask[0, self.fresh :] = MASK_VALUE
             self._blank = True
         largest = self._engine.watch_buckets[-1]
         while self.fresh < length:
             first, end = self.fresh, min(length, self.fresh + largest)
             rows, dense = blocks(first, end)
-            new_GtD, memory_new = self._engine.watch(rows, dense, first, self._past, self._past_mask)
+            new_GtD, memory_new = self._engine.watch(rows, dense, first, past)
             self.runs += 1
             if not np.isfinite(memory_new).all():
                 raise FloatingPointError(f"watch graph gave non-finite values for slots {first} … {end - 1}")
-            self._past[0, :, first:end] = new_GtD
-            self._past_mask[0, first:end] = 0.0
+            past.planes[0, :, first:end] = new_GtD
+            past.mask[0, first:end] = 0.0
             memory.memory[0, first:end] = memory_new
             memory.memory_mask[0, first:end] = 0.0
             self.fresh = end

@@ -38,6 +38,21 @@ class PageState:
 
 
 @dataclass(eq=False)
+class Past:
+    """Keys and values before a slot: planes [1, G, L1, D], mask [1, L1], additive.
+
+    version: a new object when anything else changed than slots joining at the end.
+    """
+
+    planes: Floats
+    mask: Floats
+    version: object = field(default_factory=object)
+
+    def changed(self) -> None:
+        self.version = object()
+
+
+@dataclass(eq=False)
 class Memory:
     """The watched list as `swipe` reads it: memory [1, L1, Wm], and memory_mask, since, behind [1, L1] each.
 
@@ -69,6 +84,7 @@ class Engine:
         self.dense_version = self.manifest.dense_version
         self._allow_no_delegate = allow_no_delegate
         self._runners: dict[str, GraphRunner] = {}
+        self._given: dict[int, int] = {}  # watch bucket -> slots of `past` that its graph has
         self.place_error: Exception | None = None
         self.buckets = self.manifest.buckets("swipe")
         self.watch_buckets = self.manifest.buckets("watch")
@@ -150,26 +166,43 @@ class Engine:
         out = runner.run()
         return PageState(bucket, n, out)
 
-    def watch(
-        self, rows_tR: Floats, dense_tF: Floats, first_slot: int, past: Floats, past_mask: Floats
-    ) -> tuple[Floats, Floats]:
+    def watch(self, rows_tR: Floats, dense_tF: Floats, first_slot: int, past: Past) -> tuple[Floats, Floats]:
         """Keys and values of n ≤ max(t) new tokens that take slots first_slot …: new [G, n, D], memory_new [n, Wm].
 
-        past [1, G, L1, D] and past_mask [1, L1] describe the slots before first_slot; without blocks G is 0.
+        past: the slots before first_slot.
         """
         n = len(dense_tF)
         size = next((t for t in self.watch_buckets if n <= t), 0)
         if not size:
             raise InputError("more watched videos at once than a graph takes", got=n, allowed=self.watch_buckets)
         runner = self._runner("watch", size)
-        _fill(runner, {"watched_rows": rows_tR, "watched_dense": dense_tF})
         position = runner.inputs["position"]
         position[...] = 0.0
         for token in range(n):
             position[0, token, first_slot + token] = 1.0
-        out = runner.run({"past": past, "past_mask": past_mask} if self.planes else {})
-        new_GnD = out["new"][0, :, :n] if self.planes else past[0, :, :n]  # no plane: nothing
+        _fill(runner, {"watched_rows": rows_tR, "watched_dense": dense_tF})
+        runner.give(
+            {
+                name: runner.inputs[name]
+                for name in ("watched_rows", "watched_dense", "position")
+                if name in runner.inputs
+            }
+        )
+        if self.planes:
+            self._give_past(runner, size, past, first_slot)
+        out = runner.invoke()
+        new_GnD = out["new"][0, :, :n] if self.planes else past.planes[0, :, :n]  # no plane: nothing
         return new_GnD, out["memory_new"][0, :n]
+
+    def _give_past(self, runner: GraphRunner, size: int, past: Past, first_slot: int) -> None:
+        """All of it, or what came since the graph's last run with it: at a swipe one slot of a large tensor."""
+        if runner.holds("past", past.version):
+            new = slice(self._given[size], first_slot)
+            runner.write("past", (0, slice(None), new), past.planes[0, :, new])
+            runner.write("past_mask", (0, new), past.mask[0, new])
+        else:
+            runner.give({"past": past.planes, "past_mask": past.mask})
+        self._given[size] = first_slot
 
     def swipe(self, page: PageState, memory: Memory, swipe_dense: Floats, candidate_swipe: Floats) -> Floats:
         """Logits [n, T] of a page's candidates, nothing placed. swipe_dense [1, Fs], candidate_swipe [1, N, Fcs]."""

@@ -100,6 +100,12 @@ class GraphRunner:
             if index is not None:
                 set_tensor(index, value)
 
+    def write(self, name: str, at: tuple[Any, ...], value: Floats) -> None:
+        """Change a part of an input where it stands, if the graph has it."""
+        index = self._inputs.get(name)
+        if index is not None:
+            self._interpreter.tensor(index)()[at] = value  # the view must not outlive this line: LiteRT would not run
+
     def invoke(self) -> dict[str, Floats]:
         """Outputs for what was given, each a fresh array."""
         try:

@@ -27,6 +27,8 @@ GAP_MAX = 64
 LIMITS = TOPIC, AUTHOR, PRELOADED = "topic", "author", "preloaded"
 
 Mask = NDArray[np.bool_]
+_EVERY: Mask = np.ones(1024, bool)
+_EVERY.flags.writeable = False
 About = tuple[int, frozenset[int]]  # author and tags of a shown video
 
 
@@ -69,7 +71,7 @@ class ChoicePolicy:
         return max(self.author_gap, self.topic_gap)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Limits:
     """allowed_N: what may be shown now; but_preload_N: what might be, if it were preloaded; relaxed: limits that gave
     way, in that order; free: there is no limit, all are allowed."""
@@ -84,7 +86,8 @@ def limits_now(
     policy: ChoicePolicy, tier: Sequence[PooledPage], recent: Sequence[About], device: DeviceState
 ) -> Limits:
     """What of the tier may be shown. recent: the videos shown last, the newest at the end."""
-    every_N = np.ones(sum(len(page.remaining) for page in tier), bool)
+    n = sum(len(page.remaining) for page in tier)
+    every_N = _EVERY[:n] if n <= len(_EVERY) else np.ones(n, bool)
     if not policy.remembers and not policy.preloaded_only:
         return Limits(every_N, every_N, free=True)
     author_N, topic_N = _other_authors(policy, tier, recent, every_N), _other_topics(policy, tier, recent, every_N)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from contract.errors import NoModelError
 from contract.features import dense_block, since_watched, videos_behind
 from contract.golden import fused_values
-from contract.one_video import TokenRows
+from contract.one_video import READ, TokenRows
 from contract.page import Page
 from contract.watched import Change, WatchedList
 from edge._cache import WatchCache
@@ -82,7 +82,7 @@ class Reranker:
         self.cache.stale_from(slot)
         self._written = -1
         if token_F is not None:
-            self._tokens.write(self.watched.values(slot), token_F, self._watched_dense[slot])
+            self._tokens.write(self.watched.values(slot, READ), token_F, self._watched_dense[slot])
             self._written = slot
 
     @property

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from contract import buckets
 from contract.features import DENSE_FEATURES, DENSE_WIDTHS, dense_block
-from contract.one_video import BLOCK, OF_THE_CANDIDATE, ROW_FEATURES, TokenRows
+from contract.one_video import BLOCK, OF_THE_CANDIDATE, READ, ROW_FEATURES, TokenRows
 from contract.spec import FeatureSpec, Field
 from contract.specs import kir_spec
 from contract.vocabulary import SIGNALS, X_PXTR
@@ -62,7 +62,7 @@ def token(spec: FeatureSpec, video: dict) -> np.ndarray:
     columns = columns_of(video)
     before = rows.of_candidates({name: columns[name] for name in ("duration_ms", "pxtr")}, 1)
     out = np.full(spec.width(BLOCK), 7.0, np.float32)
-    rows.write({name: column[0].tolist() for name, column in columns.items()}, before[0], out)
+    rows.write({name: columns[name][0].tolist() for name in READ}, before[0], out)
     return out
 
 

@@ -14,7 +14,7 @@ from contract import manifest as m
 from contract.errors import InputError, IntegrityError, NoModelError
 from contract.vocabulary import MASK_VALUE
 from edge import Engine, InstalledModel
-from edge._engine import Memory, PageState
+from edge._engine import Memory, PageState, Past
 from edge._graph import GraphRunner
 from tests.edge import tiny_model
 from tests.edge.tiny_model import BUCKETS, L1, SPEC, D, G, K, P, T, V
@@ -96,18 +96,40 @@ class TestEngine:
         dense = rng.normal(0, 1, (n, SPEC.width("watched_dense"))).astype(np.float32)
         past = np.zeros((1, G, L1, D), np.float32)
         mask = np.full((1, L1), MASK_VALUE, np.float32)
-        together, memory = engine.watch(rows, dense, 1, past, mask)
+        together, memory = engine.watch(rows, dense, 1, Past(past, mask))
         assert together.shape == (G, n, D)
         for i in range(n):
-            new, memory_new = engine.watch(rows[i : i + 1], dense[i : i + 1], 1 + i, past, mask)
+            new, memory_new = engine.watch(rows[i : i + 1], dense[i : i + 1], 1 + i, Past(past, mask))
             np.testing.assert_allclose(new[:, 0], together[:, i], atol=1e-5)
             np.testing.assert_allclose(memory_new[0], memory[i], atol=1e-5)
             past[0, :, 1 + i], mask[0, 1 + i] = new[:, 0], 0
 
+    def test_a_list_that_grows_is_the_list_given_whole(self, engine: Engine) -> None:
+        """The graph keeps the slots before and is given the new one alone; another list is given whole again."""
+        rng = np.random.default_rng(5)
+        n = 4
+        rows = rng.normal(0, 1, (n, SPEC.width("watched_rows"))).astype(np.float32)
+        dense = rng.normal(0, 1, (n, SPEC.width("watched_dense"))).astype(np.float32)
+
+        def grow(fresh: bool) -> list[Any]:
+            past = Past(np.zeros((1, G, L1, D), np.float32), np.full((1, L1), MASK_VALUE, np.float32))
+            found = []
+            for i in range(n):
+                if fresh:
+                    past = Past(past.planes.copy(), past.mask.copy())
+                new, memory = engine.watch(rows[i : i + 1], dense[i : i + 1], i, past)
+                past.planes[0, :, i : i + 1], past.mask[0, i] = new, 0.0
+                found.append((new.copy(), memory.copy()))
+            return found
+
+        for kept, whole in zip(grow(fresh=False), grow(fresh=True), strict=True):
+            for one, other in zip(kept, whole, strict=True):
+                np.testing.assert_array_equal(one, other)
+
     def test_too_many_watched_at_once(self, engine: Engine) -> None:
         block = np.zeros((4, SPEC.width("watched_dense")), np.float32)
         with pytest.raises(InputError, match="more watched videos"):
-            engine.watch(block, block, 0, block, block)
+            engine.watch(block, block, 0, Past(block, block))
 
     def test_placing_nothing_is_swiping(self, engine: Engine) -> None:
         page, memory = engine.page(random_page(6)), random_memory(4)
@@ -132,7 +154,7 @@ class TestEngine:
         mask[0, 0] = 0
         past = np.zeros((1, G, L1, D), np.float32)
         _, memory_new = engine.watch(
-            blocks["watched_rows"], blocks["watched_dense"], 0, past, np.full_like(mask, MASK_VALUE)
+            blocks["watched_rows"], blocks["watched_dense"], 0, Past(past, np.full_like(mask, MASK_VALUE))
         )
         memory = np.zeros((1, L1, 4 * D), np.float32)
         memory[0, :1] = memory_new
@@ -263,6 +285,52 @@ def test_runner_keeps_given_and_own_inputs_apart(published: Open) -> None:
     assert np.abs(other - zero).max() > 1e-3
     np.testing.assert_array_equal(runner.run()["query"], zero)
     assert runner.inputs["user_dense"].max() == 0
+
+
+class TestWhatAGraphHolds:
+    @pytest.fixture
+    def runner(self, published: Open) -> GraphRunner:
+        model = published("kir-a")
+        graph = model.manifest.graph("page", "N4")
+        return GraphRunner(model.read(graph.variant().file), graph)
+
+    def test_inputs_outlive_a_run(self, runner: GraphRunner) -> None:
+        runner.try_out()
+        assert runner.keeps_inputs
+        mark = object()
+        assert not runner.holds("all", mark)
+        runner.give({name: np.ones_like(value) for name, value in runner.inputs.items()})
+        first = runner.invoke()["query"]
+        assert runner.holds("all", mark)
+        np.testing.assert_array_equal(runner.invoke()["query"], first)
+
+    def test_another_mark_is_given_again(self, runner: GraphRunner) -> None:
+        runner.try_out()
+        runner.holds("all", object())
+        assert not runner.holds("all", object())
+
+    def test_where_inputs_do_not_last_nothing_is_held(self, runner: GraphRunner) -> None:
+        mark = object()
+        runner.holds("all", mark)
+        assert not runner.holds("all", mark)
+
+    def test_a_whole_run_forgets_what_was_held(self, runner: GraphRunner) -> None:
+        runner.try_out()
+        mark = object()
+        runner.holds("all", mark)
+        runner.run()
+        assert not runner.holds("all", mark)
+
+    def test_a_part_is_written_where_it_stands(self, runner: GraphRunner) -> None:
+        runner.run()
+        zero = runner.invoke()["query"]
+        runner.write("user_dense", (0, slice(0, 2)), np.ones(2, np.float32))
+        runner.write("no such input", (0,), np.ones(1, np.float32))
+        part = runner.invoke()["query"]
+        whole = np.zeros_like(runner.inputs["user_dense"])
+        whole[0, :2] = 1.0
+        np.testing.assert_array_equal(part, runner.run({"user_dense": whole})["query"])
+        assert np.abs(part - zero).max() > 0
 
 
 def test_tiny_model_sizes_are_the_manifests(published: Open) -> None:
