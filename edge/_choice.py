@@ -42,7 +42,9 @@ class Situation:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What was chosen: candidate `index` of `page`. error: what the engine said, for the log."""
+    """What was chosen: candidate `index` of `page`. error: what the engine said, for the log; began_ns: when
+    features began, by the timer.
+    """
 
     page: PooledPage
     index: int
@@ -51,6 +53,7 @@ class Decision:
     considered: Sequence[int]
     scores_NT: Floats | None = None
     values_N: Floats | None = None
+    began_ns: int = 0
     features_us: float = 0.0
     engine_us: float = 0.0
     error: Exception | None = None
@@ -113,6 +116,7 @@ def choose(tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation
         considered,
         scores_NT,
         values_N,
+        begin,
         (ready - begin) / 1e3,
         (done - ready) / 1e3,
         (ahead.error if ahead else None) or failed,

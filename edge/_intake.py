@@ -5,9 +5,10 @@ Off the swipe path. Not thread-safe; pages are fetched ahead by a thread of thei
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
-from contract.errors import ServerError
+from contract.errors import PageError, ServerError
 from contract.page import Page, decode_page, parse_page
 from contract.v1 import page_pb2
 from edge._client import PageSource, Prefetcher
@@ -15,8 +16,26 @@ from edge._clock import Clock
 from edge._models import Models
 from edge._pool import CandidatePool
 from edge._telemetry import Telemetry
+from edge._trace import Trace
 from edge._types import PageReport
 from edge._wire import PageRequest
+
+
+class _Timed:
+    """A page source that measures each fetch, one at a time: took_us, and a span of the fetching thread."""
+
+    def __init__(self, pages: PageSource, trace: Trace | None):
+        self._pages, self._trace, self.took_us = pages, trace, 0.0
+
+    def get_page(self, request: PageRequest) -> page_pb2.Page:
+        start_ns = time.perf_counter_ns()
+        try:
+            return self._pages.get_page(request)
+        finally:
+            end_ns = time.perf_counter_ns()
+            self.took_us = (end_ns - start_ns) / 1e3
+            if self._trace is not None:
+                self._trace.add("fetch", start_ns, end_ns)
 
 
 class PageIntake:
@@ -35,8 +54,10 @@ class PageIntake:
     ):
         self.pool = pool
         self.default_rows = 0
-        self._pages, self._models, self._telemetry, self._clock = pages, models, telemetry, clock
-        self._prefetcher = None if pages is None else Prefetcher(pages)
+        telemetry.metrics.observe("kir.edge.default_rows", lambda: self.default_rows)
+        self._pages = None if pages is None else _Timed(pages, telemetry.trace)
+        self._models, self._telemetry, self._clock = models, telemetry, clock
+        self._prefetcher = None if self._pages is None else Prefetcher(self._pages)
         self._request, self._retry_ms = request, retry_ms
         self._last_request: PageRequest | None = None
         self._ask_after_ms = 0
@@ -51,30 +72,55 @@ class PageIntake:
         if self._pages is None:
             raise ServerError("this session has no page source", fix="give it a PageClient, or call on_page")
         request = self.request()
-        return self.take(self._pages.get_page(request), request)
+        try:
+            message = self._pages.get_page(request)
+        except ServerError:
+            self._telemetry.metrics.add("kir.edge.fetch.failures")
+            raise
+        finally:
+            self._fetched(self._pages)
+        return self.take(message, request)
+
+    def _fetched(self, pages: _Timed) -> None:
+        self._telemetry.metrics.record("kir.edge.stage.duration", pages.took_us, "fetch")
 
     def take(self, data: bytes | page_pb2.Page | Page, request: PageRequest | None = None) -> PageReport:
         """Take in a page, as `EdgeSession.on_page` says. Raises PageError; the pool goes on then."""
-        if isinstance(data, bytes):
-            data = parse_page(data)
-        page = decode_page(data) if isinstance(data, page_pb2.Page) else data
+        with self._telemetry.span("page"):
+            return self._take(data, request)
+
+    def _take(self, data: bytes | page_pb2.Page | Page, request: PageRequest | None) -> PageReport:
+        metrics = self._telemetry.metrics
+        try:
+            with self._telemetry.span("decode"):
+                message = parse_page(data) if isinstance(data, bytes) else data
+                page = decode_page(message) if isinstance(message, page_pb2.Page) else message
+        except PageError:
+            metrics.add("kir.edge.pages.refused")
+            raise
         self._models.settle()
         request = request or self._last_request
         fit = self._models.fit(page, request.watched_ids if request else [], self.pool)
         added = self.pool.add(page, self._clock.monotonic_ms(), fit.scored, fit.reason)
         default_rows = fit.scored.features.default_rows if fit.scored else 0
         self.default_rows += default_rows
+        metrics.add("kir.edge.pages")
+        if fit.reason:
+            metrics.add("kir.edge.pages.unscored", 1, fit.reason.partition(":")[0])
         return PageReport(page.page_id, added, fit.reason, default_rows, fit.activated)
 
     def take_arrived(self) -> None:
         """Take in the page that was fetched ahead, if there is one. Never raises."""
         arrived = self._prefetcher.poll() if self._prefetcher else None
-        if arrived is None:
+        if arrived is None or self._pages is None:
             return
+        self._fetched(self._pages)
         try:
             self.take(arrived.page(), arrived.request)
         except Exception as error:  # nothing that a server sends may stop the swipes
             self._telemetry.swallowed(error)
+            if not isinstance(error, PageError):
+                self._telemetry.metrics.add("kir.edge.fetch.failures")
             self._ask_after_ms = self._clock.monotonic_ms() + self._retry_ms
 
     def ask(self) -> None:

@@ -83,7 +83,7 @@ class Models:
             self._telemetry.swallowed(error)
             return self._no_model_reason
         self._history.watched = self._history.resized(engine.capacity)
-        self.reranker = Reranker(engine, self._history.watched)
+        self.reranker = Reranker(engine, self._history.watched, self._telemetry.span)
         if kept is not None and kept.dense_version == engine.dense_version:
             self._take_rows(kept, self.reranker)
         self._prepare_search(engine)
@@ -125,6 +125,7 @@ class Models:
         if version is None or version in (self.offered.dense_version if self.offered else "", self.dense_version):
             return None
         self.offer(self._store.load(version))
+        self._telemetry.metrics.add("kir.edge.model.updates")
         return version
 
     def offer(self, installed: InstalledModel) -> None:
@@ -143,7 +144,7 @@ class Models:
             takes_over = engine is self.offered
             reranker = self.reranker
             if takes_over or reranker is None:
-                reranker = Reranker(engine, self._history.resized(engine.capacity))
+                reranker = Reranker(engine, self._history.resized(engine.capacity), self._telemetry.span)
             self._prepare_search(engine)
             try:
                 scored = reranker.open_page(page, request_ids)
@@ -160,6 +161,7 @@ class Models:
         pool.unscore(str(Reason.VERSION_MISMATCH))
         self._history.watched = reranker.watched
         self.reranker, self.offered = reranker, None
+        self._telemetry.metrics.add("kir.edge.model.activations")
         try:
             if isinstance(self._store, ModelStore):
                 self._store.activate(reranker.dense_version)
@@ -197,6 +199,8 @@ class Models:
 
     def _evict(self) -> None:
         change = self._history.watched.evict_if_full()
+        if change.dropped:
+            self._telemetry.metrics.add("kir.edge.watched.evictions", change.dropped)
         if self.reranker is not None:
             self.reranker.changed(change)
 

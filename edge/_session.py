@@ -33,6 +33,7 @@ from edge._history import Shown, WatchHistory
 from edge._installed import InstalledModel
 from edge._intake import PageIntake
 from edge._keeper import Keeper
+from edge._metrics import Metrics
 from edge._models import Models
 from edge._policy import About, ChoicePolicy, about, limits_now
 from edge._pool import CandidatePool, PoolConfig, PooledPage
@@ -40,6 +41,7 @@ from edge._reranker import Reranker
 from edge._state import StateFile
 from edge._store import ModelStore
 from edge._telemetry import Telemetry
+from edge._trace import Trace
 from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Reason, Search
 from edge._upload import FeedbackUploader
 from edge._wire import Impression, PageRequest, feedback_event
@@ -71,7 +73,9 @@ class EdgeSession:
     timer_ns  measures stages and the policy's budget, in nanoseconds
     state     where the watched list, impressions, seen ids and unsent feedback outlive the app; read here, written by
               `maintain`, `feedback` and `close`, never by `next`; None: nothing is kept
-    Public to read: pool, session_id, position (videos shown), last_error (what was swallowed last), default_rows.
+    trace     takes the spans of the session and is written by `close`; None: nothing is traced, at no cost
+    Public to read: metrics, pool, session_id, position (videos shown), last_error (what was swallowed last) and
+    default_rows.
     """
 
     def __init__(
@@ -86,12 +90,13 @@ class EdgeSession:
         session_id: int | None = None,
         timer_ns: TimerNs = time.perf_counter_ns,
         state: StateFile | None = None,
+        trace: Trace | None = None,
     ):
         self.config = config or SessionConfig()
         self.user_id = user_id
         self.session_id = secrets.randbits(63) if session_id is None else session_id  # a new one per session
         self.position = 0
-        self._telemetry = Telemetry()
+        self._telemetry = Telemetry(trace, timer_ns)
         self._uploader = uploader
         self._clock = clock or SystemClock()
         self._timer_ns = timer_ns
@@ -115,6 +120,27 @@ class EdgeSession:
             self._keeper = Keeper(state, user_id, self._history, self.pool, uploader, self._telemetry)
             self._keeper.restore(self._clock.wall_ms(), self.config.opted_in)
         self._first_number = self._keeper.number if self._keeper else 0
+        self._observe(state)
+
+    def _observe(self, state: StateFile | None) -> None:
+        """Numbers that other parts keep, for `metrics`; and the uploader's spans."""
+        metrics, uploader = self.metrics, self._uploader
+        metrics.observe("kir.edge.pool.candidates", lambda: len(self.pool))
+        metrics.observe("kir.edge.watched.videos", lambda: self.n_watched)
+        if uploader is not None:
+            results = ("accepted", "duplicates", "rejected", "dropped")
+            metrics.observe("kir.edge.uploads", lambda: {name: getattr(uploader, name) for name in results})
+            if self._telemetry.trace is not None:
+                uploader.on_report = self._telemetry.trace.add
+        if state is not None:
+            metrics.observe("kir.edge.state.set_aside", lambda: state.set_aside)
+            metrics.observe("kir.edge.state.failures", lambda: state.failed)
+            metrics.observe("kir.edge.state.dropped", lambda: state.dropped)
+
+    @property
+    def metrics(self) -> Metrics:
+        """What the session counts, and how long its stages take; `snapshot` from any thread."""
+        return self._telemetry.metrics
 
     @property
     def pool(self) -> CandidatePool:
@@ -257,7 +283,11 @@ class EdgeSession:
         except PoolExhausted:
             self._intake.take_arrived()
             self._intake.ask()
+        try:
             return self.pool.tier(self._clock.monotonic_ms())
+        except PoolExhausted:
+            self.metrics.add("kir.edge.pool.exhausted")
+            raise
 
     def _commit(self, decision: Decision, now_ms: int, start: int, settled: int) -> Choice:
         page, index = decision.page, decision.index
@@ -274,6 +304,9 @@ class EdgeSession:
         }
         total = (end - start) / 1e3
         stages |= {"choice": total - sum(stages.values()), "total": total}
+        if decision.reason:
+            self.metrics.add("kir.edge.fallbacks", 1, decision.reason.partition(":")[0])
+        self._telemetry.swipe(start, settled, decision.began_ns, end, stages, len(decision.considered))
         choice = Choice(
             video_id=page.video_ids[index],
             page_id=page.page.page_id,
@@ -321,18 +354,26 @@ class EdgeSession:
 
         Call it after showing a choice. Never raises; `last_error` keeps what went wrong.
         """
-        self._settle()
-        self._intake.take_arrived()
-        if self.pool.wants_page(self._clock.monotonic_ms()):
-            self._intake.ask()
-        if self._keeper is not None:
-            self._keeper.save(self._reranker)
+        with self._telemetry.span("maintain"):
+            self._settle()
+            self._intake.take_arrived()
+            if self.pool.wants_page(self._clock.monotonic_ms()):
+                self._intake.ask()
+            if self._keeper is not None:
+                self._keeper.save(self._reranker)
+            self.metrics.fold()
 
     def _settle(self) -> None:
         self._models.settle()
 
     def feedback(self, feedback: Feedback) -> Outcome:
         """Take in a feedback, work out its token, report it. Late, amended and out-of-order ones are fine."""
+        with self._telemetry.span("feedback"):
+            outcome = self._take_feedback(feedback)
+        self.metrics.add("kir.edge.feedback", 1, outcome)
+        return outcome
+
+    def _take_feedback(self, feedback: Feedback) -> Outcome:
         self._settle()
         applied = self._models.apply(feedback)
         shown = applied.shown
@@ -359,3 +400,8 @@ class EdgeSession:
             self._uploader.close()
         if self._keeper is not None:
             self._keeper.close(self._reranker)
+        if self._telemetry.trace is not None:
+            try:
+                self._telemetry.trace.save()
+            except OSError as error:  # a trace is never worth a failure
+                self._telemetry.swallowed(error)
