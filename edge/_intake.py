@@ -14,7 +14,7 @@ from contract.v1 import page_pb2
 from edge._client import PageSource, Prefetcher
 from edge._clock import Clock
 from edge._models import Models
-from edge._pool import CandidatePool
+from edge._pool import CandidatePool, Values
 from edge._telemetry import Telemetry
 from edge._trace import Trace
 from edge._types import PageReport
@@ -39,7 +39,10 @@ class _Timed:
 
 
 class PageIntake:
-    """request: gives the page request of now. default_rows: entries of all pages without a row of their own."""
+    """request, values: the page request, and what the model thinks of a page, as of now.
+
+    Public to read: pool, default_rows (entries of all pages without a row of their own).
+    """
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class PageIntake:
         telemetry: Telemetry,
         clock: Clock,
         request: Callable[[], PageRequest],
+        values: Values,
         *,
         retry_ms: int,
     ):
@@ -58,7 +62,7 @@ class PageIntake:
         self._pages = None if pages is None else _Timed(pages, telemetry.trace)
         self._models, self._telemetry, self._clock = models, telemetry, clock
         self._prefetcher = None if self._pages is None else Prefetcher(self._pages)
-        self._request, self._retry_ms = request, retry_ms
+        self._request, self._values, self._retry_ms = request, values, retry_ms
         self._last_request: PageRequest | None = None
         self._ask_after_ms = 0
 
@@ -101,7 +105,7 @@ class PageIntake:
         self._models.settle()
         request = request or self._last_request
         fit = self._models.fit(page, request.watched_ids if request else [], self.pool)
-        added = self.pool.add(page, self._clock.monotonic_ms(), fit.scored, fit.reason)
+        added = self.pool.add(page, self._clock.monotonic_ms(), fit.scored, fit.reason, self._values)
         default_rows = fit.scored.features.default_rows if fit.scored else 0
         self.default_rows += default_rows
         metrics.add("kir.edge.pages")

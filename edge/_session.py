@@ -18,6 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from contract.beam import BeamPlan
 from contract.errors import InputError, PoolExhausted
@@ -111,6 +112,7 @@ class EdgeSession:
             self._telemetry,
             self._clock,
             self._request,
+            self._values,
             retry_ms=self.config.retry_ms,
         )
         self._recent: list[About] = []
@@ -126,6 +128,7 @@ class EdgeSession:
         """Numbers that other parts keep, for `metrics`; and the uploader's spans."""
         metrics, uploader = self.metrics, self._uploader
         metrics.observe("kir.edge.pool.candidates", lambda: len(self.pool))
+        metrics.observe("kir.edge.pool.evictions", lambda: dict(self.pool.evicted))
         metrics.observe("kir.edge.watched.videos", lambda: self.n_watched)
         if uploader is not None:
             results = ("accepted", "duplicates", "rejected", "dropped")
@@ -222,6 +225,19 @@ class EdgeSession:
     def wait_page(self, timeout_s: float) -> bool:
         """Wait for a page on its way and take it in; False when none is, or none came in time."""
         return self._intake.wait(timeout_s)
+
+    def _values(self, page: PooledPage) -> NDArray[np.float32] | None:
+        """Fused values of a page's remaining candidates, as a swipe of now would find them; None when it could not."""
+        reranker = self._reranker
+        if reranker is None:
+            return None
+        try:
+            make_ready(reranker, self._situation(self._time.now_ms()))
+            values_N = reranker.values(scores_of(reranker, [page], self._device))
+        except Exception as error:  # the server's order decides what goes
+            self._telemetry.swallowed(error)
+            return None
+        return values_N if np.isfinite(values_N).all() else None
 
     # -- swipes
 
