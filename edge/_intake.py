@@ -5,7 +5,6 @@ Off the swipe path. Not thread-safe; pages are fetched ahead by a thread of thei
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from contract.errors import PageError, ServerError
@@ -16,26 +15,19 @@ from edge._clock import Clock
 from edge._models import Models
 from edge._pool import CandidatePool, Values
 from edge._telemetry import Telemetry
-from edge._trace import Trace
 from edge._types import PageReport
 from edge._wire import PageRequest
 
 
 class _Timed:
-    """A page source that measures each fetch, one at a time: took_us, and a span of the fetching thread."""
+    """A page source that measures each fetch, in whatever thread it is."""
 
-    def __init__(self, pages: PageSource, trace: Trace | None):
-        self._pages, self._trace, self.took_us = pages, trace, 0.0
+    def __init__(self, pages: PageSource, telemetry: Telemetry):
+        self._pages, self._telemetry = pages, telemetry
 
     def get_page(self, request: PageRequest) -> page_pb2.Page:
-        start_ns = time.perf_counter_ns()
-        try:
+        with self._telemetry.span("fetch"):
             return self._pages.get_page(request)
-        finally:
-            end_ns = time.perf_counter_ns()
-            self.took_us = (end_ns - start_ns) / 1e3
-            if self._trace is not None:
-                self._trace.add("fetch", start_ns, end_ns)
 
 
 class PageIntake:
@@ -59,7 +51,7 @@ class PageIntake:
         self.pool = pool
         self.default_rows = 0
         telemetry.metrics.observe("kir.edge.default_rows", lambda: self.default_rows)
-        self._pages = None if pages is None else _Timed(pages, telemetry.trace)
+        self._pages = None if pages is None else _Timed(pages, telemetry)
         self._models, self._telemetry, self._clock = models, telemetry, clock
         self._prefetcher = None if self._pages is None else Prefetcher(self._pages)
         self._request, self._values, self._retry_ms = request, values, retry_ms
@@ -71,22 +63,28 @@ class PageIntake:
         self._last_request = self._request()
         return self._last_request
 
+    @property
+    def fetching(self) -> bool:
+        """A page is on its way, or has come and was not taken yet."""
+        return self._prefetcher is not None and self._prefetcher.busy
+
     def fetch(self) -> PageReport:
         """Ask and wait. Raises ServerUnavailable, ServerError or PageError; the pool is as it was then."""
+        request = self.request()
+        return self.take(self.get(request), request)
+
+    def get(self, request: PageRequest) -> page_pb2.Page:
+        """Wait for a page. Changes nothing of the session but metrics, so that another thread may wait for it.
+
+        Raises ServerUnavailable or ServerError.
+        """
         if self._pages is None:
             raise ServerError("this session has no page source", fix="give it a PageClient, or call on_page")
-        request = self.request()
         try:
-            message = self._pages.get_page(request)
+            return self._pages.get_page(request)
         except ServerError:
             self._telemetry.metrics.add("kir.edge.fetch.failures")
             raise
-        finally:
-            self._fetched(self._pages)
-        return self.take(message, request)
-
-    def _fetched(self, pages: _Timed) -> None:
-        self._telemetry.metrics.record("kir.edge.stage.duration", pages.took_us, "fetch")
 
     def take(self, data: bytes | page_pb2.Page | Page, request: PageRequest | None = None) -> PageReport:
         """Take in a page, as `EdgeSession.on_page` says. Raises PageError; the pool goes on then."""
@@ -116,9 +114,8 @@ class PageIntake:
     def take_arrived(self) -> None:
         """Take in the page that was fetched ahead, if there is one. Never raises."""
         arrived = self._prefetcher.poll() if self._prefetcher else None
-        if arrived is None or self._pages is None:
+        if arrived is None:
             return
-        self._fetched(self._pages)
         try:
             self.take(arrived.page(), arrived.request)
         except Exception as error:  # nothing that a server sends may stop the swipes

@@ -2,8 +2,8 @@
 
     session.metrics.snapshot()["kir.edge.swipe.duration"]["p99"]        # microseconds
 
-Nothing is sent anywhere. One thread writes, any thread may read: every number is whole, and two of them may be one
-swipe apart. A swipe only notes its stages; the log-spaced buckets are filled off the swipe path.
+Nothing is sent anywhere. Thread-safe; two numbers of one snapshot may be a swipe apart. A swipe only notes its stages;
+the log-spaced buckets are filled off the swipe path.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def _quantile(buckets: Sequence[int], share: float, largest: float) -> float:
 
 
 class Metrics:
-    """The metrics of one session, by the names in METRICS."""
+    """The metrics of one session, by the names in TABLE."""
+
+    TABLE = METRICS
 
     def __init__(self) -> None:
         self._counters: dict[str, int] = {}
@@ -107,16 +109,18 @@ class Metrics:
         stages = [self._histogram("kir.edge.swipe.stage.duration", stage) for stage in SWIPE_STAGES]
         self._swiped = (*stages, self._swipe)
         self._pending: deque[tuple[float, ...]] = deque()
-        self._folding = threading.Lock()
+        self._lock = threading.Lock()
 
     def add(self, name: str, n: int = 1, value: str = "") -> None:
         """Count. value: of the metric's attribute."""
         key = _key(name, value)
-        self._counters[key] = self._counters.get(key, 0) + n
+        with self._lock:
+            self._counters[key] = self._counters.get(key, 0) + n
 
     def record(self, name: str, us: float, value: str = "") -> None:
         """A duration in microseconds."""
-        self._histogram(name, value).record(us)
+        with self._lock:
+            self._histogram(name, value).record(us)
 
     def swiped(self, *us: float) -> None:
         """The stages of one swipe, in the order of SWIPE_STAGES, and the whole. Sorted into buckets by `fold`."""
@@ -126,7 +130,7 @@ class Metrics:
 
     def fold(self, n: int = PENDING_MAX) -> None:
         """Take swipes into their histograms; `maintain` and `snapshot` do. From any thread."""
-        with self._folding:
+        with self._lock:
             for _ in range(min(n, len(self._pending))):
                 for histogram, us in zip(self._swiped, self._pending.popleft(), strict=True):
                     histogram.record(us)

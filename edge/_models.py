@@ -117,16 +117,26 @@ class Models:
         except Exception as error:  # the model serves NextOne as well as before
             self._telemetry.swallowed(error)
 
-    def update(self) -> str | None:
-        """Download what the CDN calls current and offer it. Returns its version, None when nothing is new."""
+    def newer(self) -> Engine | None:
+        """Download what the CDN calls current and load it; None when nothing is new. Changes nothing of the session,
+        so that another thread may wait for it.
+        """
         if not isinstance(self._store, ModelStore):
             return None
         version = self._store.update()
-        if version is None or version in (self.offered.dense_version if self.offered else "", self.dense_version):
+        offered = self.offered
+        if version is None or version in (offered.dense_version if offered else "", self.dense_version):
             return None
-        self.offer(self._store.load(version))
+        return Engine(self._store.load(version), allow_no_delegate=self._allow_no_delegate)
+
+    def update(self, engine: Engine | None = None) -> str | None:
+        """Offer a newer model (default: `newer`). Returns its version, None when nothing is new."""
+        engine = engine or self.newer()
+        if engine is None:
+            return None
+        self.offered = engine
         self._telemetry.metrics.add("kir.edge.model.updates")
-        return version
+        return engine.dense_version
 
     def offer(self, installed: InstalledModel) -> None:
         """A model to take over with the first page that fits it. Raises as `Engine` when it can't run here."""

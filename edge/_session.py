@@ -15,53 +15,36 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.beam import BeamPlan
-from contract.errors import InputError, PoolExhausted
+from contract.errors import PoolExhausted
 from contract.page import Page
-from contract.rows import INT8
 from contract.v1 import page_pb2
-from edge._choice import Decision, Situation, TimerNs, choose, look_ahead, make_ready, scores_of
+from edge._choice import Decision, Situation, TimerNs, choose, search_now, values_now
 from edge._client import PageSource
 from edge._clock import Clock, SessionTime, SystemClock
+from edge._config import SessionConfig as SessionConfig
 from edge._engine import Engine
-from edge._features import watched_item
-from edge._history import Shown, WatchHistory
+from edge._history import WatchHistory
 from edge._installed import InstalledModel
 from edge._intake import PageIntake
 from edge._keeper import Keeper
 from edge._metrics import Metrics
 from edge._models import Models
-from edge._policy import About, ChoicePolicy, about, limits_now
-from edge._pool import CandidatePool, PoolConfig, PooledPage
+from edge._policy import About, about
+from edge._pool import CandidatePool, PooledPage
 from edge._reranker import Reranker
 from edge._state import StateFile
 from edge._store import ModelStore
 from edge._telemetry import Telemetry
+from edge._told import Reporter, choice_of, shown_of, stages_of
 from edge._trace import Trace
-from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Reason, Search
+from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Search
 from edge._upload import FeedbackUploader
-from edge._wire import Impression, PageRequest, feedback_event
-
-
-@dataclass(frozen=True)
-class SessionConfig:
-    """policy: how the next video is chosen; watched_capacity: L until a model brings its own; opted_in: the user lets
-    opt_in fields leave; retry_ms: pause after a page that could not be fetched.
-    """
-
-    pool: PoolConfig = field(default_factory=PoolConfig)
-    policy: ChoicePolicy = field(default_factory=ChoicePolicy)
-    page_size: int = 0
-    row_encoding: str = INT8
-    watched_capacity: int = 50
-    opted_in: bool = False
-    retry_ms: int = 2_000
-    allow_no_delegate: bool = False
+from edge._wire import Impression, PageRequest
 
 
 class EdgeSession:
@@ -122,6 +105,7 @@ class EdgeSession:
             self._keeper = Keeper(state, user_id, self._history, self.pool, uploader, self._telemetry)
             self._keeper.restore(self._clock.wall_ms(), self.config.opted_in)
         self._first_number = self._keeper.number if self._keeper else 0
+        self._reporter = Reporter(uploader, self._keeper, self.config.opted_in)
         self._observe(state)
 
     def _observe(self, state: StateFile | None) -> None:
@@ -228,16 +212,10 @@ class EdgeSession:
 
     def _values(self, page: PooledPage) -> NDArray[np.float32] | None:
         """Fused values of a page's remaining candidates, as a swipe of now would find them; None when it could not."""
-        reranker = self._reranker
-        if reranker is None:
-            return None
-        try:
-            make_ready(reranker, self._situation(self._time.now_ms()))
-            values_N = reranker.values(scores_of(reranker, [page], self._device))
-        except Exception as error:  # the server's order decides what goes
+        values_N, error = values_now([page], self._reranker, self._situation(self._time.now_ms()))
+        if error is not None:  # the server's order decides what goes
             self._telemetry.swallowed(error)
-            return None
-        return values_N if np.isfinite(values_N).all() else None
+        return values_N
 
     # -- swipes
 
@@ -273,22 +251,8 @@ class EdgeSession:
         """
         self._device = device or self._device
         self._settle()
-        tier, reranker = self._tier(), self._reranker
-        if reranker is None or tier[0].scored is None:
-            return Search(problem=tier[0].reason)
-        now = self._situation(self._time.now_ms())
-        allowed_N = limits_now(now.policy, tier, now.recent, now.device).allowed_N
-        if first is not None:
-            allowed_N = np.array([page.video_ids[i] in first for page in tier for i in page.remaining], bool)
-            if not allowed_N.any():
-                raise InputError("none of these candidates is left", got=sorted(first))
-        try:
-            make_ready(reranker, now)
-            scores_NT = scores_of(reranker, tier, self._device)
-        except Exception as error:  # as in a swipe
-            self._telemetry.swallowed(error)
-            return Search(problem=str(Reason.ENGINE_ERROR))
-        found = look_ahead(tier, reranker, now, scores_NT, plan, allowed_N)
+        tier = self._tier()
+        found = search_now(tier, self._reranker, self._situation(self._time.now_ms()), plan, first)
         if found.error is not None:
             self._telemetry.swallowed(found.error)
         return found.search
@@ -310,47 +274,14 @@ class EdgeSession:
         if decision.error is not None:
             self._telemetry.swallowed(decision.error)
         self.pool.shown(page, index)
-        by_model = self._reranker if decision.values_N is not None else None
         end = self._timer_ns()
-        stages = {
-            "maintain": (settled - start) / 1e3,
-            "features": decision.features_us,
-            "engine": decision.engine_us,
-            **({"search": decision.search.search_us} if decision.search else {}),
-        }
-        total = (end - start) / 1e3
-        stages |= {"choice": total - sum(stages.values()), "total": total}
+        stages = stages_of(decision, start, settled, end)
         if decision.reason:
             self.metrics.add("kir.edge.fallbacks", 1, decision.reason.partition(":")[0])
         self._telemetry.swipe(start, settled, decision.began_ns, end, stages, len(decision.considered))
-        choice = Choice(
-            video_id=page.video_ids[index],
-            page_id=page.page.page_id,
-            candidate_index=index,
-            chooser=decision.chooser,
-            reason=decision.reason,
-            position=self.position,
-            considered=decision.considered,
-            remaining=tuple(page.remaining),
-            scores_NT=decision.scores_NT,
-            values_N=decision.values_N,
-            dense_version=by_model.dense_version if by_model else "",
-            variant=by_model.engine.variant + decision.searched if by_model else "",
-            rows_revision=page.page.rows_revision if by_model else 0,
-            stages_us=stages,
-            search=decision.search,
-            relaxed=decision.relaxed,
-            value=decision.value,
-            best_value=decision.best_value,
-        )
-        scored = page.scored
-        shown = Shown(
-            Impression(self.user_id, self.session_id, choice, now_ms, self._device),
-            watched_item(page.page, index, self._number, self._device),
-            None if scored is None else scored.features.watched_rows_nR[index],
-            page.page.dense_version,
-            page.page.rows_revision,
-        )
+        choice = choice_of(decision, self.position, self._reranker, stages)
+        impression = Impression(self.user_id, self.session_id, choice, now_ms, self._device)
+        shown = shown_of(decision, impression, self._number)
         self._history.show(shown)
         if self._keeper is not None:
             self._keeper.shown(shown)
@@ -385,28 +316,10 @@ class EdgeSession:
     def feedback(self, feedback: Feedback) -> Outcome:
         """Take in a feedback, work out its token, report it. Late, amended and out-of-order ones are fine."""
         with self._telemetry.span("feedback"):
-            outcome = self._take_feedback(feedback)
-        self.metrics.add("kir.edge.feedback", 1, outcome)
-        return outcome
-
-    def _take_feedback(self, feedback: Feedback) -> Outcome:
-        self._settle()
-        applied = self._models.apply(feedback)
-        shown = applied.shown
-        if shown is None:
-            return applied.outcome
-        event = None
-        if self._uploader is not None:
-            stale = applied.outcome is Outcome.STALE
-            told = feedback if stale else shown.whole(feedback)
-            now_ms, opted_in = self._time.now_ms(), self.config.opted_in
-            event = feedback_event(shown.impression, told, applied.revision, now_ms, opted_in)
-        if self._keeper is not None:
-            self._keeper.feedback(shown, event)
-            self._keeper.save(self._reranker)
-            self._keeper.send()
-        elif event is not None and self._uploader is not None:
-            self._uploader.offer(event)
+            self._settle()
+            applied = self._models.apply(feedback)
+            self._reporter.tell(applied, feedback, self._time.now_ms(), self._reranker)
+        self.metrics.add("kir.edge.feedback", 1, applied.outcome)
         return applied.outcome
 
     def close(self) -> None:

@@ -34,7 +34,8 @@ class Telemetry:
 
     @contextmanager
     def span(self, name: str, what: str = "", n: int = 0) -> Iterator[None]:
-        """A stage off the swipe path: its duration into `kir.edge.stage.duration`, its span into the trace.
+        """A stage off the swipe path: its duration into `kir.edge.stage.duration`, its span into the trace. From any
+        thread.
 
         what, n: what it was about and how many, for the trace.
         """

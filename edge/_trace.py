@@ -23,7 +23,7 @@ class Trace:
     """Spans of a session, the newest `capacity` of them.
 
     to        a file, replaced whole, or a text stream
-    dropped   older spans that made room
+    dropped   older spans that made room; saved: whether it was written
     Raises InputError for a capacity below 1.
     """
 
@@ -35,6 +35,7 @@ class Trace:
         self._threads: dict[str, int] = {}
         self._lock = threading.Lock()
         self.dropped = 0
+        self.saved = False
 
     def add(self, name: str, start_ns: int, end_ns: int, what: str = "", n: int = 0) -> None:
         """A span of this thread, by one monotonic timer's nanoseconds. what, n: what it was about, and how many."""
@@ -65,6 +66,7 @@ class Trace:
                 file.write(text.encode())
         else:
             self._to.write(text)
+        self.saved = True
 
 
 def _event(origin_ns: int, name: str, start_ns: int, end_ns: int, thread: int, what: str, n: int) -> dict[str, object]:

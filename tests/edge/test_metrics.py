@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from contract.errors import InputError, PageError, PoolExhausted, ServerUnavailable
 from edge import (
-    METRICS,
     EdgeSession,
     FakeClock,
     FakePageClient,
@@ -159,7 +158,7 @@ class TestSession:
         session.close()
         assert session.metrics.snapshot()["kir.edge.uploads{result=accepted}"] == 9
         json.dumps(told)
-        assert {key.partition("{")[0] for key in told} <= set(METRICS)
+        assert {key.partition("{")[0] for key in told} <= set(Metrics.TABLE)
 
     def test_models_that_come_are_counted(self, session: EdgeSession, published: Open) -> None:
         session.offer(published("kir-b"))
@@ -194,5 +193,5 @@ def test_the_guides_table_is_the_codes(repository: Path) -> None:
     text = (repository / "docs" / "edge.md").read_text()
     rows = re.findall(r"^\| `(kir\.edge\.[a-z_.]+)(?:\{([a-z]+)\})?` \| (\w+) \| (\w+) \|", text, re.MULTILINE)
     assert {name: (attribute, kind, unit) for name, attribute, kind, unit in rows} == {
-        name: (metric.attribute, metric.kind, metric.unit) for name, metric in METRICS.items()
+        name: (metric.attribute, metric.kind, metric.unit) for name, metric in Metrics.TABLE.items()
     }
