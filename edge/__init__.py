@@ -15,22 +15,27 @@ from contract.errors import (
     ServerError,
     ServerUnavailable,
 )
+from edge._async import AsyncEdgeSession
 from edge._client import FakePageClient, PageClient, PageSource, Retry
 from edge._clock import Clock, FakeClock, SystemClock
+from edge._config import SessionConfig
 from edge._engine import Engine
 from edge._installed import InstalledModel
+from edge._metrics import Metrics
 from edge._policy import ChoicePolicy
 from edge._pool import PoolConfig
 from edge._replay import ReplayReport, replay
-from edge._session import EdgeSession, SessionConfig
+from edge._session import EdgeSession
 from edge._source import DirectorySource, HttpSource
 from edge._state import StateFile
 from edge._store import ModelStore
+from edge._trace import Trace
 from edge._types import Choice, Chooser, DeviceState, Feedback, Outcome, PageReport, Reason, Search
 from edge._upload import FeedbackClient, FeedbackUploader
 from edge._wire import PageRequest
 
 __all__ = [
+    "AsyncEdgeSession",
     "BeamPlan",
     "Choice",
     "ChoicePolicy",
@@ -49,6 +54,7 @@ __all__ = [
     "HttpSource",
     "InstalledModel",
     "IntegrityError",
+    "Metrics",
     "ModelStore",
     "NoModelError",
     "Outcome",
@@ -68,5 +74,6 @@ __all__ = [
     "SessionConfig",
     "StateFile",
     "SystemClock",
+    "Trace",
     "replay",
 ]

@@ -5,7 +5,7 @@ Each falls back to the one after it, with the reason. Not thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.beam import BeamPlan
+from contract.errors import InputError
 from edge._ahead import search, unfit_plan
 from edge._policy import BEAM, LIMITS, About, ChoicePolicy, Limits, Mask, limits_now
 from edge._pool import PooledPage
@@ -42,7 +43,9 @@ class Situation:
 
 @dataclass(eq=False, slots=True)
 class Decision:
-    """What was chosen: candidate `index` of `page`. error: what the engine said, for the log."""
+    """What was chosen: candidate `index` of `page`. error: what the engine said, for the log; began_ns: when
+    features began, by the timer.
+    """
 
     page: PooledPage
     index: int
@@ -51,6 +54,7 @@ class Decision:
     considered: Sequence[int]
     scores_NT: Floats | None = None
     values_N: Floats | None = None
+    began_ns: int = 0
     features_us: float = 0.0
     engine_us: float = 0.0
     error: Exception | None = None
@@ -114,6 +118,7 @@ def choose(tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation
         considered,
         scores_NT,
         values_N,
+        begin,
         (ready - begin) / 1e3,
         (done - ready) / 1e3,
         (ahead.error if ahead else None) or failed,
@@ -176,3 +181,44 @@ def look_ahead(
     items = tuple(ids[item] for item in found.items)
     done = Search(items, found.reward, found.steps, found.stability, found.ended, search_us)
     return Ahead(done, found.items[0])
+
+
+def search_now(
+    tier: Sequence[PooledPage],
+    reranker: Reranker | None,
+    now: Situation,
+    plan: BeamPlan,
+    first: Collection[int] | None,
+) -> Ahead:
+    """A search without a choice and without a budget. first: video ids that may stand first; None: those within the
+    policy's limits. Raises InputError when none of them is left, and nothing else.
+    """
+    if reranker is None or tier[0].scored is None:
+        return Ahead(Search(problem=tier[0].reason))
+    allowed_N = limits_now(now.policy, tier, now.recent, now.device).allowed_N
+    if first is not None:
+        allowed_N = np.array([page.video_ids[i] in first for page in tier for i in page.remaining], bool)
+        if not allowed_N.any():
+            raise InputError("none of these candidates is left", got=sorted(first))
+    try:
+        make_ready(reranker, now)
+        scores_NT = scores_of(reranker, tier, now.device)
+    except Exception as error:  # as in a swipe
+        return Ahead(Search(problem=str(Reason.ENGINE_ERROR)), error=error)
+    return look_ahead(tier, reranker, now, scores_NT, plan, allowed_N)
+
+
+def values_now(
+    tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation
+) -> tuple[Floats | None, Exception | None]:
+    """Fused values [N] of a tier's remaining candidates, as a swipe of now would find them; None, and what went wrong,
+    when it could not.
+    """
+    if reranker is None:
+        return None, None
+    try:
+        make_ready(reranker, now)
+        values_N = reranker.values(scores_of(reranker, tier, now.device))
+    except Exception as error:  # as in a swipe
+        return None, error
+    return (values_N if np.isfinite(values_N).all() else None), None

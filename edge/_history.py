@@ -19,6 +19,7 @@ from edge._types import Feedback, Outcome
 from edge._wire import Impression, WatchedEntry
 
 SHOWN_MAX = 512
+OBSERVED = ("play_time_ms", "has_next", "profile_stay_ms", "comment_stay_ms")
 
 
 @dataclass(eq=False)
@@ -30,7 +31,8 @@ class Shown:
     listed_at_ms  when it was shown, as the watched list tells it; None: as the impression does
     token_F       its token before any feedback, as `PageFeatures.tokens_nF`; of the same version
     dense_version, rows_revision   what row_R belongs to
-    signals       everything observed so far; revision of the newest feedback, -1 before the first
+    signals       everything observed so far, as play_time_ms … are; told_at: by which revision, for each name
+    revision      of the newest feedback, -1 before the first
     """
 
     impression: Impression
@@ -46,15 +48,25 @@ class Shown:
     profile_stay_ms: int | None = None
     comment_stay_ms: int | None = None
     revision: int = -1
+    told_at: dict[str, int] = field(default_factory=dict)
 
-    def merge(self, feedback: Feedback) -> None:
-        """Take in what this feedback observed; what it does not tell stays as it was."""
-        self.signals.update(feedback.signals)
-        if feedback.play_time_ms is not None:
-            self.play_time_ms = feedback.play_time_ms
-        for name in ("has_next", "profile_stay_ms", "comment_stay_ms"):
-            if getattr(feedback, name) is not None:
-                setattr(self, name, getattr(feedback, name))
+    def merge(self, feedback: Feedback, revision: int) -> bool:
+        """Take in what a feedback observed; what it does not tell stays as it was. Returns whether that was news.
+
+        Of two that tell the same thing the higher revision stands, and the first of equal ones, in whatever order they
+        come.
+        """
+        told = {name: getattr(feedback, name) for name in OBSERVED if getattr(feedback, name) is not None}
+        news = False
+        for name, value in (*feedback.signals.items(), *told.items()):
+            if revision <= self.told_at.get(name, -1):
+                continue
+            news, self.told_at[name] = True, revision
+            if name in told:
+                setattr(self, name, value)
+            else:
+                self.signals[name] = value
+        return news
 
     def whole(self, feedback: Feedback) -> Feedback:
         """The feedback with all that was observed so far, as an event tells it: the last revision stands for all."""
@@ -116,18 +128,19 @@ class WatchHistory:
     def apply(self, feedback: Feedback) -> Applied:
         """Merge a feedback. The list must have room: evict first when `needs_room`.
 
-        The first feedback of an impression appends, in the order in which feedback arrives; later revisions
-        amend one of the last items; older items, and revisions that come after a newer one, change nothing here.
+        The first feedback of an impression appends, in the order in which feedback arrives; every other one amends one
+        of the last items, an older revision with what no newer one told. Older items go to the log only, and what
+        tells nothing new changes nothing here. So the order of one impression's revisions does not matter.
         """
         shown = self._shown.get(feedback.video_id)
         if shown is None:
             return Applied(Outcome.UNKNOWN)
-        revision = shown.revision + 1 if feedback.revision is None else feedback.revision
-        if revision <= shown.revision:
-            return Applied(Outcome.STALE, shown, revision)
         first = shown.revision < 0
-        shown.revision = revision
-        shown.merge(feedback)
+        revision = shown.revision + 1 if feedback.revision is None else feedback.revision
+        news = shown.merge(feedback, revision)
+        if revision <= shown.revision and not news:
+            return Applied(Outcome.STALE, shown, revision)
+        shown.revision = max(shown.revision, revision)
         observed = {
             "play_time_ms": shown.play_time_ms,
             "signals": [int(shown.signals[name]) if name in shown.signals else NULL_INT for name in SIGNALS],

@@ -182,7 +182,8 @@ class Keeper:
         if not steps:
             return
         try:
-            self._file.write(steps)
+            with self._telemetry.span("save"):
+                self._file.write(steps)
         except (sqlite3.Error, KirError, OverflowError) as error:
             self._file.failed += 1
             self._telemetry.swallowed(error)

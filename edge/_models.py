@@ -83,7 +83,7 @@ class Models:
             self._telemetry.swallowed(error)
             return self._no_model_reason
         self._history.watched = self._history.resized(engine.capacity)
-        self.reranker = Reranker(engine, self._history.watched)
+        self.reranker = Reranker(engine, self._history.watched, self._telemetry.span)
         if kept is not None and kept.dense_version == engine.dense_version:
             self._take_rows(kept, self.reranker)
         self._prepare_search(engine)
@@ -117,15 +117,26 @@ class Models:
         except Exception as error:  # the model serves NextOne as well as before
             self._telemetry.swallowed(error)
 
-    def update(self) -> str | None:
-        """Download what the CDN calls current and offer it. Returns its version, None when nothing is new."""
+    def newer(self) -> Engine | None:
+        """Download what the CDN calls current and load it; None when nothing is new. Changes nothing of the session,
+        so that another thread may wait for it.
+        """
         if not isinstance(self._store, ModelStore):
             return None
         version = self._store.update()
-        if version is None or version in (self.offered.dense_version if self.offered else "", self.dense_version):
+        offered = self.offered
+        if version is None or version in (offered.dense_version if offered else "", self.dense_version):
             return None
-        self.offer(self._store.load(version))
-        return version
+        return Engine(self._store.load(version), allow_no_delegate=self._allow_no_delegate)
+
+    def update(self, engine: Engine | None = None) -> str | None:
+        """Offer a newer model (default: `newer`). Returns its version, None when nothing is new."""
+        engine = engine or self.newer()
+        if engine is None:
+            return None
+        self.offered = engine
+        self._telemetry.metrics.add("kir.edge.model.updates")
+        return engine.dense_version
 
     def offer(self, installed: InstalledModel) -> None:
         """A model to take over with the first page that fits it. Raises as `Engine` when it can't run here."""
@@ -143,7 +154,7 @@ class Models:
             takes_over = engine is self.offered
             reranker = self.reranker
             if takes_over or reranker is None:
-                reranker = Reranker(engine, self._history.resized(engine.capacity))
+                reranker = Reranker(engine, self._history.resized(engine.capacity), self._telemetry.span)
             self._prepare_search(engine)
             try:
                 scored = reranker.open_page(page, request_ids)
@@ -160,6 +171,7 @@ class Models:
         pool.unscore(str(Reason.VERSION_MISMATCH))
         self._history.watched = reranker.watched
         self.reranker, self.offered = reranker, None
+        self._telemetry.metrics.add("kir.edge.model.activations")
         try:
             if isinstance(self._store, ModelStore):
                 self._store.activate(reranker.dense_version)
@@ -198,6 +210,8 @@ class Models:
 
     def _evict(self) -> None:
         change = self._history.watched.evict_if_full()
+        if change.dropped:
+            self._telemetry.metrics.add("kir.edge.watched.evictions", change.dropped)
         if self.reranker is not None:
             self.reranker.changed(change)
 

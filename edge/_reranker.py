@@ -21,6 +21,7 @@ from contract.watched import Change, WatchedList
 from edge._cache import WatchCache
 from edge._engine import Engine, PageState
 from edge._features import PageFeatures, SwipeFeatures, WatchedRows, page_features
+from edge._telemetry import Span, no_span
 from edge._types import DeviceState
 
 Floats = NDArray[np.float32]
@@ -38,8 +39,9 @@ class ScoredPage:
 class Reranker:
     """Engine and everything cached for it. `watched` is the session's list; the caller tells every change of it."""
 
-    def __init__(self, engine: Engine, watched: WatchedList):
+    def __init__(self, engine: Engine, watched: WatchedList, span: Span = no_span):
         self.engine = engine
+        self._span = span
         self.dense_version = engine.dense_version
         self._spec = engine.spec
         self.watched = watched
@@ -56,11 +58,13 @@ class Reranker:
         Candidates above the largest bucket are cut in server order. Raises what the engine raises.
         """
         n = min(len(page.candidates), self.engine.buckets[-1])
-        features = page_features(self._spec, page, n, request_ids, self._tokens)
+        with self._span("rows"):
+            features = page_features(self._spec, page, n, request_ids, self._tokens)
         slots = self.watched.columns(1)["video_id"].tolist()
         self.cache.stale_from(self.rows.adopt(features, slots, page.rows_revision))
         self.refresh()
-        state = self.engine.page(features.blocks)
+        with self._span("page_graph"):
+            state = self.engine.page(features.blocks)
         return ScoredPage(state, features, page.candidates.video_id[:n].tolist())
 
     # -- changes of the watched list
@@ -93,7 +97,8 @@ class Reranker:
     def refresh(self) -> None:
         """Work out keys and values that are not up to date; nothing before the first page, which brings the start."""
         if self.stale and self.rows.revision[0] >= 0:
-            self.cache.refresh(self.watched.length, self._blocks)
+            with self._span("watch"):
+                self.cache.refresh(self.watched.length, self._blocks)
 
     def _blocks(self, first: int, end: int) -> tuple[Floats, Floats]:
         dense = self._watched_dense[first:end]

@@ -15,50 +15,36 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from contract.beam import BeamPlan
-from contract.errors import InputError, PoolExhausted
+from contract.errors import PoolExhausted
 from contract.page import Page
-from contract.rows import INT8
 from contract.v1 import page_pb2
-from edge._choice import Decision, Situation, TimerNs, choose, look_ahead, make_ready, scores_of
+from edge._choice import Decision, Situation, TimerNs, choose, search_now, values_now
 from edge._client import PageSource
 from edge._clock import Clock, SessionTime, SystemClock
+from edge._config import SessionConfig as SessionConfig
 from edge._engine import Engine
-from edge._features import watched_item
-from edge._history import Shown, WatchHistory
+from edge._history import WatchHistory
 from edge._installed import InstalledModel
 from edge._intake import PageIntake
 from edge._keeper import Keeper
+from edge._metrics import Metrics
 from edge._models import Models
-from edge._policy import About, ChoicePolicy, about, limits_now
-from edge._pool import CandidatePool, PoolConfig, PooledPage
+from edge._policy import About, about
+from edge._pool import CandidatePool, PooledPage
 from edge._reranker import Reranker
 from edge._state import StateFile
 from edge._store import ModelStore
 from edge._telemetry import Telemetry
-from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Reason, Search
+from edge._told import Reporter, choice_of, shown_of, stages_of
+from edge._trace import Trace
+from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Search
 from edge._upload import FeedbackUploader
-from edge._wire import Impression, PageRequest, feedback_event
-
-
-@dataclass(frozen=True)
-class SessionConfig:
-    """policy: how the next video is chosen; watched_capacity: L until a model brings its own; opted_in: the user lets
-    opt_in fields leave; retry_ms: pause after a page that could not be fetched.
-    """
-
-    pool: PoolConfig = field(default_factory=PoolConfig)
-    policy: ChoicePolicy = field(default_factory=ChoicePolicy)
-    page_size: int = 0
-    row_encoding: str = INT8
-    watched_capacity: int = 50
-    opted_in: bool = False
-    retry_ms: int = 2_000
-    allow_no_delegate: bool = False
+from edge._wire import Impression, PageRequest
 
 
 class EdgeSession:
@@ -71,7 +57,9 @@ class EdgeSession:
     timer_ns  measures stages and the policy's budget, in nanoseconds
     state     where the watched list, impressions, seen ids and unsent feedback outlive the app; read here, written by
               `maintain`, `feedback` and `close`, never by `next`; None: nothing is kept
-    Public to read: pool, session_id, position (videos shown), last_error (what was swallowed last), default_rows.
+    trace     takes the spans of the session and is written by `close`; None: nothing is traced, at no cost
+    Public to read: metrics, pool, session_id, position (videos shown), last_error (what was swallowed last) and
+    default_rows.
     """
 
     def __init__(
@@ -86,12 +74,13 @@ class EdgeSession:
         session_id: int | None = None,
         timer_ns: TimerNs = time.perf_counter_ns,
         state: StateFile | None = None,
+        trace: Trace | None = None,
     ):
         self.config = config or SessionConfig()
         self.user_id = user_id
         self.session_id = secrets.randbits(63) if session_id is None else session_id  # a new one per session
         self.position = 0
-        self._telemetry = Telemetry()
+        self._telemetry = Telemetry(trace, timer_ns)
         self._uploader = uploader
         self._clock = clock or SystemClock()
         self._timer_ns = timer_ns
@@ -106,6 +95,7 @@ class EdgeSession:
             self._telemetry,
             self._clock,
             self._request,
+            self._values,
             retry_ms=self.config.retry_ms,
         )
         self._recent: list[About] = []
@@ -115,6 +105,29 @@ class EdgeSession:
             self._keeper = Keeper(state, user_id, self._history, self.pool, uploader, self._telemetry)
             self._keeper.restore(self._clock.wall_ms(), self.config.opted_in)
         self._first_number = self._keeper.number if self._keeper else 0
+        self._reporter = Reporter(uploader, self._keeper, self.config.opted_in)
+        self._observe(state)
+
+    def _observe(self, state: StateFile | None) -> None:
+        """Numbers that other parts keep, for `metrics`; and the uploader's spans."""
+        metrics, uploader = self.metrics, self._uploader
+        metrics.observe("kir.edge.pool.candidates", lambda: len(self.pool))
+        metrics.observe("kir.edge.pool.evictions", lambda: dict(self.pool.evicted))
+        metrics.observe("kir.edge.watched.videos", lambda: self.n_watched)
+        if uploader is not None:
+            results = ("accepted", "duplicates", "rejected", "dropped")
+            metrics.observe("kir.edge.uploads", lambda: {name: getattr(uploader, name) for name in results})
+            if self._telemetry.trace is not None:
+                uploader.on_report = self._telemetry.trace.add
+        if state is not None:
+            metrics.observe("kir.edge.state.set_aside", lambda: state.set_aside)
+            metrics.observe("kir.edge.state.failures", lambda: state.failed)
+            metrics.observe("kir.edge.state.dropped", lambda: state.dropped)
+
+    @property
+    def metrics(self) -> Metrics:
+        """What the session counts, and how long its stages take; `snapshot` from any thread."""
+        return self._telemetry.metrics
 
     @property
     def pool(self) -> CandidatePool:
@@ -197,6 +210,13 @@ class EdgeSession:
         """Wait for a page on its way and take it in; False when none is, or none came in time."""
         return self._intake.wait(timeout_s)
 
+    def _values(self, page: PooledPage) -> NDArray[np.float32] | None:
+        """Fused values of a page's remaining candidates, as a swipe of now would find them; None when it could not."""
+        values_N, error = values_now([page], self._reranker, self._situation(self._time.now_ms()))
+        if error is not None:  # the server's order decides what goes
+            self._telemetry.swallowed(error)
+        return values_N
+
     # -- swipes
 
     def next(self, device: DeviceState | None = None) -> Choice:
@@ -231,22 +251,8 @@ class EdgeSession:
         """
         self._device = device or self._device
         self._settle()
-        tier, reranker = self._tier(), self._reranker
-        if reranker is None or tier[0].scored is None:
-            return Search(problem=tier[0].reason)
-        now = self._situation(self._time.now_ms())
-        allowed_N = limits_now(now.policy, tier, now.recent, now.device).allowed_N
-        if first is not None:
-            allowed_N = np.array([page.video_ids[i] in first for page in tier for i in page.remaining], bool)
-            if not allowed_N.any():
-                raise InputError("none of these candidates is left", got=sorted(first))
-        try:
-            make_ready(reranker, now)
-            scores_NT = scores_of(reranker, tier, self._device)
-        except Exception as error:  # as in a swipe
-            self._telemetry.swallowed(error)
-            return Search(problem=str(Reason.ENGINE_ERROR))
-        found = look_ahead(tier, reranker, now, scores_NT, plan, allowed_N)
+        tier = self._tier()
+        found = search_now(tier, self._reranker, self._situation(self._time.now_ms()), plan, first)
         if found.error is not None:
             self._telemetry.swallowed(found.error)
         return found.search
@@ -257,52 +263,25 @@ class EdgeSession:
         except PoolExhausted:
             self._intake.take_arrived()
             self._intake.ask()
+        try:
             return self.pool.tier(self._clock.monotonic_ms())
+        except PoolExhausted:
+            self.metrics.add("kir.edge.pool.exhausted")
+            raise
 
     def _commit(self, decision: Decision, now_ms: int, start: int, settled: int) -> Choice:
         page, index = decision.page, decision.index
         if decision.error is not None:
             self._telemetry.swallowed(decision.error)
         self.pool.shown(page, index)
-        by_model = self._reranker if decision.values_N is not None else None
         end = self._timer_ns()
-        stages = {
-            "maintain": (settled - start) / 1e3,
-            "features": decision.features_us,
-            "engine": decision.engine_us,
-            **({"search": decision.search.search_us} if decision.search else {}),
-        }
-        total = (end - start) / 1e3
-        stages |= {"choice": total - sum(stages.values()), "total": total}
-        choice = Choice(
-            video_id=page.video_ids[index],
-            page_id=page.page.page_id,
-            candidate_index=index,
-            chooser=decision.chooser,
-            reason=decision.reason,
-            position=self.position,
-            considered=decision.considered,
-            remaining=tuple(page.remaining),
-            scores_NT=decision.scores_NT,
-            values_N=decision.values_N,
-            dense_version=by_model.dense_version if by_model else "",
-            variant=by_model.engine.variant + decision.searched if by_model else "",
-            rows_revision=page.page.rows_revision if by_model else 0,
-            stages_us=stages,
-            search=decision.search,
-            relaxed=decision.relaxed,
-            value=decision.value,
-            best_value=decision.best_value,
-        )
-        scored = page.scored
-        shown = Shown(
-            Impression(self.user_id, self.session_id, choice, now_ms, self._device),
-            watched_item(page.page, index, self._number, self._device),
-            None if scored is None else scored.features.watched_rows_nR[index],
-            page.page.dense_version,
-            page.page.rows_revision,
-            token_F=None if scored is None or (tokens := scored.features.tokens_nF) is None else tokens[index],
-        )
+        stages = stages_of(decision, start, settled, end)
+        if decision.reason:
+            self.metrics.add("kir.edge.fallbacks", 1, decision.reason.partition(":")[0])
+        self._telemetry.swipe(start, settled, decision.began_ns, end, stages, len(decision.considered))
+        choice = choice_of(decision, self.position, self._reranker, stages)
+        impression = Impression(self.user_id, self.session_id, choice, now_ms, self._device)
+        shown = shown_of(decision, impression, self._number)
         self._history.show(shown)
         if self._keeper is not None:
             self._keeper.shown(shown)
@@ -322,35 +301,25 @@ class EdgeSession:
 
         Call it after showing a choice. Never raises; `last_error` keeps what went wrong.
         """
-        self._settle()
-        self._intake.take_arrived()
-        if self.pool.wants_page(self._clock.monotonic_ms()):
-            self._intake.ask()
-        if self._keeper is not None:
-            self._keeper.save(self._reranker)
+        with self._telemetry.span("maintain"):
+            self._settle()
+            self._intake.take_arrived()
+            if self.pool.wants_page(self._clock.monotonic_ms()):
+                self._intake.ask()
+            if self._keeper is not None:
+                self._keeper.save(self._reranker)
+            self.metrics.fold()
 
     def _settle(self) -> None:
         self._models.settle()
 
     def feedback(self, feedback: Feedback) -> Outcome:
         """Take in a feedback, work out its token, report it. Late, amended and out-of-order ones are fine."""
-        self._settle()
-        applied = self._models.apply(feedback)
-        shown = applied.shown
-        if shown is None:
-            return applied.outcome
-        event = None
-        if self._uploader is not None:
-            stale = applied.outcome is Outcome.STALE
-            told = feedback if stale else shown.whole(feedback)
-            now_ms, opted_in = self._time.now_ms(), self.config.opted_in
-            event = feedback_event(shown.impression, told, applied.revision, now_ms, opted_in)
-        if self._keeper is not None:
-            self._keeper.feedback(shown, event)
-            self._keeper.save(self._reranker)
-            self._keeper.send()
-        elif event is not None and self._uploader is not None:
-            self._uploader.offer(event)
+        with self._telemetry.span("feedback"):
+            self._settle()
+            applied = self._models.apply(feedback)
+            self._reporter.tell(applied, feedback, self._time.now_ms(), self._reranker)
+        self.metrics.add("kir.edge.feedback", 1, applied.outcome)
         return applied.outcome
 
     def close(self) -> None:
@@ -360,3 +329,8 @@ class EdgeSession:
             self._uploader.close()
         if self._keeper is not None:
             self._keeper.close(self._reranker)
+        if self._telemetry.trace is not None:
+            try:
+                self._telemetry.trace.save()
+            except OSError as error:  # a trace is never worth a failure
+                self._telemetry.swallowed(error)

@@ -112,8 +112,8 @@ def feedback_text(shown: Shown) -> str:
     """All that was observed of an impression so far; "" before the first feedback."""
     if shown.revision < 0:
         return ""
-    observed = {name: getattr(shown, name) for name in ("signals", "play_time_ms", "revision", "has_next", *_STAYS)}
-    return _dump(observed)
+    names = ("signals", "play_time_ms", "has_next", *_STAYS, "revision", "told_at")
+    return _dump({name: getattr(shown, name) for name in names})
 
 
 def impressions_of(user_id: int, stored: Sequence[tuple[bytes, bytes | None, str, str]]) -> list[Shown]:
@@ -158,8 +158,9 @@ def _shown_of(user_id: int, values: dict[str, Any], row: bytes | None, impressio
         play_time_ms = None if seen["play_time_ms"] < 0 else _count(seen["play_time_ms"], 2**31)
         stays = {name: None if seen[name] is None else _count(seen[name], 2**31) for name in _STAYS}
         signals = {str(name): bool(value) for name, value in seen["signals"].items()}
-        shown.merge(Feedback(video_id, play_time_ms, signals, _flag(seen["has_next"]), **stays))
         shown.revision = _count(seen["revision"], 2**31)
+        shown.merge(Feedback(video_id, play_time_ms, signals, _flag(seen["has_next"]), **stays), shown.revision)
+        shown.told_at |= {name: _count(seen["told_at"][name], 2**31) for name in shown.told_at}
     return shown
 
 

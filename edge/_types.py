@@ -42,7 +42,7 @@ class Outcome(StrEnum):
     APPENDED = "appended"  # the video joined the watched list
     AMENDED = "amended"  # its token was worked out again
     LOGGED = "logged"  # too late for the watched list: reported to the server only
-    STALE = "stale"  # a newer revision was applied already: reported only
+    STALE = "stale"  # newer revisions told all of it already: reported only
     UNKNOWN = "unknown"  # this session never showed the video: dropped
 
 

@@ -23,7 +23,9 @@ from edge._clock import FakeClock, SystemClock
 from edge._installed import InstalledModel
 from edge._replay import replay
 from edge._session import EdgeSession, SessionConfig
+from edge._state import StateFile
 from edge._store import ModelStore
+from edge._trace import Trace
 from edge._types import Choice, DeviceState, Feedback
 from edge._upload import FeedbackClient, FeedbackUploader
 
@@ -64,6 +66,8 @@ def add_swipe_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tls", action="store_true", help="encrypt the connection to the server")
     parser.add_argument("--ca", type=Path, help="PEM file of the certificates to trust, implies --tls")
+    parser.add_argument("--state", type=Path, help="file in which the session goes on at the next run, one per user")
+    parser.add_argument("--trace", type=Path, help="write a trace of the session, for chrome://tracing or Perfetto")
 
 
 def run_swipe(args: argparse.Namespace) -> int:
@@ -84,11 +88,19 @@ def run_swipe(args: argparse.Namespace) -> int:
         pages = PageClient(args.server, tls=args.tls, ca_certificates=ca)
         sink = FeedbackClient(args.server, tls=args.tls, ca_certificates=ca)
         clock = FakeClock(SystemClock().wall_ms(), SystemClock().monotonic_ms())  # plays take no real time
-        session = EdgeSession(user_id, store, pages, FeedbackUploader(sink), clock=clock, config=SessionConfig())
+        state = StateFile(args.state) if args.state is not None else None
+        trace = Trace(args.trace) if args.trace is not None else None
+        uploader, config = FeedbackUploader(sink), SessionConfig()
+        session = EdgeSession(user_id, store, pages, uploader, clock=clock, config=config, state=state, trace=trace)
         with closing(pages), closing(sink), closing(session):
+            if state is not None:
+                print(f"state: {session.n_watched} videos watched before{state.problem and f' ({state.problem})'}")
             _get_model(session, args.cdn)
             session.fetch_page()
-            return _swipe(session, clock, args)
+            code = _swipe(session, clock, args)
+    if trace is not None and not trace.saved:
+        raise InputError("--trace can't be written", where=args.trace, got=str(session.last_error))
+    return code
 
 
 def _get_model(session: EdgeSession, cdn: str | None) -> None:

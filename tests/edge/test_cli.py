@@ -132,6 +132,32 @@ class TestSwipe:
         assert self.swipe(server, "--swipes", "10") == 2
         assert "seen it all" in capsys.readouterr().err
 
+    def test_a_second_run_goes_on_where_the_first_stopped(
+        self, server: LocalServer, shop: Shop, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        state = tmp_path / "user.state"
+        for watched in (0, 5):
+            assert self.swipe(server, "--swipes", "5", "--state", str(state)) == 0
+            assert f"state: {watched} videos watched before\n" in capsys.readouterr().out
+        assert len(server.requests[-1].watched) >= 5
+        assert len({session_id for session_id, _, _ in server.events}) == 2
+        state.write_bytes(b"no state" * 100)
+        assert self.swipe(server, "--swipes", "1", "--state", str(state)) == 0
+        assert "state: 0 videos watched before (file is not a database)" in capsys.readouterr().out
+
+    def test_a_trace_is_written(self, server: LocalServer, shop: Shop, tmp_path: Path) -> None:
+        path = tmp_path / "trace.json"
+        assert self.swipe(server, "--swipes", "3", "--trace", str(path)) == 0
+        names = [event["name"] for event in json.loads(path.read_text())["traceEvents"]]
+        assert (names.count("swipe"), "upload" in names) == (3, True)
+
+    def test_a_trace_that_can_not_be_written(
+        self, server: LocalServer, shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        assert self.swipe(server, "--swipes", "1", "--trace", str(tmp_path / "file" / "trace.json")) == 2
+        assert "--trace can't be written" in capsys.readouterr().err
+
     def test_no_server(self, server: LocalServer, capsys: pytest.CaptureFixture[str]) -> None:
         server.stop()
         assert self.swipe(server, "--swipes", "1") == 2

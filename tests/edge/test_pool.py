@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from contract.errors import InputError, PoolExhausted
-from edge._pool import CandidatePool, PoolConfig, PooledPage
+from edge._pool import CandidatePool, PoolConfig, PooledPage, Values
 from edge._reranker import ScoredPage
 from tests.edge.tiny_page import make_page
 
@@ -23,12 +25,18 @@ def scored_of(ids: Sequence[int]) -> ScoredPage:
 
 
 def add(
-    pool: CandidatePool, ids: Sequence[int], now_ms: int = 0, scored: bool = True, page_id: str = "p", **ttl: Any
+    pool: CandidatePool,
+    ids: Sequence[int],
+    now_ms: int = 0,
+    scored: bool = True,
+    page_id: str = "p",
+    values: Values | None = None,
+    **ttl: Any,
 ) -> int:
     page = make_page(
         ids, page_id=page_id, status="no_live_version", **{"soft_ttl_ms": SOFT_MS, "hard_ttl_ms": HARD_MS, **ttl}
     )
-    return pool.add(page, now_ms, scored_of(ids) if scored else None, "" if scored else "why")
+    return pool.add(page, now_ms, scored_of(ids) if scored else None, "" if scored else "why", values)
 
 
 def left(pages: Sequence[PooledPage]) -> list[int]:
@@ -165,6 +173,119 @@ class TestLimits:
             assert len(held) == len(set(held)) == len(pool) <= 10
             assert not set(held) & set(shown)
         assert len(shown) == len(set(shown))
+
+
+def worth(page: PooledPage) -> NDArray[np.float32]:
+    """Stands for the model: a video is worth its id modulo 10, in tenths."""
+    return np.array([page.video_ids[i] % 10 / 10 for i in page.remaining], np.float32)
+
+
+class TestQualityEviction:
+    def pool(self, n: int) -> CandidatePool:
+        return CandidatePool(PoolConfig(max_candidates=n))
+
+    def test_the_lowest_values_of_all_pages_go_first(self) -> None:
+        pool = self.pool(5)
+        add(pool, [9, 1, 8, 4])
+        add(pool, [12, 17, 13], 1, values=worth)
+        assert left(pool.pages) == [9, 8, 4, 17, 13]
+        assert pool.evicted == {"expired": 0, "replaced": 0, "surplus": 2}
+
+    def test_ties_go_from_the_end_of_the_older_page(self) -> None:
+        pool = self.pool(3)
+        add(pool, [5, 15, 25])
+        add(pool, [35, 45], 1, values=worth)
+        assert left(pool.pages) == [5, 35, 45]
+
+    def test_what_no_model_can_score_goes_before_what_it_can(self) -> None:
+        pool = self.pool(4)
+        add(pool, [1, 2, 3], scored=False)
+        add(pool, [10, 11, 12], 1, values=worth)
+        assert left(pool.pages) == [1, 10, 11, 12]
+
+    def test_both_rules_one_after_the_other(self) -> None:
+        pool = self.pool(2)
+        add(pool, [1, 2, 3], scored=False)
+        add(pool, [19, 10, 15], 1, values=worth)
+        assert left(pool.pages) == [19, 15]
+
+    def test_a_page_alone_may_be_too_large(self) -> None:
+        pool = self.pool(3)
+        assert add(pool, [1, 9, 3, 8, 5], values=worth) == 3
+        assert left(pool.pages) == [9, 8, 5]
+
+    def test_a_model_that_can_not_tell_leaves_it_to_the_servers_order(self) -> None:
+        pool = self.pool(3)
+        add(pool, [1, 2])
+        add(pool, [9, 8], 1, values=lambda page: None)
+        assert left(pool.pages) == [1, 9, 8]
+
+    def test_a_pool_with_room_asks_nothing(self) -> None:
+        pool = self.pool(5)
+        add(pool, [1, 2, 3, 4, 5], values=lambda page: pytest.fail("asked"))
+
+    @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9, unique=True), min_size=1, max_size=4))
+    def test_what_stays_is_worth_no_less_than_what_went(self, pages: list[list[int]]) -> None:
+        pool = CandidatePool(PoolConfig(max_pages=9, max_candidates=6))
+        for number, ids in enumerate(pages):
+            before = {*left(pool.pages), *ids}
+            add(pool, ids, number, values=worth)
+            kept = left(pool.pages)
+            assert len(kept) == min(6, len(before))
+            gone = before - set(kept)
+            if gone:
+                assert min(v % 10 for v in kept) >= max(v % 10 for v in gone)
+            assert all(page.remaining == sorted(page.remaining) for page in pool.pages)
+
+
+class TestTtlInSwipes:
+    def pool(self) -> CandidatePool:
+        return CandidatePool(PoolConfig(prefetch_below=1, soft_ttl_swipes=2, hard_ttl_swipes=3))
+
+    def show(self, pool: CandidatePool, n: int) -> None:
+        for _ in range(n):
+            page = pool.tier(0)[0]
+            pool.shown(page, page.remaining[0])
+
+    def test_the_soft_one_asks_for_a_page(self) -> None:
+        pool = self.pool()
+        add(pool, range(1, 9))
+        self.show(pool, 1)
+        assert not pool.wants_page(0)
+        self.show(pool, 1)
+        assert pool.wants_page(0)
+        assert pool.excluded(0) == [1, 2]  # the server may send the rest again, with fresh predictions
+
+    def test_the_hard_one_makes_a_page_the_last_tier_and_clears_it_at_the_next(self) -> None:
+        pool = self.pool()
+        add(pool, range(1, 9))
+        self.show(pool, 2)
+        add(pool, [20, 21], 1)
+        self.show(pool, 1)
+        assert left(pool.tier(1)) == [20, 21]  # of the old one three were shown, of the new one's life one
+        assert left(pool.pages) == [4, 5, 6, 7, 8, 20, 21]
+        add(pool, [30], 2)
+        assert left(pool.pages) == [20, 21, 30]
+        assert pool.evicted["expired"] == 5
+
+    def test_off_by_default(self, pool: CandidatePool) -> None:
+        add(pool, range(1, 200))
+        self.show(pool, 150)
+        assert not pool.pages[0].soft_expired(0)
+        assert not pool.pages[0].hard_expired(0)
+
+    @pytest.mark.parametrize("limits", [{"soft_ttl_swipes": -1}, {"soft_ttl_swipes": 5, "hard_ttl_swipes": 4}])
+    def test_limits_are_checked(self, limits: dict[str, int]) -> None:
+        with pytest.raises(InputError, match="swipes"):
+            PoolConfig(**limits)
+
+
+def test_more_than_two_pages(pool: CandidatePool) -> None:
+    pool = CandidatePool(PoolConfig(max_pages=3))
+    for number in range(5):
+        add(pool, [10 * number + 1, 10 * number + 2], number)
+    assert left(pool.tier(5)) == [21, 22, 31, 32, 41, 42]
+    assert pool.evicted["replaced"] == 4
 
 
 class TestAsking:

@@ -11,6 +11,9 @@ from edge._clock import SessionTime
 from edge._types import Reason
 
 SURFACE = {
+    "AsyncEdgeSession",
+    "Metrics",
+    "Trace",
     "BeamPlan",
     "Choice",
     "ChoicePolicy",
@@ -61,6 +64,10 @@ def test_the_surface_is_pinned() -> None:
 @pytest.mark.parametrize("name", sorted(SURFACE))
 def test_every_name_is_there_and_documented(name: str) -> None:
     assert (getattr(edge, name).__doc__ or "").strip()
+
+
+def test_every_metric_says_what_it_counts() -> None:
+    assert all(metric.doc and metric.unit in ("1", "us") for metric in edge.Metrics.TABLE.values())
 
 
 def test_reasons_are_what_events_may_hold() -> None:

@@ -1,0 +1,89 @@
+"""A decision as the app, the watched list and the log are told of it, and feedback on its way to the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edge._choice import Decision
+from edge._features import watched_item
+from edge._history import Applied, Shown
+from edge._keeper import Keeper
+from edge._reranker import Reranker
+from edge._types import Choice, Feedback, Outcome
+from edge._upload import Event, FeedbackUploader
+from edge._wire import Impression, feedback_event
+
+
+def stages_of(decision: Decision, start_ns: int, settled_ns: int, end_ns: int) -> dict[str, float]:
+    """Microseconds per stage of a swipe, as `Choice.stages_us` has them."""
+    stages = {
+        "maintain": (settled_ns - start_ns) / 1e3,
+        "features": decision.features_us,
+        "engine": decision.engine_us,
+        **({"search": decision.search.search_us} if decision.search else {}),
+    }
+    total = (end_ns - start_ns) / 1e3
+    return stages | {"choice": total - sum(stages.values()), "total": total}
+
+
+def choice_of(decision: Decision, position: int, reranker: Reranker | None, stages: Mapping[str, float]) -> Choice:
+    """What the app is told, after the candidate left the pool. reranker: of the model at work."""
+    page, index = decision.page, decision.index
+    by_model = reranker if decision.values_N is not None else None
+    return Choice(
+        video_id=page.video_ids[index],
+        page_id=page.page.page_id,
+        candidate_index=index,
+        chooser=decision.chooser,
+        reason=decision.reason,
+        position=position,
+        considered=decision.considered,
+        remaining=tuple(page.remaining),
+        scores_NT=decision.scores_NT,
+        values_N=decision.values_N,
+        dense_version=by_model.dense_version if by_model else "",
+        variant=by_model.engine.variant + decision.searched if by_model else "",
+        rows_revision=page.page.rows_revision if by_model else 0,
+        stages_us=stages,
+        search=decision.search,
+        relaxed=decision.relaxed,
+        value=decision.value,
+        best_value=decision.best_value,
+    )
+
+
+def shown_of(decision: Decision, impression: Impression, number: int) -> Shown:
+    """The impression, with what it brings into the watched list. number: the user's running one."""
+    page, index = decision.page, decision.index
+    features = None if page.scored is None else page.scored.features
+    return Shown(
+        impression,
+        watched_item(page.page, index, number, impression.device),
+        None if features is None else features.watched_rows_nR[index],
+        page.page.dense_version,
+        page.page.rows_revision,
+        token_F=None if features is None or features.tokens_nF is None else features.tokens_nF[index],
+    )
+
+
+class Reporter:
+    """Feedback to the uploader, by way of the state file when there is one: saved before it is sent."""
+
+    def __init__(self, uploader: FeedbackUploader | None, keeper: Keeper | None, opted_in: bool):
+        self._uploader, self._keeper, self._opted_in = uploader, keeper, opted_in
+
+    def tell(self, applied: Applied, feedback: Feedback, now_ms: int, reranker: Reranker | None) -> None:
+        """Report what was applied; nothing for a video never shown."""
+        if applied.shown is None:
+            return
+        event = self._event(applied, applied.shown, feedback, now_ms) if self._uploader is not None else None
+        if self._keeper is not None:
+            self._keeper.feedback(applied.shown, event)
+            self._keeper.save(reranker)
+            self._keeper.send()
+        elif event is not None and self._uploader is not None:
+            self._uploader.offer(event)
+
+    def _event(self, applied: Applied, shown: Shown, feedback: Feedback, now_ms: int) -> Event:
+        told = feedback if applied.outcome is Outcome.STALE else shown.whole(feedback)
+        return feedback_event(shown.impression, told, applied.revision, now_ms, self._opted_in)
