@@ -126,7 +126,7 @@ def beam_search(
         total_km = reward_k[:, None] + survive_k[:, None] * value_km
         if not np.isfinite(total_km).all() or not np.isfinite(go_on_km).all():
             raise InputError("a list's reward is not finite", where=f"step {step + 1}")
-        open_km = np.ones(total_km.shape, bool) if step else first[None]
+        open_km = np.ones(total_km.shape, bool) if step else first[None].copy()
         for row, items in enumerate(lists):
             open_km[row, list(items)] = False
         ranked = np.where(open_km, total_km, -np.inf).ravel()

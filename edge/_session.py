@@ -40,7 +40,7 @@ from edge._reranker import Reranker
 from edge._state import StateFile
 from edge._store import ModelStore
 from edge._telemetry import Telemetry
-from edge._told import Reporter, choice_of, shown_of, stages_of
+from edge._told import Pending, Reporter, choice_of, stages_of
 from edge._trace import Trace
 from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Search
 from edge._upload import FeedbackUploader
@@ -99,6 +99,7 @@ class EdgeSession:
             retry_ms=self.config.retry_ms,
         )
         self._recent: list[About] = []
+        self._pending: Pending | None = None
         self._device = DeviceState()
         self._keeper: Keeper | None = None
         if state is not None:
@@ -281,18 +282,23 @@ class EdgeSession:
         self._telemetry.swipe(start, settled, decision.began_ns, end, stages, len(decision.considered))
         choice = choice_of(decision, self.position, self._reranker, stages)
         impression = Impression(self.user_id, self.session_id, choice, now_ms, self._device)
-        shown = shown_of(decision, impression, self._number)
-        self._history.show(shown)
-        if self._keeper is not None:
-            self._keeper.shown(shown)
-        self._remember(about(page, index))
+        self._pending = Pending(decision, page.scored, impression, self._number)
         self.position += 1
         self._models.chosen()
         return choice
 
-    def _remember(self, shown: About) -> None:
-        self._recent.append(shown)
-        del self._recent[: max(0, len(self._recent) - self.config.policy.remembers)]
+    def _note(self) -> None:
+        """Take down what the last choice showed: it can wait until the choice is out."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        shown = pending.shown()
+        self._history.show(shown)
+        if self._keeper is not None:
+            self._keeper.shown(shown)
+        if self.config.policy.remembers:
+            self._recent.append(about(pending.decision.page, pending.decision.index))
+            del self._recent[: -self.config.policy.remembers]
 
     # -- off the swipe path
 
@@ -311,19 +317,22 @@ class EdgeSession:
             self.metrics.fold()
 
     def _settle(self) -> None:
+        self._note()
         self._models.settle()
 
     def feedback(self, feedback: Feedback) -> Outcome:
         """Take in a feedback, work out its token, report it. Late, amended and out-of-order ones are fine."""
-        with self._telemetry.span("feedback"):
-            self._settle()
-            applied = self._models.apply(feedback)
-            self._reporter.tell(applied, feedback, self._time.now_ms(), self._reranker)
+        start = self._timer_ns()
+        self._settle()
+        applied = self._models.apply(feedback)
+        self._reporter.tell(applied, feedback, self._time.now_ms(), self._reranker)
+        self._telemetry.stage("feedback", start, self._timer_ns())
         self.metrics.add("kir.edge.feedback", 1, applied.outcome)
         return applied.outcome
 
     def close(self) -> None:
         """Stop the fetching thread and send what feedback is left (within the uploader's deadline)."""
+        self._note()
         self._intake.close()
         if self._uploader is not None:
             self._uploader.close()

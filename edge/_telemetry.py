@@ -43,10 +43,13 @@ class Telemetry:
         try:
             yield
         finally:
-            end_ns = self._timer_ns()
-            self.metrics.record("kir.edge.stage.duration", (end_ns - start_ns) / 1e3, name)
-            if self.trace is not None:
-                self.trace.add(name, start_ns, end_ns, what, n)
+            self.stage(name, start_ns, self._timer_ns(), what, n)
+
+    def stage(self, name: str, start_ns: int, end_ns: int, what: str = "", n: int = 0) -> None:
+        """A stage that its caller timed, as `span` has it."""
+        self.metrics.record("kir.edge.stage.duration", (end_ns - start_ns) / 1e3, name)
+        if self.trace is not None:
+            self.trace.add(name, start_ns, end_ns, what, n)
 
     def swipe(
         self, start_ns: int, settled_ns: int, began_ns: int, end_ns: int, us: Mapping[str, float], n: int

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from edge._choice import Decision
 from edge._features import watched_item
 from edge._history import Applied, Shown
 from edge._keeper import Keeper
-from edge._reranker import Reranker
+from edge._reranker import Reranker, ScoredPage
 from edge._types import Choice, Feedback, Outcome
 from edge._upload import Event, FeedbackUploader
 from edge._wire import Impression, feedback_event
@@ -52,18 +53,26 @@ def choice_of(decision: Decision, position: int, reranker: Reranker | None, stag
     )
 
 
-def shown_of(decision: Decision, impression: Impression, number: int) -> Shown:
-    """The impression, with what it brings into the watched list. number: the user's running one."""
-    page, index = decision.page, decision.index
-    features = None if page.scored is None else page.scored.features
-    return Shown(
-        impression,
-        watched_item(page.page, index, number, impression.device),
-        None if features is None else features.watched_rows_nR[index],
-        page.page.dense_version,
-        page.page.rows_revision,
-        token_F=None if features is None or features.tokens_nF is None else features.tokens_nF[index],
-    )
+class Pending(NamedTuple):
+    """A choice that was returned and not yet noted. scored: the page's features then, should its model go meanwhile."""
+
+    decision: Decision
+    scored: ScoredPage | None
+    impression: Impression
+    number: int
+
+    def shown(self) -> Shown:
+        """The impression, with what it brings into the watched list."""
+        page, index = self.decision.page.page, self.decision.index
+        features = None if self.scored is None else self.scored.features
+        return Shown(
+            self.impression,
+            watched_item(page, index, self.number, self.impression.device),
+            None if features is None else features.watched_rows_nR[index],
+            page.dense_version,
+            page.rows_revision,
+            token_F=None if features is None or features.tokens_nF is None else features.tokens_nF[index],
+        )
 
 
 class Reporter:

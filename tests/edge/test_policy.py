@@ -182,11 +182,13 @@ class TestInASession:
         kept = []
         for _ in range(6):
             session.next()
+            session.maintain()
             kept.append(len(session._recent))
         assert kept == [1, 2, 3, 3, 3, 3]
         off = self.session()
         off.on_page(page_bytes(range(101, 109)))
         off.next()
+        off.maintain()
         assert off._recent == []
 
 

@@ -139,11 +139,11 @@ class TestNulls:
         session.on_page(page_bytes([101, 102]))
         video_id = session.next().video_id
         session.feedback(Feedback(video_id, 1000, {"like": True}, revision=2))
-        assert session.feedback(Feedback(video_id, 500, {"click": True}, revision=1)) is Outcome.STALE
+        assert session.feedback(Feedback(video_id, 500, {"like": False}, revision=1)) is Outcome.STALE
         session.close()
         newer, older = sent
-        assert (newer.revision, newer.like, newer.HasField("click")) == (2, True, False)
-        assert (older.revision, older.click, older.HasField("like")) == (1, True, False)
+        assert (newer.revision, newer.like, newer.play_time_ms) == (2, True, 1000)
+        assert (older.revision, older.like, older.play_time_ms) == (1, False, 500)
 
 
 class TestRequest:
