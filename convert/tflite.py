@@ -33,6 +33,9 @@ ONNX2TF_COMPANIONS = (
     "onnxoptimizer==0.4.2",
     "psutil>=5.9.5,<8",
 )
+# Where PATH has the command `onnxsim`, onnx2tf calls it three times, and elsewhere it goes on without: 14 s a graph for
+# another, larger file (constants repeated in `watch`). What needs folding, `onnx_export` has folded.
+ALIKE_EVERYWHERE: Mapping[str, Any] = {"not_use_onnxsim": True}
 Feeds = Mapping[str, NDArray[Any]]
 
 
@@ -57,6 +60,7 @@ def convert_onnx(onnx_path: str | Path, path: str | Path, inputs: tuple[Tensor, 
                 tflite_backend="flatbuffer_direct",
                 keep_shape_absolutely_input_names=[t.name for t in inputs if len(t.shape) >= 3],
                 verbosity="error",
+                **ALIKE_EVERYWHERE,
             )
         found = sorted(Path(scratch).glob("*_float32.tflite"))
         if len(found) != 1:

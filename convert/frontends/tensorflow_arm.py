@@ -18,6 +18,7 @@ from convert.chain import Feeds
 from convert.probe import probe
 from convert.quiet import quiet
 from convert.tensor_names import named_by_signature
+from convert.tflite import ALIKE_EVERYWHERE
 
 FLOAT32, FLOAT16, DYNAMIC, INT8, INT16X8 = "float32", "float16", "dynamic", "int8", "int16x8"
 MODES = (FLOAT32, FLOAT16, DYNAMIC, INT8, INT16X8)
@@ -53,6 +54,7 @@ def write_saved_model(onnx: str | Path, directory: str | Path, inputs: tuple[Ten
             output_signaturedefs=True,
             keep_shape_absolutely_input_names=[t.name for t in inputs if len(t.shape) >= 3],
             verbosity="error",
+            **ALIKE_EVERYWHERE,
         )
     if not (Path(directory) / "saved_model.pb").is_file():
         raise ConversionError("onnx2tf wrote no SavedModel", where=onnx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -145,6 +146,18 @@ def test_the_onnx_file_stays_as_it_was(tmp_path: Path) -> None:
     before = onnx.read_bytes()
     convert_onnx(onnx, tmp_path / "layers.tflite", graph.contract()[0])
     assert onnx.read_bytes() == before
+
+
+def test_a_command_on_the_path_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left alone, onnx2tf calls `onnxsim` where there is one: another file, ten times as slow."""
+    command, called = tmp_path / "onnxsim", tmp_path / "called"
+    command.write_text(f"#!/bin/sh\ntouch {called}\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    graph = layers()
+    onnx = export_onnx(graph, tmp_path / "layers.onnx")
+    convert_onnx(onnx, tmp_path / "layers.tflite", graph.contract()[0])
+    assert not called.exists()
 
 
 def test_an_onnx_file_that_is_none_fails_in_one_error(tmp_path: Path) -> None:
