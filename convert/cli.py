@@ -69,6 +69,11 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         help="search a recipe for each graph, layer by layer, and ship the smallest or fastest inside the gates",
     )  # fmt: skip
     model.add_argument(
+        "--gate", action="append", default=[], metavar="NAME=VALUE",
+        help="another bound than the default for what ships, may be repeated: tau, top1, gauc_loss, snr_db, cosine, "
+        "float_max_abs, halves_max_abs",
+    )  # fmt: skip
+    model.add_argument(
         "--calibrate", type=int, default=100, metavar="N",
         help="samples, none of them verified on, that recipes with fixed ranges are calibrated on (default: 100)",
     )  # fmt: skip
@@ -186,10 +191,14 @@ def _convert(args: argparse.Namespace) -> Any:
         raise InputError("kir convert model takes --out, or --until with --stages", got=got)
     if args.until is not None and args.auto is not None:
         raise InputError("--auto searches behind the stages, and does not go with --until", got=f"--auto {args.auto}")
+    if args.until is not None and args.gate:
+        raise InputError("--gate bounds what is verified, and nothing is before --out", got=f"--until {args.until}")
     if args.until is not None and args.stages is None:
         raise InputError("--until leaves its files in --stages, which is missing", got=f"--until {args.until}")
     from convert.model import convert_model, convert_until
+    from convert.report import Gates
 
+    gates = Gates().changed(args.gate)  # before anything takes time
     settings: dict[str, Any] = {
         "data": args.data,
         "recipes": tuple(args.recipe or DEFAULT_RECIPES),
@@ -202,8 +211,8 @@ def _convert(args: argparse.Namespace) -> Any:
     if args.until is not None:
         return convert_until(args.until, _what(args), args.stages, **settings)
     return convert_model(
-        _what(args), args.out, windows=args.windows, auto=args.auto, stages=args.stages, overwrite=args.overwrite,
-        **settings,
+        _what(args), args.out, gates=gates, windows=args.windows, auto=args.auto, stages=args.stages,
+        overwrite=args.overwrite, **settings,
     )  # fmt: skip
 
 

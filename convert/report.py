@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from contract.errors import InputError
 from convert.measure import Distance, OutcomeGap, Ranking
 from convert.quantize import FLOAT
 
 FORMAT = "kir-verification/1"
 FLOAT_TOLERANCE, INT8_TOLERANCE = 1e-5, 1e-4
 FLOAT_MARGIN, INT8_MARGIN = 8.0, 0.01
+SHARES = ("tau", "top1", "cosine")  # gates that no model passes above 1
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,25 @@ class Gates:
     gauc_loss: float = 0.002
     snr_db: float = 15.0
     cosine: float = 0.999
+
+    def changed(self, settings: Sequence[str]) -> Gates:
+        """With `NAME=VALUE` in place of a default: "tau=.985".
+
+        Raises InputError for an unknown name, what is no number, a share above 1, or a bound below 0.
+        """
+        values = asdict(self)
+        for setting in settings:
+            name, _, text = setting.partition("=")
+            if name not in values:
+                raise InputError("no such gate", got=setting, allowed=sorted(values), fix="say: --gate tau=0.985")
+            try:
+                values[name] = value = float(text)
+            except ValueError:
+                raise InputError("a gate's bound is a number", got=setting, fix=f"--gate {name}=NUMBER") from None
+            most = 1.0 if name in SHARES else math.inf
+            if not 0.0 <= value <= most:  # nan as well
+                raise InputError("a gate's bound is out of range", got=setting, allowed=f"0 … {most:g}")
+        return Gates(**values)
 
 
 @dataclass(frozen=True)

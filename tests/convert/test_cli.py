@@ -16,6 +16,7 @@ from convert import bundle as bundle_module
 from convert import cli, model
 from convert.model import ConversionResult
 from convert.quantize import DEFAULT_RECIPES
+from convert.report import Gates
 from convert.tflite import ONNX2TF
 from tests.convert import makers
 
@@ -60,6 +61,27 @@ class TestModel:
     def test_all_recipes_by_default(self, asked: dict[str, Any]) -> None:
         assert kir.main(["convert", "model", "ckpt", "--out", "out"]) == 0
         assert asked["recipes"] == DEFAULT_RECIPES
+
+    def test_a_stated_bound_reaches_the_gates(self, asked: dict[str, Any]) -> None:
+        assert kir.main(["convert", "model", "ckpt", "--out", "out", "--gate", "tau=.99", "--gate", "gauc_loss=0"]) == 0
+        assert asked["gates"] == Gates(tau=0.99, gauc_loss=0.0)
+
+    @pytest.mark.parametrize(
+        ("gate", "words"),
+        [
+            ("ndcg=.9", "no such gate; got ndcg=.9"),
+            ("tau", "is a number"),
+            ("tau=high", "is a number"),
+            ("tau=98", "out of range"),
+            ("snr_db=-1", "out of range"),
+            ("cosine=nan", "out of range"),
+        ],
+    )
+    def test_a_bound_that_is_none_is_refused_at_once(
+        self, gate: str, words: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert kir.main(["convert", "model", "ckpt", "--out", "out", "--gate", gate]) == 2
+        assert words in capsys.readouterr().err
 
     def test_a_failed_verification_is_status_1(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

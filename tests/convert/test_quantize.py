@@ -79,7 +79,11 @@ def test_norms_stay_float_for_a_quiet_tower_beside_a_loud_one(source: KirSource,
 def test_which_multiply_in_integers_and_which_must_see_pages_first() -> None:
     static = {"int16-act", "int8-fc", "int8-full"}
     assert {name for name in recipe_names() if load_recipe(name).calibrate} == static
-    assert {name for name in recipe_names() if load_recipe(name).integer} == static | {"int4-dynamic", "int8-dynamic"}
+    assert {name for name in recipe_names() if load_recipe(name).integer} == static | {
+        "int4-dynamic",
+        "int8-dynamic",
+        "int8-dynamic-per-tensor",
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if load_recipe(name).integer])
