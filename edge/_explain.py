@@ -20,7 +20,7 @@ Legend: V variants of the candidate, F columns of a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,18 +42,21 @@ USER_BLOCKS = ("user_rows", "user_dense")
 CANDIDATE_BLOCKS = ("candidate_rows", "candidate_dense", "candidate_swipe")
 BLOCKS = (*USER_BLOCKS, *CANDIDATE_BLOCKS, "swipe_dense")
 WATCHED = "watched"
+GROUPS = ("user", "video", "server", "device", WATCHED)
 
 
 @dataclass(frozen=True)
 class Effect:
     """What one input did: value with it - value without it, in fused values.
 
-    name: of a group (user, video, server, device, watched) or of a feature of the spec; "watched" with the video_id of
-    a watched video, which is None elsewhere.
+    name      of a feature of the spec, or of the group itself; "watched" for a watched video
+    group     user, video, server, device (the spec's), or watched
+    video_id  of a watched video, None elsewhere
     """
 
     name: str
     effect: float
+    group: str
     video_id: int | None = None
 
 
@@ -73,9 +76,9 @@ class Explanation:
     watched: tuple[Effect, ...] = ()
     explain_us: float = 0.0
 
-    def top(self, n: int) -> tuple[Effect, ...]:
-        """The n largest effects of features and watched videos; zeros are left out."""
-        return _sorted([e for e in (*self.features, *self.watched) if e.effect])[:n]
+    def top(self, n: int, groups: Collection[str] = GROUPS) -> tuple[Effect, ...]:
+        """The n largest effects of features and watched videos of some groups; zeros are left out."""
+        return _sorted([e for e in (*self.features, *self.watched) if e.effect and e.group in groups])[:n]
 
 
 def explain(
@@ -96,14 +99,15 @@ def explain(
     probe = _Probe(reranker, page, scored, index, now)
     fields = [column for block in BLOCKS for column in reranker.engine.spec.columns(block)]
     names = dict.fromkeys(column.field.group for column in fields)
-    cases = [(c.field.name, [c]) for c in fields] + [(g, [c for c in fields if c.field.group == g]) for g in names]
-    value, effects = probe.ablate([columns for _, columns in cases])
-    named = [Effect(name, effect) for (name, _), effect in zip(cases, effects, strict=True)]
+    cases = [(c.field.name, c.field.group, [c]) for c in fields]
+    cases += [(group, group, [c for c in fields if c.field.group == group]) for group in names]
+    value, effects = probe.ablate([columns for _, _, columns in cases])
+    named = [Effect(name, effect, group) for (name, group, _), effect in zip(cases, effects, strict=True)]
     every, watched = probe.mask_watched()
     return Explanation(
         video_id=scored.video_ids[index],
         value=value,
-        groups=_sorted([*named[len(fields) :], Effect(WATCHED, every)]),
+        groups=_sorted([*named[len(fields) :], Effect(WATCHED, every, WATCHED)]),
         features=_sorted(named[: len(fields)]),
         watched=_sorted(watched),
         explain_us=(now.timer_ns() - start) / 1e3,
@@ -189,7 +193,7 @@ class _Probe:
 
         whole = value(slice(0))
         each = [
-            Effect(WATCHED, whole - value(slice(slot, slot + 1)), video_id)
+            Effect(WATCHED, whole - value(slice(slot, slot + 1)), WATCHED, video_id)
             for slot, video_id in enumerate(video_ids, start=1)
         ]
         return whole - value(slice(1, len(video_ids) + 1)), each
