@@ -62,17 +62,17 @@ class Terminal:
 
     cast: Cast | None = None  # takes down what is painted
 
-    def __init__(self, stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout):
+    def __init__(self, stdin: TextIO | None = None, stdout: TextIO | None = None):
         try:
             import termios
         except ImportError:
             fix = "use --swipes N, or a POSIX system such as WSL"
             raise InputError("the player needs a POSIX terminal", got=sys.platform, fix=fix) from None
         self._termios: Any = termios
-        self._stdin, self._stdout = stdin.fileno(), stdout
+        self._stdin, self._stdout = (stdin or sys.stdin).fileno(), stdout or sys.stdout
         self._closing = ExitStack()
         self._wake = -1
-        self.glyphs: Glyphs = glyphs_for(stdout.encoding)
+        self.glyphs: Glyphs = glyphs_for(self._stdout.encoding)
         self._colour = not os.environ.get("NO_COLOR")
 
     def __enter__(self) -> Terminal:

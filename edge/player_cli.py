@@ -14,14 +14,22 @@ from edge._types import Choice, DeviceState
 TICK_S = 0.5
 
 
-def play(session: EdgeSession, clock: PlayClock, device: DeviceState, record: Path | None = None) -> list[Choice]:
+def play(
+    session: EdgeSession,
+    clock: PlayClock,
+    device: DeviceState,
+    record: Path | None = None,
+    terminal: Terminal | None = None,
+) -> list[Choice]:
     """Show videos until the person quits; returns all that were shown.
 
-    record: a new file for the recording, written whole however the session ends. Raises InputError for a file that is
-    there, or a terminal that can't be used; whatever ends it, the terminal is as it was before.
+    record    a new file for the recording, written whole however the session ends
+    terminal  another than the process's own
+    Raises InputError for a file that is there, or a terminal that can't be used; whatever ends it, the terminal is as
+    it was before.
     """
     player = Player(session, clock, device)
-    terminal = Terminal()
+    terminal = terminal or Terminal()
     terminal.cast = None if record is None else Cast(record, terminal.size())
     try:
         with terminal:
