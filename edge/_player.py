@@ -311,7 +311,7 @@ class Player:
                 "reason": choice.reason,
                 "value": choice.value,
                 "number": choice.position + 1,
-                "played_s": (self.clock.monotonic_ms() - self._since_ms) // 1000,
+                "played_s": (self._played(through=False) or 0) // 1000,
                 "liked": self._liked,
                 "effects": tuple((e, self._did.get(e.video_id or -1, "")) for e in effects),
                 "groups": () if why is None else why.groups,
