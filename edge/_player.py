@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass, field, replace
 
 from contract.errors import PoolExhausted
 from contract.server_order import CLICK_S, LONG_VIEW_S
-from contract.vocabulary import MISSING_KEY, PXTR_HEADS
 from edge._choice import TimerNs
 from edge._clock import Clock
 from edge._explain import Effect, Explanation
-from edge._pool import CandidatePool, PooledPage
+from edge._facts import Facts, facts_of
 from edge._ranking import Move, Ranking, moves
 from edge._session import EdgeSession
 from edge._types import Choice, Chooser, DeviceState, Feedback
@@ -43,45 +40,6 @@ class PlayClock:
 
     def advance(self, milliseconds: int) -> None:
         self._ahead_ms += milliseconds
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a page tells of a video; a title is not among it. Unknown: None, no tags, no predictions, place 0.
-
-    place: on its page as the server sent it, from 1, of `of`; pxtr: head -> probability, what the ranker gave
-    """
-
-    video_id: int
-    author_id: int | None = None
-    duration_ms: int | None = None
-    age_days: int | None = None
-    tags: tuple[int, ...] = ()
-    place: int = 0
-    of: int = 0
-    pxtr: tuple[tuple[str, float], ...] = ()
-
-
-def facts_of(pool: CandidatePool) -> dict[int, Facts]:
-    """Facts of all videos on the pool's pages, shown ones too; a newer page knows better."""
-    return {facts.video_id: facts for page in pool.pages for facts in _facts_of_page(page)}
-
-
-def _facts_of_page(page: PooledPage) -> list[Facts]:
-    c = page.page.candidates
-    return [
-        Facts(
-            video_id=video_id,
-            author_id=int(c.author_id[n]),
-            duration_ms=int(c.duration_ms[n]) if c.duration_ms[n] > 0 else None,
-            age_days=int(c.upload_age_days[n]) if c.upload_age_days[n] >= 0 else None,
-            tags=tuple(int(tag) for tag in c.tags[n] if tag != MISSING_KEY),
-            place=n + 1,
-            of=len(c),
-            pxtr=tuple((h, float(p)) for h, p in zip(PXTR_HEADS, c.pxtr[n], strict=True) if not np.isnan(p)),
-        )
-        for n, video_id in enumerate(page.video_ids)
-    ]
 
 
 def play_signals(play_time_ms: int, duration_ms: int | None) -> dict[str, bool]:
@@ -303,18 +261,16 @@ class Player:
         if choice is None:
             return common
         effects = () if why is None else why.top(TOP_EFFECTS, REASONS)
-        return View(
-            **{
-                **vars(common),
-                "video": self._shown,
-                "chooser": choice.chooser,
-                "reason": choice.reason,
-                "value": choice.value,
-                "number": choice.position + 1,
-                "played_s": (self._played(through=False) or 0) // 1000,
-                "liked": self._liked,
-                "effects": tuple((e, self._did.get(e.video_id or -1, "")) for e in effects),
-                "groups": () if why is None else why.groups,
-                "stages": tuple(choice.stages_us.items()),
-            }
+        return replace(
+            common,
+            video=self._shown,
+            chooser=choice.chooser,
+            reason=choice.reason,
+            value=choice.value,
+            number=choice.position + 1,
+            played_s=(self._played(through=False) or 0) // 1000,
+            liked=self._liked,
+            effects=tuple((e, self._did.get(e.video_id or -1, "")) for e in effects),
+            groups=() if why is None else why.groups,
+            stages=tuple(choice.stages_us.items()),
         )

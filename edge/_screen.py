@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge._explain import WATCHED, Effect
-from edge._player import Facts, View
+from edge._facts import Facts
+from edge._player import View
 from edge._ranking import Move
 
 Span = tuple[str, str]  # text, style

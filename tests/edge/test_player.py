@@ -12,7 +12,8 @@ from contract.errors import ServerUnavailable
 from contract.v1 import feedback_pb2
 from edge import DeviceState, EdgeSession, FakeClock, FakePageClient, FeedbackUploader, InstalledModel, PageRequest
 from edge._explain import Effect
-from edge._player import HELP, LIKE, QUIT, SKIP, THROUGH, Facts, PlayClock, Player, View, play_signals
+from edge._facts import Facts
+from edge._player import HELP, LIKE, QUIT, SKIP, THROUGH, PlayClock, Player, View, play_signals
 from edge._screen import ASCII, UNICODE, bar, clean, flow, glyphs_for, screen_lines, text_of
 from tests.edge.tiny_page import candidates_of, make_page
 
