@@ -18,9 +18,11 @@ from contract.errors import (
 from edge._client import FakePageClient, PageClient, PageSource, Retry
 from edge._clock import Clock, FakeClock, SystemClock
 from edge._engine import Engine
+from edge._explain import Effect, Explanation
 from edge._installed import InstalledModel
 from edge._policy import ChoicePolicy
 from edge._pool import PoolConfig
+from edge._ranking import Ranking
 from edge._replay import ReplayReport, replay
 from edge._session import EdgeSession, SessionConfig
 from edge._source import DirectorySource, HttpSource
@@ -39,7 +41,9 @@ __all__ = [
     "DirectorySource",
     "DownloadError",
     "EdgeSession",
+    "Effect",
     "Engine",
+    "Explanation",
     "FakeClock",
     "FakePageClient",
     "Feedback",
@@ -58,6 +62,7 @@ __all__ = [
     "PageSource",
     "PoolConfig",
     "PoolExhausted",
+    "Ranking",
     "Reason",
     "ReplayReport",
     "Retry",

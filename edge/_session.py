@@ -15,7 +15,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -30,11 +30,13 @@ from edge._choice import Decision, Situation, TimerNs, choose, look_ahead, make_
 from edge._client import PageSource, Prefetcher
 from edge._clock import Clock, SessionTime, SystemClock
 from edge._engine import Engine
+from edge._explain import Explanation, explain
 from edge._features import unfit_reason, watched_item
 from edge._history import Shown, WatchHistory
 from edge._installed import InstalledModel
 from edge._policy import BEAM, About, ChoicePolicy, about, limits_now
 from edge._pool import CandidatePool, PoolConfig, PooledPage
+from edge._ranking import Ranking, rank
 from edge._reranker import Reranker, ScoredPage
 from edge._store import ModelStore
 from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Reason, Search
@@ -104,6 +106,7 @@ class EdgeSession:
         self._offered: Engine | None = None
         self._no_model_reason = str(Reason.NO_MODEL)
         self._recent: list[About] = []
+        self._last: tuple[PooledPage, int, int] | None = None  # page, candidate and time of the last choice
         self._device = DeviceState()
         self._last_request: PageRequest | None = None
         self._evict_due = False
@@ -298,6 +301,29 @@ class EdgeSession:
         self.last_error = found.error or self.last_error
         return found.search
 
+    def ranking(self, device: DeviceState | None = None) -> Ranking:
+        """The candidates left in the order in which NextOne would show them now; nothing is shown.
+
+        Costs a swipe. Raises PoolExhausted.
+        """
+        self._device = device or self._device
+        self._settle()
+        found, error = rank(self._tier(), self._reranker, self._situation(self._time.now_ms()))
+        self.last_error = error or self.last_error
+        return found
+
+    def explain(self, video_id: int) -> Explanation:
+        """Which inputs moved the value of a candidate left in the pool, or of the video shown last; see `Explanation`.
+
+        The last one is explained as of its choice: call it before its feedback and `maintain`. Off the swipe path: some
+        dozens of runs of small graphs. Raises InputError when no model scores the video, and what the engine raises.
+        """
+        now = self._situation(self._time.now_ms())
+        found = next(((p, i) for p in self.pool.pages for i in p.remaining if p.video_ids[i] == video_id), None)
+        if found is None and self._last is not None and self._last[0].video_ids[self._last[1]] == video_id:
+            found, now = self._last[:2], replace(now, now_ms=self._last[2], swipe_index=self.position - 1)
+        return explain(self._reranker, found, video_id, now)
+
     def _tier(self) -> list[PooledPage]:
         try:
             return self.pool.tier(self._clock.monotonic_ms())
@@ -311,6 +337,7 @@ class EdgeSession:
         if decision.error is not None:
             self.last_error = decision.error
         self.pool.shown(page, index)
+        self._last = page, index, now_ms
         by_model = self._reranker if decision.values_N is not None else None
         end = self._timer_ns()
         stages = {
