@@ -81,7 +81,7 @@ def web(cdn: Path) -> Iterator[Cdn]:
 
 @pytest.fixture
 def store(web: Cdn, tmp_path: Path) -> ModelStore:
-    return ModelStore(tmp_path / "cache", HttpSource(web.url, timeout_s=5))
+    return ModelStore(tmp_path / "cache", HttpSource(web.url, timeout_s=5), unsigned=True)
 
 
 def test_a_model_comes_over_http(store: ModelStore) -> None:
@@ -163,7 +163,7 @@ def test_an_answer_in_the_middle_names_the_file(store: ModelStore, web: Cdn) -> 
 def test_no_server_at_all(tmp_path: Path, web: Cdn) -> None:
     url = web.url
     web.server_close()
-    store = ModelStore(tmp_path / "cache", HttpSource(url, timeout_s=2, attempts=2))
+    store = ModelStore(tmp_path / "cache", HttpSource(url, timeout_s=2, attempts=2), unsigned=True)
     with pytest.raises(DownloadError, match=r"can't be reached.*tried 2 times"):
         store.update()
 
@@ -187,7 +187,7 @@ def test_a_flipped_byte_is_named(store: ModelStore, web: Cdn) -> None:
     content[100] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(KirError) as caught:
-        ModelStore(store.cache, HttpSource(web.url), fetch="all").update()
+        ModelStore(store.cache, HttpSource(web.url), fetch="all", unsigned=True).update()
     assert isinstance(caught.value, IntegrityError)
     assert path.name in str(caught.value)
 

@@ -47,6 +47,7 @@ SURFACE = {
     "Search",
     "SessionConfig",
     "SystemClock",
+    "TrustError",
     "replay",
 }
 
