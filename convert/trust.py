@@ -3,8 +3,9 @@
     from convert.trust import Publisher
     Publisher("cdn", "keys").refresh()
 
-Roles, files and keys: docs/delivery.md. Every file is written aside, synced and renamed, timestamp.json last: a
-publisher that is killed before it leaves what was valid before, and running it again does the rest.
+Roles, files and keys: docs/delivery.md. Needs tuf and cryptography, and nothing that a conversion needs: a timer's
+machine is small. Every file is written aside, synced and renamed, timestamp.json last: a publisher that is killed
+before it leaves what was valid before, and running it again does the rest.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Role, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from contract.errors import InputError, TrustError
+from contract.files import replacing
 from contract.manifest import POINTER_NAME, RELEASE_ROLE, signed_pointer_path
-from convert.files import write_durably
 from convert.trust_keys import KEYS, ROOT_FILE, TARGETS_FILE, Lifetimes, delegations, load_signers
 from convert.trust_state import TIMESTAMP, State, first_state, is_signed, metadata_folder, read_state
 
@@ -87,10 +88,10 @@ class Publisher:
                         f"{role} metadata have expired: no phone would take this release", where=self.cdn,
                         fix=f"run kir publish rotate with {role}.pem",
                     )  # fmt: skip
-            write_durably(self.cdn / signed_pointer_path(targets[POINTER_NAME].hashes["sha256"]), pointer)
+            _put(self.cdn / signed_pointer_path(targets[POINTER_NAME].hashes["sha256"]), pointer)
             if state.timestamp is None:
                 for version, file in ((state.root.version, ROOT_FILE), (state.targets.version, TARGETS_FILE)):
-                    write_durably(self.folder / f"{version}.{file}", (self.keys / file).read_bytes())
+                    _put(self.folder / f"{version}.{file}", (self.keys / file).read_bytes())
             release = self._write_release(state, targets, self._role_of_release(state.targets), self._signers)
             self._write_online(state, state.root, state.targets, release, self._signers)
             return True
@@ -275,7 +276,7 @@ class Publisher:
         metadata: Metadata[Any] = Metadata(signed)
         for signer in signers:
             metadata.sign(signer, append=True)
-        write_durably(self.folder / name, metadata.to_bytes())
+        _put(self.folder / name, metadata.to_bytes())
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -283,6 +284,11 @@ class Publisher:
         with open(self.folder / ".lock", "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _put(path: Path, content: bytes) -> None:
+    with replacing(path) as file:
+        file.write(content)
 
 
 def _anchor(keys: Path) -> bytes:

@@ -31,9 +31,8 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, Targets
 
 from contract.errors import InputError
-from contract.files import replacing
+from contract.files import flush
 from contract.manifest import MANIFEST_NAME, POINTER_NAME, RELEASE_ROLE
-from convert.files import flush_tree
 
 # Key -> the roles it signs. Snapshot and timestamp share one: they are renewed together, by the same timer.
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -126,8 +125,10 @@ def make_keys(
             _write_first(aside, lifetimes or Lifetimes(), now or datetime.now(UTC))
         else:
             _copy_others(Path(copy_from), aside, new)
-        flush_tree(aside)
+        for path in (*aside.iterdir(), aside):
+            flush(path)
         os.rename(aside, folder)
+        flush(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return MadeKeys(folder, new)
@@ -172,8 +173,7 @@ def _copy_others(source: Path, folder: Path, new: Sequence[str]) -> None:
     for name in set(load_signers(source)) - set(new):
         _write_secret(folder / f"{name}.pem", (source / f"{name}.pem").read_bytes())
     try:
-        with replacing(folder / ROOT_FILE) as file:
-            file.write((source / ROOT_FILE).read_bytes())
+        shutil.copyfile(source / ROOT_FILE, folder / ROOT_FILE)
     except FileNotFoundError:
         raise InputError("folder of keys without a root.json", where=source) from None
 

@@ -125,7 +125,9 @@ def check_signed(cdn: str | Path, now: datetime | None = None) -> dict[str, str]
                 target.verify_length_and_hashes(copy.read_bytes())
     there = {path.relative_to(cdn).as_posix() for path in cdn.glob(f"models/[!.]*/{MANIFEST_NAME}")}
     if unsigned := there - set(state.release.targets):
-        raise TrustError("a version that nobody signed", where=cdn, got=sorted(unsigned), fix="publish it with --keys")
+        raise TrustError(
+            "a version that nobody signed", where=cdn, got=sorted(unsigned), fix="publish it with --keys, or remove it"
+        )
     ended = [role for role, end in state.expires().items() if end <= (now or datetime.now(UTC))]
     if ended:
         raise TrustError("signed metadata have expired", where=folder, got=ended, fix="kir publish refresh, or rotate")
