@@ -43,7 +43,7 @@ COMMANDS: dict[str, Command] = {
         "training.cli", "train", "features, parameters, bytes and cost of a checkpoint or published model"
     ),
     "convert": Command("convert.cli", "convert", "model | server | retrieval | …: from checkpoints to TFLite and ONNX"),
-    "publish": Command("convert.cli", "convert", "put a verified model into a CDN directory and move its pointer"),
+    "publish": Command("convert.cli", "convert", "put a verified model into a CDN directory, signed; keys, renewal"),
     "verify": Command("convert.cli", "convert", "check a published model: hashes, tensors, ranking, golden cases"),
     "inspect": Command("convert.cli", "", "what a .tflite is: interface, operators, delegation, sizes, contract"),
     "serve": Command("server_stub.cli", "server", "serve candidate pages, embedding updates and feedback intake"),

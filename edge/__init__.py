@@ -14,6 +14,7 @@ from contract.errors import (
     PoolExhausted,
     ServerError,
     ServerUnavailable,
+    TrustError,
 )
 from edge._client import FakePageClient, PageClient, PageSource, Retry
 from edge._clock import Clock, FakeClock, SystemClock
@@ -71,5 +72,6 @@ __all__ = [
     "ServerUnavailable",
     "SessionConfig",
     "SystemClock",
+    "TrustError",
     "replay",
 ]

@@ -3,6 +3,7 @@
 kir replay --model CDN/models/kir-1f3a…       # a published version on disk; or --cdn URL_OR_DIR
 kir swipe --server localhost:50051 --cdn CDN --user 1                  # at a terminal: you swipe
 kir swipe --server localhost:50051 --cdn CDN --user 1 --swipes 20      # a scripted viewer
+kir swipe --server localhost:50051 --cdn https://cdn.example --root root.json
 """
 
 from __future__ import annotations
@@ -40,7 +41,15 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--cdn", help="URL or directory of a CDN: its current version")
     place.add_argument("--model", type=Path, help="directory of one published version, or of a CDN")
+    add_trust_arguments(parser)
     parser.add_argument("--json", type=Path, help="write the report to this file as well")
+
+
+def add_trust_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the CDN's models are trusted by; an http CDN needs one of the two."""
+    trust = parser.add_mutually_exclusive_group()
+    trust.add_argument("--root", type=Path, metavar="FILE", help="root.json of the CDN's keys: take signed models only")
+    trust.add_argument("--unsigned", action="store_true", help="take any model from an http CDN (development)")
 
 
 def run_replay(args: argparse.Namespace) -> int:
@@ -49,7 +58,7 @@ def run_replay(args: argparse.Namespace) -> int:
         report = replay(InstalledModel.open_published(args.model))
     else:
         with tempfile.TemporaryDirectory() as cache:
-            store = ModelStore(cache, args.cdn, fetch="all")
+            store = ModelStore(cache, args.cdn, fetch="all", root=args.root, unsigned=args.unsigned)
             version = store.update()
             assert version is not None  # the cache is empty, so whatever is current is new
             report = replay(store.load(version))
@@ -62,6 +71,7 @@ def run_replay(args: argparse.Namespace) -> int:
 def add_swipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", required=True, metavar="HOST:PORT", help="the page server")
     parser.add_argument("--cdn", help="URL or directory of the CDN; without it the server's order is shown")
+    add_trust_arguments(parser)
     parser.add_argument("--user", type=int, default=1, help="user id (default: %(default)s)")
     parser.add_argument(
         "--swipes",
@@ -97,7 +107,7 @@ def run_swipe(args: argparse.Namespace) -> int:
         except OSError as error:
             raise InputError("--ca can't be read", where=args.ca, got=error.strerror) from None
     with tempfile.TemporaryDirectory() as temporary:
-        store = ModelStore(args.cache or temporary, args.cdn)
+        store = ModelStore(args.cache or temporary, args.cdn, root=args.root, unsigned=args.unsigned)
         pages = PageClient(args.server, tls=args.tls, ca_certificates=ca)
         sink = FeedbackClient(args.server, tls=args.tls, ca_certificates=ca)
         fake = FakeClock(SystemClock().wall_ms(), SystemClock().monotonic_ms())  # plays take no real time

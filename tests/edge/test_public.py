@@ -50,6 +50,7 @@ SURFACE = {
     "Search",
     "SessionConfig",
     "SystemClock",
+    "TrustError",
     "replay",
 }
 
