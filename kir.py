@@ -43,12 +43,14 @@ COMMANDS: dict[str, Command] = {
         "training.cli", "train", "features, parameters, bytes and cost of a checkpoint or published model"
     ),
     "convert": Command("convert.cli", "convert", "model | server | retrieval | …: from checkpoints to TFLite and ONNX"),
-    "publish": Command("convert.cli", "convert", "put a verified model into a CDN directory and move its pointer"),
+    "publish": Command("convert.cli", "convert", "put a verified model into a CDN directory, signed; keys, renewal"),
     "verify": Command("convert.cli", "convert", "check a published model: hashes, tensors, ranking, golden cases"),
     "inspect": Command("convert.cli", "", "what a .tflite is: interface, operators, delegation, sizes, contract"),
     "serve": Command("server_stub.cli", "server", "serve candidate pages, embedding updates and feedback intake"),
     "retrieve": Command("server_stub.cli", "server", "what KuaiFormer fetches for a history file, without a server"),
-    "swipe": Command("edge.cli", "", "run a headless phone against a live server"),
+    "swipe": Command(
+        "edge.cli", "", "a phone against a live server: swipe by hand at a terminal, or let a script do it"
+    ),
     "replay": Command("edge.cli", "", "replay the golden cases of a published model on this machine"),
     "bench": Command("benchmarks.cli", "bench", "retrieval | encoder | swipe | …: a table and one JSON line"),
     "demo": Command("benchmarks.cli", "all", "the whole loop here: events, training, conversion, serving, swipes"),

@@ -117,6 +117,9 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     add_edge_arguments(edge.add_argument)
     swipe = kinds.add_parser("swipe", help="what a swipe costs on this machine, part by part, beside the whole net")
     swipe.add_argument("--cdn", required=True, help="published models: URL or directory")
+    from edge.cli import add_trust_arguments
+
+    add_trust_arguments(swipe)
     swipe.add_argument("--repeats", type=int, default=2000, help="timed calls of each part (default: %(default)s)")
     swipe.add_argument("--json", type=Path, help="write the result here as well")
 
@@ -308,7 +311,7 @@ def _run_swipe(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise InputError("--repeats starts at 1", got=args.repeats)
     from benchmarks.swipe_latency import measure_swipe
 
-    return measure_swipe(args.cdn, args.repeats)
+    return measure_swipe(args.cdn, args.repeats, root=args.root, unsigned=args.unsigned)
 
 
 def _run_load(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

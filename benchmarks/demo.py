@@ -33,7 +33,7 @@ from contract.errors import InputError, KirError
 SIM = "sim"
 EVENTS_WAIT_S = 20.0
 MARK = ".kir-demo"
-PARTS = ("data", "ckpt", "models", "server", "cdn", "feedback", "phone", "bench")
+PARTS = ("data", "ckpt", "models", "server", "cdn", "keys", "feedback", "phone", "bench")
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,7 @@ class Demo:
     def _release_first(self) -> None:
         from convert.bundle import write_bundle
         from convert.publish import publish
+        from convert.trust_keys import make_keys
 
         bundle = write_bundle(
             self.paths.bundle,
@@ -173,8 +174,9 @@ class Demo:
             histories=self.paths.events,
             overwrite=True,
         )
-        published = publish(self.paths.model("kir-1"), self.paths.cdn)
-        self.log(f"   bundle {bundle.n_bytes / 2**20:.1f} MiB; {published.dense_version} is current")
+        make_keys(self.paths.keys)
+        published = publish(self.paths.model("kir-1"), self.paths.cdn, keys=self.paths.keys)
+        self.log(f"   bundle {bundle.n_bytes / 2**20:.1f} MiB; {published.dense_version} is current, signed")
 
     # -- serving and swiping
 
@@ -201,6 +203,7 @@ class Demo:
         config = {
             "server": server.grpc_address,
             "cdn": server.http_url,
+            "root": str(self.paths.root_json),
             "cache": str(folder / "cache"),
             "user_ids": user_ids,
             "swipes": self.config.swipes,
@@ -261,7 +264,7 @@ class Demo:
         while not started.exists() and phone.poll() is None:
             time.sleep(0.05)
         add_rows(self.paths.bundle, self.paths.checkpoint("kir-2"))
-        publish(self.paths.model("kir-2"), self.paths.cdn)
+        publish(self.paths.model("kir-2"), self.paths.cdn, keys=self.paths.keys)
 
     def _wait_for_feedback(self) -> Any:
         """The server writes feedback in parts; the first one is a matter of seconds."""

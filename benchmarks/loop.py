@@ -85,6 +85,16 @@ class LoopPaths:
         return self.work / "cdn"
 
     @property
+    def keys(self) -> Path:
+        """Of the CDN. In life they lie on other machines (docs/delivery.md)."""
+        return self.work / "keys"
+
+    @property
+    def root_json(self) -> Path:
+        """What a phone trusts: it comes with the app."""
+        return self.keys / "root.json"
+
+    @property
     def feedback(self) -> Path:
         return self.work / "feedback"
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.phone CONFIG.json RESULT.json          (`kir demo` writes the config and reads the result)
 
-CONFIG: server "host:port", cdn URL, cache folder, user_ids, swipes per user, viewer (see benchmarks.viewer), seed, and
-optionally think_s (pause between swipes) and until_version (with started_file): go on until so many swipes were made
-with that dense version, taking it up as a phone would.
+CONFIG: server "host:port", cdn URL, root (path of root.json), cache folder, user_ids, swipes per user, viewer (see
+benchmarks.viewer), seed, and optionally think_s (pause between swipes) and until_version (with started_file): go on
+until so many swipes were made with that dense version, taking it up as a phone would.
 RESULT: latencies in microseconds per swipe and stage, page sizes, who chose, and a log of what happened.
 """
 
@@ -61,7 +61,7 @@ class Phone:
 
     def __init__(self, config: dict[str, Any]):
         self.config = config
-        self.store = ModelStore(config["cache"], config["cdn"])
+        self.store = ModelStore(config["cache"], config["cdn"], root=config["root"])
         self.client = PageClient(config["server"], deadline_s=10.0)
         self.pages = MeasuredPages(self.client)
         self.sink = FeedbackClient(config["server"])

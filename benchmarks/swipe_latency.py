@@ -22,10 +22,15 @@ from contract.golden import GoldenSession, PageStep
 from edge import InstalledModel, ModelStore, replay
 
 
-def measure_swipe(cdn: str, repeats: int) -> tuple[dict[str, Any], str]:
-    """Returns the result and its table. Raises VerificationFailed when the golden cases do not replay here."""
+def measure_swipe(
+    cdn: str, repeats: int, *, root: Path | None = None, unsigned: bool = False
+) -> tuple[dict[str, Any], str]:
+    """Returns the result and its table. Raises VerificationFailed when the golden cases do not replay here.
+
+    root, unsigned: as `edge.ModelStore` takes them.
+    """
     with tempfile.TemporaryDirectory() as cache:
-        store = ModelStore(cache, cdn, fetch="all")
+        store = ModelStore(cache, cdn, fetch="all", root=root, unsigned=unsigned)
         version = store.update()
         assert version is not None
         installed = store.load(version)

@@ -12,6 +12,7 @@ KirError
 ├── ModelStoreError       the model on the device
 │   ├── DownloadError     the CDN did not deliver
 │   ├── IntegrityError    a file is not the one that was published
+│   │   └── TrustError    signed metadata are expired, older than those seen, or not signed by the right keys
 │   └── NoModelError      there is no usable model (yet)
 ├── PoolExhausted         nothing is left to show until the next page arrives
 ├── ServerError           the page server refused or failed
@@ -100,6 +101,10 @@ class DownloadError(ModelStoreError):
 
 class IntegrityError(ModelStoreError):
     """A file is not the one that was published."""
+
+
+class TrustError(IntegrityError):
+    """Signed metadata of a CDN that can't be trusted: expired, older than those seen before, or by another key."""
 
 
 class NoModelError(ModelStoreError):

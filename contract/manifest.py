@@ -1,4 +1,4 @@
-"""The published model's manifest, and the one pointer that names it.
+"""The published model's manifest, the one pointer that names it, and where signed metadata stand.
 
 A version is an immutable directory. The manifest names every file with its SHA-256 and size; the pointer names the
 manifest with its SHA-256. Both are canonical JSON and refused in any other form, so that any flipped byte anywhere is
@@ -23,6 +23,8 @@ MANIFEST_FORMAT = "kir-model/1"
 POINTER_FORMAT = "kir-pointer/1"
 POINTER_NAME = "current.json"
 MANIFEST_NAME = "manifest.json"
+METADATA_FOLDER = "metadata"  # of The Update Framework (TUF): N.root.json, N.targets.json, …, timestamp.json
+RELEASE_ROLE = "release"  # the delegated role that signs the pointer and the manifests
 FILE_BYTES_MAX = 64 * 2**20
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -187,6 +189,14 @@ class Pointer:
         if not good or pointer.manifest != path or not isinstance(pointer.manifest_bytes, int):
             raise ManifestError("pointer holds unusable values", where=where, got=pointer.manifest, allowed=path)
         return pointer
+
+
+def signed_pointer_path(sha256: str) -> str:
+    """Where a signed CDN keeps the pointer with this hash: TUF's name for a target in a consistent snapshot.
+
+    `current.json` itself is overwritten at a release; a phone between two metadata would fetch the other one's.
+    """
+    return f"{sha256}.{POINTER_NAME}"
 
 
 def canonical_json(data: Mapping[str, Any]) -> bytes:

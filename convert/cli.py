@@ -17,8 +17,10 @@ from convert.compress_cli import add_compress_arguments, run_compress
 from convert.debug_cli import add_debug_arguments, run_debug
 from convert.front_end_cli import FRONT_ENDS, add_front_end_arguments, run_cross_check, run_setup
 from convert.inspect_cli import add_inspect_arguments, run_inspect
+from convert.publish_cli import add_publish_arguments, publish_words, run_publish
 
-__all__ = ["add_inspect_arguments", "run_inspect"]  # of kir's commands, those that stand in another file
+# Of kir's commands, those that stand in another file.
+__all__ = ["add_inspect_arguments", "add_publish_arguments", "publish_words", "run_inspect", "run_publish"]
 
 # Names only: importing the recipes would be quick, importing what they need would not.
 DEFAULT_RECIPES = ("float32", "int8-dynamic", "int8-weight-only")
@@ -228,31 +230,6 @@ def _what(args: argparse.Namespace) -> Any:
     from convert.foreign import ModuleJob
 
     return ModuleJob.load(args.module, args.contract)
-
-
-def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `kir publish`."""
-    parser.add_argument("directory", type=Path, nargs="?", help="what `kir convert model` wrote")
-    parser.add_argument("--cdn", type=Path, required=True, metavar="ROOT", help="CDN directory")
-    parser.add_argument(
-        "--measured", type=Path, action="append", default=[], metavar="FILE.json",
-        help="result of `kir bench swipe --json` for the card's device table; may be repeated",
-    )  # fmt: skip
-    parser.add_argument("--rollback", metavar="VERSION", help="point at a version that is already there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
-
-
-def run_publish(args: argparse.Namespace) -> int:
-    from convert.publish import publish, rollback
-
-    if (args.directory is None) == (args.rollback is None):
-        raise InputError("publish takes a directory, or --rollback VERSION, and not both")
-    if args.rollback and args.measured:
-        raise InputError("--measured goes into the card of what is published, not of what --rollback names")
-    if args.rollback:
-        return show(rollback(args.cdn, args.rollback), args.json)
-    result = publish(args.directory, args.cdn, args.measured)
-    return show(result, args.json)
 
 
 def add_verify_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,9 @@
 """A converted model into a CDN directory: an immutable version directory, then the one pointer, moved last.
 
     from convert.publish import publish, rollback, check_published
-    publish("converted", "cdn"); print(check_published("cdn").table())
+    publish("converted", "cdn", keys="keys"); print(check_published("cdn").table())
 
-Layout: docs/architecture.md, "Published model".
+Layout: docs/architecture.md, "Published model". With keys the pointer and the manifests are signed (convert/trust.py).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contract.beam import ListReward
 from contract.errors import InputError, IntegrityError, ManifestError
@@ -36,37 +36,53 @@ from convert.files import flush, flush_tree, sha256_of, write_durably
 from convert.kir_job import SESSION
 from convert.model import CARD, FORMAT, MODEL, REPORT, tensors_of
 from convert.report import Verification
+from convert.trust_state import check_signed, is_signed
 
+if TYPE_CHECKING:
+    from convert.trust_keys import Lifetimes  # needs cryptography, which an unsigned CDN does without
+
+UNSIGNED = "unsigned: fit for a directory and for development; phones take a signed CDN over http (--keys)"
 MIN_RUNTIME = {"ai-edge-litert": "2.3.0"}  # what the chain ran on; older ones were not tried
 
 
 @dataclass(frozen=True)
 class Published:
-    """What stands where. moved: whether the pointer names another version than before."""
+    """What stands where. moved: whether the pointer, or what is signed, names another version than before."""
 
     dense_version: str
     directory: Path
     files: int
     n_bytes: int
     moved: bool
+    signed: bool = False
 
     def table(self) -> str:
         pointer = "pointer moved" if self.moved else "pointer unchanged"
-        return f"{self.dense_version}: {self.files} files, {self.n_bytes} bytes in {self.directory}; {pointer}"
+        line = f"{self.dense_version}: {self.files} files, {self.n_bytes} bytes in {self.directory}; {pointer}"
+        return line if self.signed else f"{line}\n{UNSIGNED}"
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "directory": str(self.directory)}
 
 
-def publish(result_dir: str | Path, cdn_root: str | Path, measured: Sequence[str | Path] = ()) -> Published:
+def publish(
+    result_dir: str | Path,
+    cdn_root: str | Path,
+    measured: Sequence[str | Path] = (),
+    *,
+    keys: str | Path | None = None,
+    lifetimes: Lifetimes | None = None,
+) -> Published:
     """Put a converted model into the CDN and point at it. Publishing the same again changes nothing.
 
     measured: results of `kir bench swipe` for the card's device table (convert/devices.py).
+    keys: folder with release.pem and online.pem (convert/trust_keys.py); without it the CDN is unsigned.
 
     Raises InputError for a directory that is no finished conversion, ManifestError when this version is there with
-    other content: versions are immutable.
+    other content: versions are immutable. InputError without keys on a signed CDN; else as `Publisher`.
     """
     result, root = Path(result_dir), Path(cdn_root)
+    _check_signing(root, keys)
     about, report = _read_result(result)
     version = str(about["dense_version"])
     directory = root / "models" / version
@@ -89,34 +105,45 @@ def publish(result_dir: str | Path, cdn_root: str | Path, measured: Sequence[str
             flush(directory.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    moved = _point(root, version)
-    return Published(version, directory, len(manifest.files) + 1, _size(manifest) + len(raw), moved)
+    moved = _point(root, version, keys, lifetimes)
+    n_bytes = _size(manifest) + len(raw)
+    return Published(version, directory, len(manifest.files) + 1, n_bytes, moved, keys is not None)
 
 
-def rollback(cdn_root: str | Path, version: str) -> Published:
-    """Point at a version that is already there, checked file by file first. Raises InputError, IntegrityError."""
+def rollback(
+    cdn_root: str | Path, version: str, *, keys: str | Path | None = None, lifetimes: Lifetimes | None = None
+) -> Published:
+    """Point at a version that is already there, checked file by file first; on a signed CDN by new metadata.
+
+    Raises InputError and IntegrityError, on a signed CDN also for a version that was never signed.
+    """
     root = Path(cdn_root)
+    _check_signing(root, keys)
     directory = root / "models" / version
     if "/" in version or not (directory / MANIFEST_NAME).is_file():
         have = sorted(p.parent.name for p in (root / "models").glob(f"*/{MANIFEST_NAME}"))
         raise InputError("no such published version", where=root, got=version, allowed=have)
     manifest = check_version(directory)
     n_bytes = _size(manifest) + (directory / MANIFEST_NAME).stat().st_size
-    return Published(version, directory, len(manifest.files) + 1, n_bytes, _point(root, version))
+    moved = _point(root, version, keys, lifetimes, again=True)
+    return Published(version, directory, len(manifest.files) + 1, n_bytes, moved, keys is not None)
 
 
 @dataclass(frozen=True)
 class Check:
-    """A CDN directory in which every byte is accounted for."""
+    """A CDN directory in which every byte is accounted for. expires: role -> ISO time, empty for an unsigned CDN."""
 
     current: str
     versions: tuple[str, ...]
     files: int
     n_bytes: int
+    expires: dict[str, str] = field(default_factory=dict)
 
     def table(self) -> str:
         lines = [f"{'*' if name == self.current else ' '} {name}" for name in self.versions]
-        return "\n".join([*lines, f"{self.files} files, {self.n_bytes} bytes, every hash as published (* current)"])
+        lines.append(f"{self.files} files, {self.n_bytes} bytes, every hash as published (* current)")
+        ends = ", ".join(f"{role} until {end[:10]}" for role, end in self.expires.items())
+        return "\n".join([*lines, f"signed: {ends}" if ends else UNSIGNED])
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -125,8 +152,9 @@ class Check:
 def check_published(cdn_root: str | Path) -> Check:
     """Hash everything again: the pointer, the manifest it names, every file of every version, golden session included.
 
-    Raises InputError when there is no pointer, ManifestError for a pointer or manifest that can't be trusted,
-    IntegrityError naming the file that is absent, extra or altered.
+    On a signed CDN also that its metadata lead from root.json to all of it. Raises InputError when there is no pointer,
+    ManifestError for a pointer or manifest that can't be trusted, IntegrityError naming the file that is absent, extra
+    or altered, TrustError for metadata that are not what the keys signed, or that have expired.
     """
     root = Path(cdn_root)
     path = root / POINTER_NAME
@@ -146,6 +174,7 @@ def check_published(cdn_root: str | Path) -> Check:
         versions=tuple(m.dense_version for m in manifests),
         files=sum(len(m.files) + 1 for m in manifests) + 1,
         n_bytes=sum(_size(m) for m in manifests),
+        expires=check_signed(root) if is_signed(root) else {},
     )
 
 
@@ -180,14 +209,26 @@ def _size(manifest: Manifest) -> int:
     return sum(entry.n_bytes for entry in manifest.files.values())
 
 
-def _point(root: Path, version: str) -> bool:
-    """Move the pointer, last of all. Returns whether it named something else before."""
+def _check_signing(root: Path, keys: str | Path | None) -> None:
+    if keys is None and is_signed(root):
+        raise InputError("this CDN is signed: phones would not take an unsigned model", where=root, fix="give --keys")
+
+
+def _point(
+    root: Path, version: str, keys: str | Path | None, lifetimes: Lifetimes | None, *, again: bool = False
+) -> bool:
+    """Sign, where there are keys, and move the pointer, last of all. Returns whether anything named something else."""
     path = f"models/{version}/{MANIFEST_NAME}"
     raw = (root / path).read_bytes()
     content = Pointer(version, path, hashlib.sha256(raw).hexdigest(), len(raw)).to_bytes()
+    signed_anew = False
+    if keys is not None:
+        from convert.trust import Publisher
+
+        signed_anew = Publisher(root, keys, lifetimes).release(content, path, again=again)
     place = root / POINTER_NAME
     if place.is_file() and place.read_bytes() == content:
-        return False
+        return signed_anew
     write_durably(place, content)
     return True
 

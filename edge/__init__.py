@@ -14,16 +14,19 @@ from contract.errors import (
     PoolExhausted,
     ServerError,
     ServerUnavailable,
+    TrustError,
 )
 from edge._async import AsyncEdgeSession
 from edge._client import FakePageClient, PageClient, PageSource, Retry
 from edge._clock import Clock, FakeClock, SystemClock
 from edge._config import SessionConfig
 from edge._engine import Engine
+from edge._explain import Effect, Explanation
 from edge._installed import InstalledModel
 from edge._metrics import Metrics
 from edge._policy import ChoicePolicy
 from edge._pool import PoolConfig
+from edge._ranking import Ranking
 from edge._replay import ReplayReport, replay
 from edge._session import EdgeSession
 from edge._source import DirectorySource, HttpSource
@@ -45,7 +48,9 @@ __all__ = [
     "DirectorySource",
     "DownloadError",
     "EdgeSession",
+    "Effect",
     "Engine",
+    "Explanation",
     "FakeClock",
     "FakePageClient",
     "Feedback",
@@ -65,6 +70,7 @@ __all__ = [
     "PageSource",
     "PoolConfig",
     "PoolExhausted",
+    "Ranking",
     "Reason",
     "ReplayReport",
     "Retry",
@@ -75,5 +81,6 @@ __all__ = [
     "StateFile",
     "SystemClock",
     "Trace",
+    "TrustError",
     "replay",
 ]

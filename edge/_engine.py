@@ -46,7 +46,7 @@ class Past:
 
     planes: Floats
     mask: Floats
-    version: object = field(default_factory=object)
+    version: object = field(default_factory=object, init=False)  # a copy with other values has another version
 
     def changed(self) -> None:
         self.version = object()
@@ -63,7 +63,7 @@ class Memory:
     memory_mask: Floats
     since: Floats
     behind: Floats
-    version: object = field(default_factory=object)
+    version: object = field(default_factory=object, init=False)  # a copy with other values has another version
 
     def changed(self) -> None:
         self.version = object()

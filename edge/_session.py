@@ -15,6 +15,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from edge._client import PageSource
 from edge._clock import Clock, SessionTime, SystemClock
 from edge._config import SessionConfig as SessionConfig
 from edge._engine import Engine
+from edge._explain import Explanation, explain
 from edge._history import WatchHistory
 from edge._installed import InstalledModel
 from edge._intake import PageIntake
@@ -36,6 +38,7 @@ from edge._metrics import Metrics
 from edge._models import Models
 from edge._policy import About, about
 from edge._pool import CandidatePool, PooledPage
+from edge._ranking import Ranking, rank
 from edge._reranker import Reranker
 from edge._state import StateFile
 from edge._store import ModelStore
@@ -100,6 +103,7 @@ class EdgeSession:
         )
         self._recent: list[About] = []
         self._pending: Pending | None = None
+        self._last: tuple[PooledPage, int, int] | None = None  # page, candidate and time of the last choice
         self._device = DeviceState()
         self._keeper: Keeper | None = None
         if state is not None:
@@ -258,6 +262,31 @@ class EdgeSession:
             self._telemetry.swallowed(found.error)
         return found.search
 
+    def ranking(self, device: DeviceState | None = None) -> Ranking:
+        """The candidates left in the order in which NextOne would show them now; nothing is shown.
+
+        Costs a swipe. Raises PoolExhausted.
+        """
+        self._device = device or self._device
+        self._settle()
+        found, error = rank(self._tier(), self._reranker, self._situation(self._time.now_ms()))
+        if error is not None:
+            self._telemetry.swallowed(error)
+        return found
+
+    def explain(self, video_id: int) -> Explanation:
+        """Which inputs moved the value of a candidate left in the pool, or of the video shown last; see `Explanation`.
+
+        The last one is explained as of its choice: call it before its feedback and `maintain`. Off the swipe path: some
+        dozens of runs of small graphs. Raises InputError when no model scores the video, and what the engine raises.
+        """
+        now = self._situation(self._time.now_ms())
+        found = next(((p, i) for p in self.pool.pages for i in p.remaining if p.video_ids[i] == video_id), None)
+        if found is None and self._last is not None and self._last[0].video_ids[self._last[1]] == video_id:
+            found, before = self._last[:2], self.position - 1
+            now = replace(now, now_ms=self._last[2], swipe_index=before, number=self._number - 1)
+        return explain(self._reranker, found, video_id, now)
+
     def _tier(self) -> list[PooledPage]:
         try:
             return self.pool.tier(self._clock.monotonic_ms())
@@ -275,6 +304,7 @@ class EdgeSession:
         if decision.error is not None:
             self._telemetry.swallowed(decision.error)
         self.pool.shown(page, index)
+        self._last = page, index, now_ms
         end = self._timer_ns()
         stages = stages_of(decision, start, settled, end)
         if decision.reason:

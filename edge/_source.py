@@ -5,6 +5,7 @@ A source is used by one ModelStore, which holds its lock meanwhile. Every failur
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -14,15 +15,20 @@ import urllib3
 from contract.errors import DownloadError
 
 CHUNK_BYTES = 64 * 1024
+READ_S_MAX = 60.0  # for a small file, whole: each read has a timeout, but a CDN may let bytes trickle for ever
 Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]  # (file, bytes so far, bytes in all)
+
+
+class AbsentError(DownloadError):
+    """The CDN has no such file (or does not give it out)."""
 
 
 class Source(Protocol):
     """What ModelStore asks of a source. `path` is below the CDN's root, with slashes."""
 
     def read(self, path: str, limit_bytes: int) -> bytes:
-        """A small file, whole. Raises DownloadError when it is absent or longer than the limit."""
+        """A small file, whole. Raises DownloadError when it is longer than the limit, its AbsentError for no file."""
 
     def download(self, path: str, part: Path, n_bytes: int, progress: Progress) -> None:
         """Append what `part` lacks of a file of n_bytes. Raises DownloadError; what has arrived stays in `part`."""
@@ -42,7 +48,8 @@ class DirectorySource:
             with open(self.root / path, "rb") as file:
                 content = file.read(limit_bytes + 1)
         except OSError as error:
-            raise DownloadError("can't be read", where=path, got=str(error)) from None
+            kind = AbsentError if isinstance(error, FileNotFoundError) else DownloadError
+            raise kind("can't be read", where=path, got=str(error)) from None
         if len(content) > limit_bytes:
             raise DownloadError("is longer than announced", where=path, allowed=f"{limit_bytes} bytes")
         return content
@@ -88,16 +95,23 @@ class HttpSource:
         return self._with_retries(path, lambda: self._read_once(path, limit_bytes))
 
     def _read_once(self, path: str, limit_bytes: int) -> bytes:
-        response = self._get(path)
+        response, deadline = self._get(path), time.monotonic() + READ_S_MAX
+        content = bytearray()
         try:
             if response.status != 200:
-                raise DownloadError(f"the CDN answered {response.status}", where=path)
-            content = response.read(limit_bytes + 1)
+                kind = AbsentError if response.status in (403, 404) else DownloadError
+                raise kind(f"the CDN answered {response.status}", where=path)
+            while chunk := response.read1(CHUNK_BYTES):
+                content += chunk
+                if len(content) > limit_bytes:
+                    raise DownloadError("is longer than announced", where=path, allowed=f"{limit_bytes} bytes")
+                if time.monotonic() > deadline:
+                    raise DownloadError(
+                        "the CDN is too slow", where=path, got=f"{len(content)} bytes in {READ_S_MAX} s"
+                    )
         finally:
             response.close()
-        if len(content) > limit_bytes:
-            raise DownloadError("is longer than announced", where=path, allowed=f"{limit_bytes} bytes")
-        return content
+        return bytes(content)
 
     def download(self, path: str, part: Path, n_bytes: int, progress: Progress) -> None:
         self._with_retries(path, lambda: self._download_once(path, part, n_bytes, progress))

@@ -4,6 +4,7 @@
     CACHE/parts/<sha256>.part             a transfer that broke off; the next `update` resumes it
     CACHE/versions/<dense_version>.json   the manifest, written last: a version is there when this file is
     CACHE/active.json                     which version runs, which ran before, which was rolled back
+    CACHE/trust/                          signed metadata seen last, with `root`: what an older state is told by
 
 Every change is written aside, synced and renamed, so that a phone that dies between any two steps finds the old model
 or the new one. Whatever is refused is named in the error, and the running model stays.
@@ -17,14 +18,14 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from contract.errors import DownloadError, IntegrityError, KirError, ManifestError, ModelStoreError, NoModelError
 from contract.manifest import FILE_BYTES_MAX, POINTER_NAME, FileEntry, Manifest, Pointer
 from edge._installed import InstalledModel, check_bytes, check_runtime, device_files
-from edge._source import Progress, Source, open_source
+from edge._source import DirectorySource, Progress, Source, open_source
 
 ACTIVE_FORMAT = "kir-edge-active/1"
 POINTER_BYTES_MAX = 64 * 1024
@@ -58,6 +59,8 @@ class ModelStore:
     """The models of one cache directory.
 
     source    where models come from: an http(s) URL, a CDN directory, or any Source; None = only what is here
+    root      root.json that comes with the host app, or its bytes: only a pointer and manifests that it leads to count
+    unsigned  take any model from a source that is no directory, without root: for development
     fetch     "device": shipped graphs only; "all": golden cases, whole net and card as well
     keep      versions to keep, the active one included; from 2, or nothing could be rolled back
     progress  called as (path, bytes so far, bytes in all) while a file arrives
@@ -68,6 +71,8 @@ class ModelStore:
         cache_dir: str | Path,
         source: str | Path | Source | None = None,
         *,
+        root: bytes | str | Path | None = None,
+        unsigned: bool = False,
         fetch: str = "device",
         keep: int = 3,
         progress: Progress = lambda path, have, n_bytes: None,
@@ -78,6 +83,15 @@ class ModelStore:
             raise ModelStoreError("a store keeps at least two versions", got=keep)
         self.cache = Path(cache_dir)
         self._source = open_source(source) if isinstance(source, (str, Path)) else source
+        self._root = _root_bytes(root)
+        trusted_place = self._source is None or isinstance(self._source, DirectorySource)
+        if self._root is None and not (unsigned or trusted_place):
+            raise ModelStoreError(
+                "models from a CDN are trusted by their signature", where=self._source,
+                fix="give root= (the root.json that comes with the app); in development unsigned=True",
+            )  # fmt: skip
+        if self._root is not None and unsigned:
+            raise ModelStoreError("either root= or unsigned=True, not both", where=self._source)
         self._fetch, self._keep, self._progress = fetch, keep, progress
         self._lock = threading.RLock()
         self.refused: list[KirError] = []  # what `active` found unusable, last call
@@ -122,17 +136,19 @@ class ModelStore:
         """Fetch what the CDN calls current. Returns the version that is ready to `activate`, None when nothing is new.
 
         Nothing is new when the active version is the current one and whole, or when the current one was rolled back.
-        Raises DownloadError, ManifestError, IntegrityError or VersionMismatch, each naming the file; ModelStoreError
-        when this device can't hold it. The active model stays in every case.
+        Raises DownloadError, ManifestError, IntegrityError or VersionMismatch, each naming the file; TrustError for
+        metadata that have expired, went back or are not signed by the right keys; ModelStoreError when this device
+        can't hold it. The active model stays in every case.
         """
         if self._source is None:
             raise DownloadError("this store has no source", where=self.cache, fix="give a CDN URL or directory")
         with self._writing(POINTER_NAME):
-            pointer = Pointer.from_bytes(self._source.read(POINTER_NAME, POINTER_BYTES_MAX))
+            read = self._reader()
+            pointer = Pointer.from_bytes(read(POINTER_NAME, POINTER_BYTES_MAX))
             active = self._read_active()
             if pointer.dense_version in active.refused:
                 return None
-            raw = self._source.read(pointer.manifest, min(pointer.manifest_bytes, FILE_BYTES_MAX))
+            raw = read(pointer.manifest, min(pointer.manifest_bytes, FILE_BYTES_MAX))
             check_bytes(raw, FileEntry(pointer.manifest_sha256, pointer.manifest_bytes), pointer.manifest)
             manifest = Manifest.from_bytes(raw, pointer.manifest)
             if manifest.dense_version != pointer.dense_version:
@@ -173,6 +189,15 @@ class ModelStore:
             raise NoModelError("no version to go back to", where=self.cache, got=active.before)
 
     # -- parts
+
+    def _reader(self) -> Callable[[str, int], bytes]:
+        """Reads pointer and manifest: as the CDN has them, or with a root as they were signed."""
+        assert self._source is not None
+        if self._root is None:
+            return self._source.read
+        from edge._trust import TrustedReader  # tuf is imported by an update, never by a start
+
+        return TrustedReader(self._source, self._root, self.cache / "trust").read
 
     def _needed(self, manifest: Manifest) -> list[str]:
         return device_files(manifest) if self._fetch == "device" else list(manifest.files)
@@ -278,6 +303,17 @@ class ModelStore:
                     got=error.strerror or str(error),
                     fix="free some space or check the folder's permissions; the running model stays",
                 ) from error
+
+
+def _root_bytes(root: bytes | str | Path | None) -> bytes | None:
+    if root is None or isinstance(root, bytes):
+        return root
+    try:
+        return Path(root).read_bytes()
+    except OSError as error:
+        raise ModelStoreError(
+            "root.json can't be read", where=root, got=error.strerror, fix="it comes with the host app"
+        ) from None
 
 
 def _sync_folder(folder: Path) -> None:

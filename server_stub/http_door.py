@@ -2,6 +2,8 @@
 
 POST /v1/page, /v1/feedback   application/x-protobuf in and out; a page's outcome is in the message, the status is 200
 GET  /current.json            the CDN's pointer, never cached
+GET  /metadata/<file>         signed metadata; timestamp.json never cached, the others carry their version
+GET  /<sha256>.current.json   the pointer that they name, immutable
 GET  /models/<version>/<file> immutable, with Range
 GET  /healthz                 JSON: status, versions, counters
 """
@@ -17,7 +19,7 @@ from typing import Any
 from aiohttp import web
 
 from contract.errors import InputError
-from contract.manifest import POINTER_NAME
+from contract.manifest import METADATA_FOLDER, POINTER_NAME, signed_pointer_path
 from server_stub.doors import RETRY_AFTER_MS, Doors, Overloaded
 
 PROTOBUF = "application/x-protobuf"
@@ -49,6 +51,8 @@ class HttpDoor:
             app.router.add_route("OPTIONS", "/v1/{call:page|feedback}", _preflight)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get(f"/{POINTER_NAME}", self._pointer)
+        app.router.add_get(f"/{signed_pointer_path('{sha256:[0-9a-f]{64}}')}", self._signed_pointer)
+        app.router.add_get(f"/{METADATA_FOLDER}/{{file}}", self._metadata)
         app.router.add_get("/models/{path:.+}", self._model)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
 
@@ -88,6 +92,14 @@ class HttpDoor:
 
     async def _pointer(self, request: web.Request) -> web.StreamResponse:
         return self._file(POINTER_NAME, {"Cache-Control": "no-cache"})
+
+    async def _signed_pointer(self, request: web.Request) -> web.StreamResponse:
+        return self._file(signed_pointer_path(request.match_info["sha256"]), {"Cache-Control": IMMUTABLE})
+
+    async def _metadata(self, request: web.Request) -> web.StreamResponse:
+        file = request.match_info["file"]
+        caching = IMMUTABLE if file[:1].isdigit() else "no-cache"
+        return self._file(f"{METADATA_FOLDER}/{file}", {"Cache-Control": caching})
 
     async def _model(self, request: web.Request) -> web.StreamResponse:
         return self._file(f"models/{request.match_info['path']}", {"Cache-Control": IMMUTABLE})

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
 # Room -> packages it may import at all, late or not: those of the plain install.
 ONLY_PACKAGES = {
     "contract": {"numpy", "google", "grpc", "xxhash"},
-    "edge": {"numpy", "google", "grpc", "xxhash", "ai_edge_litert", "urllib3"},
+    "edge": {"numpy", "google", "grpc", "xxhash", "ai_edge_litert", "urllib3", "tuf"},
 }
 # Room -> the extra that must bring every package it imports; "" = the plain install.
 EXTRA_OF = {

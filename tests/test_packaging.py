@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PYPROJECT = (REPOSITORY / "pyproject.toml").read_text()
 PROJECT = tomllib.loads(PYPROJECT)["project"]
 ROOMS = ("contract", "training", "convert", "edge", "server_stub", "benchmarks")
-EDGE = {"numpy", "ai-edge-litert", "grpcio", "protobuf", "xxhash", "urllib3"}
+EDGE = {"numpy", "ai-edge-litert", "grpcio", "protobuf", "xxhash", "urllib3", "tuf"}
 EXTRAS = {"train", "convert", "server", "bench", "dev", "all"}
 
 

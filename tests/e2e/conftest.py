@@ -1,7 +1,7 @@
 """One small loop for all end-to-end tests: simulated, trained, converted and bundled once per run, by real code only.
 
-LOOP/ckpt/{ranker,kuaiformer,kir-1,kir-2}, LOOP/models/{kir-1,kir-2}, LOOP/server (rows of kir-1), LOOP/cdn (kir-1).
-Tests copy what they change. Workers of one run share it through a lock.
+LOOP/ckpt/{ranker,kuaiformer,kir-1,kir-2}, LOOP/models/{kir-1,kir-2}, LOOP/server (rows of kir-1), LOOP/cdn (kir-1),
+signed by LOOP/keys. Tests copy what they change. Workers of one run share it through a lock.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class SmallLoop:
 def _build(work: Path) -> None:
     from convert.bundle import write_bundle
     from convert.publish import publish
+    from convert.trust_keys import make_keys
     from training.kuaiformer_train import train_kuaiformer
     from training.ranker_train import RankerPlan, train_ranker
     from training.readers import LogData
@@ -70,7 +71,8 @@ def _build(work: Path) -> None:
         users=paths.users,
         histories=paths.events,
     )
-    publish(paths.model("kir-1"), paths.cdn)
+    make_keys(paths.keys)
+    publish(paths.model("kir-1"), paths.cdn, keys=paths.keys)
 
 
 @pytest.fixture(scope="session")

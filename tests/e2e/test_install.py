@@ -15,7 +15,8 @@ from tests.e2e.conftest import SmallLoop
 PROBE = """
 import importlib.util, json, sys
 import edge
-absent = [n for n in ("torch", "tensorflow", "pyarrow", "onnx", "onnxruntime") if importlib.util.find_spec(n) is None]
+names = ("torch", "tensorflow", "pyarrow", "onnx", "onnxruntime", "cryptography")
+absent = [n for n in names if importlib.util.find_spec(n) is None]
 print(json.dumps({"absent": absent, "tests": importlib.util.find_spec("tests") is not None, "edge": edge.__file__}))
 """
 
@@ -36,13 +37,14 @@ def test_the_plain_install_is_the_edge_and_replays_goldens(
 
     run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(repository))
     found = json.loads(run("-c", PROBE))
-    assert found["absent"] == ["torch", "tensorflow", "pyarrow", "onnx", "onnxruntime"]
+    assert found["absent"] == ["torch", "tensorflow", "pyarrow", "onnx", "onnxruntime", "cryptography"]
     assert not found["tests"]
     assert found["edge"].startswith(str(environment))
     run("-m", "pip", "check")
     assert "kir" in run("-m", "kir", "--version")
     report = tmp_path / "replay.json"
-    run("-m", "kir", "replay", "--cdn", str(small_loop.paths.cdn), "--json", str(report))
+    root = str(small_loop.paths.root_json)
+    run("-m", "kir", "replay", "--cdn", str(small_loop.paths.cdn), "--root", root, "--json", str(report))
     assert json.loads(report.read_text())["ok"] is True
     n_bytes = sum(path.stat().st_size for path in environment.rglob("*") if path.is_file())
     print(f"edge install: {n_bytes / 1e6:.0f} MB with pip", file=sys.stderr)

@@ -42,7 +42,7 @@ def test_every_damaged_file_is_refused_by_name_and_the_running_model_stays(
 
     cdn = tmp_path / "cdn"
     shutil.copytree(small_loop.paths.cdn, cdn)
-    publish(small_loop.paths.model("kir-2"), cdn)
+    publish(small_loop.paths.model("kir-2"), cdn, keys=small_loop.paths.keys)
     device = ModelStore(tmp_path / "cache", small_loop.paths.cdn, fetch="all")
     assert device.update() == small_loop.first
     device.activate(small_loop.first)

@@ -100,7 +100,7 @@ def test_a_session_over_sockets_ends_in_event_parquet(
 ) -> None:
     """First start over HTTP, 45 swipes through three evictions, and every impression back with what the server knew."""
     server = serve(small_loop.paths, "--events", str(tmp_path / "events"))
-    device = ModelStore(tmp_path / "device", server.http_url)
+    device = ModelStore(tmp_path / "device", server.http_url, root=small_loop.paths.root_json)
     assert device.update() == small_loop.first
     device.activate(small_loop.first)
     with phone(server, device, world) as made:
@@ -212,10 +212,10 @@ def test_a_page_for_another_dense_version_and_the_way_back(
 
     paths = small_loop.copy_serving(tmp_path / "own")
     add_rows(paths.bundle, small_loop.paths.checkpoint("kir-2"))
-    publish(small_loop.paths.model("kir-2"), paths.cdn)
+    publish(small_loop.paths.model("kir-2"), paths.cdn, keys=small_loop.paths.keys)
     _forget_rows(paths.bundle, small_loop.first)
     server = serve(paths)
-    device = ModelStore(tmp_path / "cache", server.http_url)
+    device = ModelStore(tmp_path / "cache", server.http_url, root=small_loop.paths.root_json)
     with phone(server, device, world) as made:
         report = made.session.fetch_page()
         assert report.reason == "rows_status:no_live_version"

@@ -13,10 +13,12 @@ from contract.v1 import page_pb2
 from edge import Choice
 from edge.cli import scripted_feedback
 from tests.edge.conftest import LocalServer
+from tests.edge.signed_cdn import SignedCdn
 from tests.edge.test_store import flip_byte
 from tests.edge.test_wire import CHOICE
 from tests.edge.tiny_model import point_at
 from tests.edge.tiny_page import make_page
+from tests.edge.web_cdn import Cdn
 
 
 class Shop:
@@ -116,6 +118,22 @@ class TestSwipe:
         assert lines[0].startswith("model: no update: ")
         assert lines[1] == "model: kir-a"
         assert json.loads(lines[-1])["by_model"] == 3
+
+    def test_an_http_cdn_wants_a_root_or_a_word(
+        self, server: LocalServer, shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        signed = SignedCdn(tmp_path)
+        with Cdn(signed.path) as web:
+            flags = ("--cdn", web.url, "--swipes", "3")
+            assert self.swipe(server, *flags) == 2
+            assert "trusted by their signature" in capsys.readouterr().err
+            for trust in (["--root", str(signed.root)], ["--unsigned"]):
+                assert self.swipe(server, *flags, *trust) == 0
+                assert capsys.readouterr().out.startswith("model: kir-a (new)")
+            signed.release("kir-b", days_ago=2)
+            assert self.swipe(server, *flags, "--root", str(signed.root)) == 0
+            assert "no update: metadata/timestamp.json: signed metadata have expired" in capsys.readouterr().out
+            assert kir.main(["replay", "--cdn", web.url, "--root", str(signed.root)]) == 2
 
     def test_without_a_cdn_the_server_decides(
         self, server: LocalServer, shop: Shop, capsys: pytest.CaptureFixture[str]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,73 +12,18 @@ from contract.manifest import POINTER_NAME
 from edge import DirectorySource, HttpSource, ModelStore
 from edge._source import open_source
 from tests.edge.tiny_model import point_at
-
-
-class Cdn(http.server.ThreadingHTTPServer):
-    """A CDN that can be told to misbehave. log: (path, Range header or "")."""
-
-    daemon_threads = True
-
-    def __init__(self, root: Path):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.root = root
-        self.log: list[tuple[str, str]] = []
-        self.break_after: list[int] = []  # bytes after which the next answers break off
-        self.statuses: list[int] = []  # answered instead of files
-        self.ranges = True
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Cdn
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        wanted = self.headers.get("Range", "")
-        self.server.log.append((self.path.lstrip("/"), wanted))
-        path = self.server.root / self.path.lstrip("/")
-        if self.server.statuses or not path.is_file():
-            self.send_response(self.server.statuses.pop(0) if self.server.statuses else 404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        content, start, status = path.read_bytes(), 0, 200
-        if wanted and self.server.ranges:
-            start, status = int(wanted.removeprefix("bytes=").partition("-")[0]), 206
-            if start >= len(content):
-                status, content = 416, b""
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content) - start if content else 0))
-        self.end_headers()
-        body = content[start:]
-        if self.server.break_after and path.suffix == ".tflite":
-            self.wfile.write(body[: self.server.break_after.pop(0)])
-            self.wfile.flush()
-            self.close_connection = True
-            return
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+from tests.edge.web_cdn import Cdn, Handler
 
 
 @pytest.fixture
 def web(cdn: Path) -> Iterator[Cdn]:
-    server = Cdn(cdn)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with Cdn(cdn) as server:
+        yield server
 
 
 @pytest.fixture
 def store(web: Cdn, tmp_path: Path) -> ModelStore:
-    return ModelStore(tmp_path / "cache", HttpSource(web.url, timeout_s=5))
+    return ModelStore(tmp_path / "cache", HttpSource(web.url, timeout_s=5), unsigned=True)
 
 
 def test_a_model_comes_over_http(store: ModelStore) -> None:
@@ -163,7 +105,7 @@ def test_an_answer_in_the_middle_names_the_file(store: ModelStore, web: Cdn) -> 
 def test_no_server_at_all(tmp_path: Path, web: Cdn) -> None:
     url = web.url
     web.server_close()
-    store = ModelStore(tmp_path / "cache", HttpSource(url, timeout_s=2, attempts=2))
+    store = ModelStore(tmp_path / "cache", HttpSource(url, timeout_s=2, attempts=2), unsigned=True)
     with pytest.raises(DownloadError, match=r"can't be reached.*tried 2 times"):
         store.update()
 
@@ -187,7 +129,7 @@ def test_a_flipped_byte_is_named(store: ModelStore, web: Cdn) -> None:
     content[100] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(KirError) as caught:
-        ModelStore(store.cache, HttpSource(web.url), fetch="all").update()
+        ModelStore(store.cache, HttpSource(web.url), fetch="all", unsigned=True).update()
     assert isinstance(caught.value, IntegrityError)
     assert path.name in str(caught.value)
 

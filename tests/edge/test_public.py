@@ -23,7 +23,9 @@ SURFACE = {
     "DirectorySource",
     "DownloadError",
     "EdgeSession",
+    "Effect",
     "Engine",
+    "Explanation",
     "FakeClock",
     "FakePageClient",
     "Feedback",
@@ -42,6 +44,7 @@ SURFACE = {
     "PageSource",
     "PoolConfig",
     "PoolExhausted",
+    "Ranking",
     "Reason",
     "ReplayReport",
     "Retry",
@@ -51,6 +54,7 @@ SURFACE = {
     "SessionConfig",
     "StateFile",
     "SystemClock",
+    "TrustError",
     "replay",
 }
 

@@ -19,6 +19,7 @@ from tests.server_stub.conftest import NOW_MS, held, request
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 SECRET = b"not for everybody"
+SIGNED_POINTER = f"{'0123456789abcdef' * 4}.current.json"
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,10 @@ def cdn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (cdn / "models/kir-a/link").symlink_to(root / "secret")
     (cdn / "models/inside").symlink_to(cdn / "models/kir-a")
     (cdn / "current.json").write_bytes(b'{"a": 1}')
+    (cdn / SIGNED_POINTER).write_bytes(b'{"a": 1}')
+    (cdn / "metadata").mkdir()
+    for name in ("timestamp.json", "3.snapshot.json", ".lock"):
+        (cdn / "metadata" / name).write_bytes(name.encode())
     (cdn / "other.json").write_bytes(b"{}")
     return cdn
 
@@ -166,6 +171,10 @@ class TestStatic:
             "/models/kir-a/",
             "/models/absent/net.tflite",
             "/models/" + "a" * 5_000,
+            "/metadata/.lock",
+            "/metadata/../other.json",
+            "/metadata/4.snapshot.json",
+            "/" + "0" * 64 + ".current.json",
             "/other.json",
             "/current.json/x",
             "/../secret",
@@ -176,6 +185,21 @@ class TestStatic:
         assert SECRET not in answer
         assert b"root:" not in answer
         assert int(answer.split()[1]) in (400, 403, 404)
+
+    @pytest.mark.parametrize(
+        ("path", "caching"),
+        [
+            ("metadata/timestamp.json", "no-cache"),
+            ("metadata/3.snapshot.json", "immutable"),
+            (SIGNED_POINTER, "immutable"),
+        ],
+    )
+    def test_signed_metadata_and_what_they_name(
+        self, server: InProcessServer, http: urllib3.PoolManager, cdn: Path, path: str, caching: str
+    ) -> None:
+        answer = http.request("GET", f"{server.url}/{path}")
+        assert answer.data == (cdn / path).read_bytes()
+        assert caching in answer.headers["Cache-Control"]
 
     def test_a_link_inside_is_followed(self, server: InProcessServer, http: urllib3.PoolManager) -> None:
         assert http.request("GET", f"{server.url}/models/inside/net.tflite").data == self.WHOLE
