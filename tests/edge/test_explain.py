@@ -143,7 +143,7 @@ class TestExplain:
         blocks = {key: value.copy() for key, value in scored.features.blocks.items()}
         blocks[block][:, columns] = blocks[block][:, columns].mean(axis=0)
         changed = dataclasses.replace(scored, state=reranker.engine.page(blocks))
-        reranker.device(session._last[2] if session._last else 0, WIFI, choice.position)
+        reranker.device(session._last[2] if session._last else 0, WIFI, choice.position, choice.position)
         without_N = reranker.values(reranker.scores(changed, WIFI))
         assert found == pytest.approx(choice.value - without_N[choice.candidate_index], abs=EFFECT_TOLERANCE)
 
@@ -158,7 +158,7 @@ class TestExplain:
         user_rows = scored.features.blocks[block].copy()
         user_rows[0, columns] = row_of("kir-a", "user", 0xFFFF_FFFF_FFFF_FFFF, 4)
         changed = dataclasses.replace(scored, state=reranker.engine.page({**scored.features.blocks, block: user_rows}))
-        reranker.device(session._last[2] if session._last else 0, WIFI, choice.position)
+        reranker.device(session._last[2] if session._last else 0, WIFI, choice.position, choice.position)
         without_N = reranker.values(reranker.scores(changed, WIFI))
         assert found == pytest.approx(choice.value - without_N[choice.candidate_index], abs=EFFECT_TOLERANCE)
 
@@ -173,9 +173,12 @@ class TestExplain:
         assert reranker is not None
         assert scored is not None
         for slots, effect in [([2], told[watched[1].video_id]), ([1, 2, 3], effects_of(found.groups)["watched"])]:
-            reranker.cache.memory.memory_mask[0, slots] = MASK_VALUE
+            memory = reranker.cache.memory
+            memory.memory_mask[0, slots] = MASK_VALUE
+            memory.changed()
             without_N = reranker.values(reranker.scores(scored, WIFI))
-            reranker.cache.memory.memory_mask[0, slots] = 0.0
+            memory.memory_mask[0, slots] = 0.0
+            memory.changed()
             assert effect == pytest.approx(choice.value - without_N[choice.candidate_index], abs=EFFECT_TOLERANCE)
 
     def test_what_the_device_did_not_tell_did_nothing(self, session: EdgeSession) -> None:
