@@ -200,8 +200,10 @@ class Models:
         if self.reranker is None or shown is None or change is None:
             return applied
         if applied.outcome is Outcome.APPENDED:
-            same = shown.dense_version == self.reranker.dense_version
-            self.reranker.appended(change, shown.row_R if same else None, shown.rows_revision)
+            row_R = shown.row_R if shown.dense_version == self.reranker.dense_version else None
+            if row_R is not None and row_R.shape != self.reranker.rows.rows.shape[1:]:
+                row_R = None  # a state file may hold anything
+            self.reranker.appended(change, row_R, shown.rows_revision)
         else:
             self.reranker.changed(change)
         self._refresh()
