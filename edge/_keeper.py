@@ -127,7 +127,8 @@ class Keeper:
                 for name in _OPT_IN:
                     event.ClearField(name)
             outbox.append((int(number), event))
-        if any(not 0 <= number < _NUMBER_END for number, _ in (*seen, *outbox)):
+        numbers = [number for number, _ in (*seen, *outbox)] + [int(one.item["number"]) for one in shown]
+        if any(not 0 <= number < _NUMBER_END for number in numbers):
             raise ValueError("a running number out of range")
         columns = columns_of([token for token, *_ in slots[1:]])
         capacity = int(rows("SELECT value FROM about WHERE name = 'capacity'", 1)[0][0]) if slots else 2
@@ -177,8 +178,14 @@ class Keeper:
         self._trim_outbox()
         if not self._file.is_open:
             return
-        slots = self._slots_now(reranker)
-        steps = [*self._list_steps(slots), *self._shown_steps(), *self._outbox_steps()]
+        try:
+            slots = self._slots_now(reranker)
+            steps = [*self._list_steps(slots), *self._shown_steps(), *self._outbox_steps()]
+        except Exception as error:  # what an app handed in is no value: without it the others can be saved
+            self._file.failed += 1
+            self._telemetry.swallowed(error)
+            self._dirty.clear()
+            return
         if not steps:
             return
         try:

@@ -202,6 +202,8 @@ class Models:
         if applied.outcome is Outcome.APPENDED:
             same = shown.dense_version == self.reranker.dense_version
             row_R, token_F = (shown.row_R, shown.token_F) if same else (None, None)
+            if row_R is not None and row_R.shape != self.reranker.rows.rows.shape[1:]:
+                row_R = None  # a state file may hold anything
             self.reranker.appended(change, row_R, shown.rows_revision, token_F)
         else:
             self.reranker.changed(change)

@@ -161,13 +161,18 @@ class CandidatePool:
         page.remaining.remove(index)
         for held in self.pages:
             held.swipes += 1
-        self.remember([page.video_ids[index]])
-        self.pages = [p for p in self.pages if p.remaining]
+        self._remember(page.video_ids[index])
+        if not page.remaining:
+            self.pages = [p for p in self.pages if p.remaining]
 
     def remember(self, video_ids: Iterable[int]) -> None:
         """Videos shown, in order: not let in again while they are among the last `seen`."""
-        self._seen.update(dict.fromkeys(video_ids))
-        while len(self._seen) > self.config.seen:
+        for video_id in video_ids:
+            self._remember(video_id)
+
+    def _remember(self, video_id: int) -> None:
+        self._seen[video_id] = None
+        if len(self._seen) > self.config.seen:
             self._seen.popitem(last=False)
 
     def unscore(self, reason: str) -> None:

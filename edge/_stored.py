@@ -131,18 +131,18 @@ def _shown_of(user_id: int, values: dict[str, Any], row: bytes | None, impressio
     video_id = int(values["video_id"])
     choice = Choice(
         video_id=video_id,
-        page_id=str(told["page_id"]),
+        page_id=_text(told["page_id"]),
         candidate_index=_count(told["candidate_index"]),
         chooser=Chooser(told["chooser"]),
-        reason=str(told["reason"]),
+        reason=_text(told["reason"]),
         position=_count(told["position"]),
         considered=(),
         remaining=tuple(_count(index) for index in told["remaining"]),
-        dense_version=str(told["dense_version"]),
-        variant=str(told["variant"]),
+        dense_version=_text(told["dense_version"]),
+        variant=_text(told["variant"]),
         rows_revision=_count(told["rows_revision"], 2**64),
     )
-    buffered_ms = {} if told["buffered_ms"] is None else {video_id: int(told["buffered_ms"])}
+    buffered_ms = {} if told["buffered_ms"] is None else {video_id: _count(told["buffered_ms"])}
     volume = None if told["volume"] is None else float(told["volume"])
     device = DeviceState(int(told["network"]), int(told["decoder"]), buffered_ms, volume, _flag(told["landscape"]))
     session_id, shown_at_ms = _count(told["session_id"], 2**64), _count(told["shown_at_ms"], 2**63)
@@ -151,7 +151,7 @@ def _shown_of(user_id: int, values: dict[str, Any], row: bytes | None, impressio
         values,
         row_of(row),
         str(told["row_version"]),
-        int(told["row_revision"]),
+        _count(told["row_revision"] + 1, 2**63) - 1,
     )
     if feedback:
         seen = json.loads(feedback)
@@ -169,6 +169,12 @@ def _count(value: Any, end: int = 2**32) -> int:
     if not 0 <= number < end:
         raise ValueError(f"out of range: {number}")
     return number
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    text.encode()  # half a surrogate pair would fail in a message, at a feedback
+    return text
 
 
 def _flag(value: Any) -> bool | None:

@@ -562,13 +562,13 @@ def kill(path: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 def test_a_process_killed_at_any_point_leaves_what_was_saved(tmp_path: Path) -> None:
-    told = kill(tmp_path / "state", 8, seed=1)
+    told = kill(tmp_path / "state", 9, seed=1)
     assert told["wrong"] == []
-    assert told["saved"] > 0
+    assert told["saved"] >= 6
 
 
 @pytest.mark.slow
 def test_a_hundred_and_fifty_kills(tmp_path: Path) -> None:
     told = kill(tmp_path / "state", 150, seed=2)
     assert told["wrong"] == []
-    assert told["saved"] > 600
+    assert told["saved"] >= 100
