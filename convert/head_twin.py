@@ -92,7 +92,7 @@ def record(source: KirSource, samples: Sequence[Sample]) -> Pages:
 def build_twin(source: KirSource, *, aware: bool = False) -> Twin:
     """The head with the checkpoint's weights. aware: every layer annotated and TFMOT's fake quantisation in place.
 
-    Raises InputError for a preset without gates, attention or FM, whose head is another.
+    Raises InputError for a preset without gates or attention, whose head is another.
     """
     with quiet("the head's twin"):
         import tensorflow as tf
@@ -142,8 +142,8 @@ def convert_twin(twin: Twin, pages: Pages, *, quantised: bool = False, calibrati
 def _net(source: KirSource) -> Any:
     net: Any = source.graphs[f"whole/N{max(source.capacities['N'])}"].module.net
     config = net.config
-    if config.experts < 2 or config.reads != "target" or not config.fm or net.swipe_in is None:
-        got = {"preset": config.preset, "experts": config.experts, "reads": config.reads, "fm": config.fm}
+    if config.experts < 2 or config.reads != "target" or net.swipe_in is None:
+        got = {"preset": config.preset, "experts": config.experts, "reads": config.reads}
         raise InputError("this preset's head has no twin", got=got, allowed="tiny, kir")
     return net
 

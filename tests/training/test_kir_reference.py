@@ -28,7 +28,7 @@ from training.kir_layers import (
 )
 from training.kir_model import PAGE_BLOCKS
 
-CONFIG = KirConfig.of("tiny", watched=6, buckets=(5,), width=12, heads=3, ffn=20, blocks=2)
+CONFIG = KirConfig.of("tiny", watched=6, buckets=(5,), width=12, heads=3, ffn=20, blocks=2, fm=8)
 SPEC = kir_spec()
 N, D, H = 5, CONFIG.width, CONFIG.heads
 
