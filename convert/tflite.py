@@ -7,6 +7,7 @@ contract's, that every operator is a builtin, and that XNNPACK took the graph.
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -33,10 +34,27 @@ ONNX2TF_COMPANIONS = (
     "onnxoptimizer==0.4.2",
     "psutil>=5.9.5,<8",
 )
-# Where PATH has the command `onnxsim`, onnx2tf calls it three times, and elsewhere it goes on without: 14 s a graph for
-# another, larger file (constants repeated in `watch`). What needs folding, `onnx_export` has folded.
-ALIKE_EVERYWHERE: Mapping[str, Any] = {"not_use_onnxsim": True}
 Feeds = Mapping[str, NDArray[Any]]
+
+
+def run_onnx2tf(**settings: Any) -> None:
+    """`onnx2tf.convert`, the same wherever it runs, and without what its import leaves behind.
+
+    Where PATH has the command `onnxsim` it calls it three times, and elsewhere goes on without: 14 s a graph for
+    another, larger file (constants repeated in `watch`). What needs folding, `onnx_export` has folded. And its import
+    lifts Python's recursion limit for good: after it a deeply nested JSON file would end the process by a signal.
+    Raises InputError when onnx2tf is absent.
+    """
+    limit = sys.getrecursionlimit()
+    try:
+        import onnx2tf
+
+        sys.setrecursionlimit(2**31 - 1)  # as it sets it when it is first imported
+        onnx2tf.convert(**{"verbosity": "error", "not_use_onnxsim": True, **settings})
+    except ImportError as error:
+        raise InputError(f"this step needs onnx2tf ({error})", fix="install it with: kir convert setup") from None
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def convert_onnx(onnx_path: str | Path, path: str | Path, inputs: tuple[Tensor, ...]) -> Path:
@@ -45,22 +63,16 @@ def convert_onnx(onnx_path: str | Path, path: str | Path, inputs: tuple[Tensor, 
     inputs: every input of rank 3 and more keeps its layout; left alone, onnx2tf swaps axes and says nothing.
     Raises InputError when onnx2tf is absent, ConversionError when it fails or writes no file.
     """
-    try:
-        import onnx2tf
-    except ImportError as error:
-        raise InputError(f"this step needs onnx2tf ({error})", fix="install it with: kir convert setup") from None
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kir-onnx2tf-") as scratch:
         copy = shutil.copyfile(onnx_path, Path(scratch) / Path(onnx_path).name)  # onnx2tf writes over what it is given
         with quiet(f"onnx2tf of {Path(onnx_path).name}"):
-            onnx2tf.convert(
+            run_onnx2tf(
                 input_onnx_file_path=str(copy),
                 output_folder_path=scratch,
                 tflite_backend="flatbuffer_direct",
                 keep_shape_absolutely_input_names=[t.name for t in inputs if len(t.shape) >= 3],
-                verbosity="error",
-                **ALIKE_EVERYWHERE,
             )
         found = sorted(Path(scratch).glob("*_float32.tflite"))
         if len(found) != 1:

@@ -18,7 +18,7 @@ from convert.chain import Feeds
 from convert.probe import probe
 from convert.quiet import quiet
 from convert.tensor_names import named_by_signature
-from convert.tflite import ALIKE_EVERYWHERE
+from convert.tflite import run_onnx2tf
 
 FLOAT32, FLOAT16, DYNAMIC, INT8, INT16X8 = "float32", "float16", "dynamic", "int8", "int16x8"
 MODES = (FLOAT32, FLOAT16, DYNAMIC, INT8, INT16X8)
@@ -41,20 +41,14 @@ def convert_by_tensorflow(
 def write_saved_model(onnx: str | Path, directory: str | Path, inputs: tuple[Tensor, ...]) -> Path:
     """DIRECTORY becomes a SavedModel (and holds onnx2tf's own files). Raises ConversionError when onnx2tf fails."""
     with quiet(f"onnx2tf's TensorFlow backend on {Path(onnx).name}"):
-        try:
-            import onnx2tf
-        except ImportError as error:
-            raise InputError(f"this step needs onnx2tf ({error})", fix="install it with: kir convert setup") from None
         Path(directory).mkdir(parents=True, exist_ok=True)
         copy = shutil.copyfile(onnx, Path(directory) / Path(onnx).name)  # onnx2tf writes over what it is given
-        onnx2tf.convert(
+        run_onnx2tf(
             input_onnx_file_path=str(copy),
             output_folder_path=str(directory),
             tflite_backend="tf_converter",
             output_signaturedefs=True,
             keep_shape_absolutely_input_names=[t.name for t in inputs if len(t.shape) >= 3],
-            verbosity="error",
-            **ALIKE_EVERYWHERE,
         )
     if not (Path(directory) / "saved_model.pb").is_file():
         raise ConversionError("onnx2tf wrote no SavedModel", where=onnx)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import kir
 from contract.errors import ConversionError, InputError
 from contract.manifest import Tensor
 from convert.build import BuiltGraph
@@ -158,6 +160,20 @@ def test_a_command_on_the_path_changes_nothing(tmp_path: Path, monkeypatch: pyte
     onnx = export_onnx(graph, tmp_path / "layers.onnx")
     convert_onnx(onnx, tmp_path / "layers.tflite", graph.contract()[0])
     assert not called.exists()
+
+
+def test_the_recursion_limit_stays(tmp_path: Path) -> None:
+    """onnx2tf's import sets it to the largest int, and a nested JSON file then overflows the stack."""
+    code = (
+        "import sys; from convert.tflite import run_onnx2tf\n"
+        "before = sys.getrecursionlimit()\n"
+        "try: run_onnx2tf(input_onnx_file_path='nowhere.onnx')\n"
+        "except BaseException: pass\n"
+        "assert 'onnx2tf' in sys.modules\n"
+        "sys.exit(sys.getrecursionlimit() != before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(kir.__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_onnx_file_that_is_none_fails_in_one_error(tmp_path: Path) -> None:

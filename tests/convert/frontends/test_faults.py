@@ -21,7 +21,7 @@ from convert.frontends.cross_check import cross_check
 from convert.frontends.tensorflow_arm import INT16X8, convert_by_tensorflow, convert_saved_model, write_saved_model
 from convert.onnx_export import DYNAMO, TorchGraph, export_onnx
 from convert.quiet import quiet
-from convert.tflite import TfliteGraph, convert_onnx
+from convert.tflite import TfliteGraph, convert_onnx, run_onnx2tf
 from tests.convert import tiny_onnx
 from tests.convert.small_graphs import block, feeds_of
 
@@ -30,15 +30,9 @@ pytestmark = pytest.mark.slow
 
 def by_onnx2tf(onnx_path: Path, out: Path, backend: str = "flatbuffer_direct", **settings: Any) -> Path:
     """onnx2tf as its manual has it; gives the folder."""
-    import onnx2tf
-
     with quiet("onnx2tf"):
-        onnx2tf.convert(
-            input_onnx_file_path=str(onnx_path),
-            output_folder_path=str(out),
-            tflite_backend=backend,
-            verbosity="error",
-            **settings,
+        run_onnx2tf(
+            input_onnx_file_path=str(onnx_path), output_folder_path=str(out), tflite_backend=backend, **settings
         )
     return out
 
