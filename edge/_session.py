@@ -446,9 +446,10 @@ class EdgeSession:
         if arrived is None:
             return
         try:
-            self.on_page(arrived.page(), arrived.request)
+            added = self.on_page(arrived.page(), arrived.request).added
         except Exception as error:  # nothing that a server sends may stop the swipes
-            self.last_error = error
+            added, self.last_error = 0, error
+        if not added:  # a server that has nothing new is not asked again at once either
             self._ask_after_ms = self._clock.monotonic_ms() + self.config.retry_ms
 
     def _ask(self) -> None:
