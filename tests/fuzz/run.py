@@ -1,7 +1,7 @@
 """Fuzz every reader of foreign bytes, or some of them.
 
-    python -m tests.fuzz.run --inputs 100000                       # all targets, half an hour on one core
-    python -m tests.fuzz.run --inputs 1000                         # a minute
+    python -m tests.fuzz.run --inputs 100000                       # all targets, some ten minutes of one core
+    python -m tests.fuzz.run --inputs 1000                         # seconds
     python -m tests.fuzz.run --inputs 20000 --targets page,rows --seed 7 --out fuzz-out
 
 Inputs are mutations of valid ones that know their shape (`mutations.py`), judged one by one (`judge.py`). Where atheris
@@ -30,14 +30,20 @@ if TYPE_CHECKING:  # late: atheris has to see the rooms' modules when they are i
     from tests.fuzz.judge import Finding, Target
 
 NAMES = ("page", "session", "answer", "feedback_answer", "rows", "manifest", "pointer", "spec", "golden")
+# Of the inputs, by what is at stake and what an input costs: a session runs graphs, a manifest is long; 1 for others.
 SHARES = {
-    "page": 4,
-    "answer": 4,
-    "rows": 4,
-    "session": 1,
-}  # of the inputs, by cost and by what is at stake; 2 for others
+    "page": 6,
+    "rows": 5,
+    "answer": 5,
+    "feedback_answer": 2,
+    "pointer": 2,
+    "spec": 1.5,
+    "golden": 1.5,
+    "manifest": 0.7,
+}
 MEMORY_ABOVE_START_BYTES = 2 * 2**30
 REPORT_EVERY_S = 15.0
+REPOSITORY = Path(__file__).resolve().parents[2]
 ENGINES = ("atheris", "plain")
 
 
@@ -151,18 +157,20 @@ def run_target(name: str, inputs: int, seed: int, engine: str, out: Path) -> dic
     (out / f"{name}.json").unlink(missing_ok=True)
     values = {"targets": name, "inputs": inputs, "seed": seed, "engine": engine, "out": out}
     flags = [part for flag, value in values.items() for part in (f"--{flag}", str(value))]
-    done = subprocess.run([sys.executable, "-m", "tests.fuzz.run", "--child", *flags], check=False)
+    command = [sys.executable, "-m", "tests.fuzz.run", "--child", *flags]
+    with open(out / f"{name}.log", "wb") as log:  # libFuzzer's own account, and the trace of a process that died
+        done = subprocess.run(command, check=False, stderr=log)
     try:
         summary: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
     except FileNotFoundError:
-        what = f"the process ended with {done.returncode}; libFuzzer's artifact, if any, lies beside"
+        what = f"the process ended with {done.returncode}: {out / name}.log"
         return {"target": name, "inputs": 0, "seconds": 0.0, "found": [{"file": "", "what": what}]}
     return summary
 
 
 def shares(names: list[str], inputs: int) -> dict[str, int]:
     """Inputs per target: `inputs` in all, at least."""
-    weights = {name: SHARES.get(name, 2) for name in names}
+    weights = {name: SHARES.get(name, 1) for name in names}
     return {name: int(-(-inputs * weight // sum(weights.values()))) for name, weight in weights.items()}
 
 
