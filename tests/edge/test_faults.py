@@ -71,8 +71,32 @@ def with_scale(value: float) -> bytes:
     return spoilt(change)
 
 
-def index_of(message: page_pb2.Page, owner: int = 2) -> page_pb2.RowIndex:
-    return next(index for index in message.row_indexes if index.owner == owner)
+def with_values(value: float) -> bytes:
+    def change(message: page_pb2.Page) -> None:
+        table = message.row_tables[0]
+        table.values = np.full(len(table.values) // 4, value, "<f4").tobytes()
+
+    return spoilt(change, encoding="float32")
+
+
+def index_of(message: page_pb2.Page) -> page_pb2.RowIndex:
+    """The first of the candidates' indexes."""
+    return next(index for index in message.row_indexes if index.owner == page_pb2.ROW_OWNER_CANDIDATE)
+
+
+def of_many(n: int) -> page_pb2.Page:
+    """A page of n candidates, all but the first eight on the tables' default rows."""
+    message, more = encode_page(make_page(range(1_000, 1_008))), n - 8
+    columns = message.candidates
+    columns.video_ids.extend(range(1_008, 1_000 + n))
+    for name in ("author_ids", "duration_ms", "upload_age_days", "tag_counts"):
+        getattr(columns, name).extend([0] * more)
+    columns.pxtr += bytes(len(columns.pxtr) // 8 * more)
+    columns.pxtr_present += bytes(len(columns.pxtr_present) // 8 * more)
+    for index in message.row_indexes:
+        if index.owner == page_pb2.ROW_OWNER_CANDIDATE:
+            (index.counts or index.rows).extend([0] * more)
+    return message
 
 
 @pytest.fixture
@@ -84,14 +108,14 @@ def server() -> Iterator[FaultyServer]:
 
 
 class Phone:
-    """A session with real clients and short deadlines; its clock moves when told to."""
+    """A session with real clients; its clock moves when told to."""
 
-    def __init__(self, engine: Engine, target: str, **config: Any):
+    def __init__(self, engine: Engine, target: str, deadline_s: float = 20.0):
         self.clock = FakeClock()
-        self.pages = PageClient(target, deadline_s=0.5, retry=ONE_TRY)
-        self.sink = FeedbackClient(target, deadline_s=0.5)
+        self.pages = PageClient(target, deadline_s=deadline_s, retry=ONE_TRY)
+        self.sink = FeedbackClient(target, deadline_s=deadline_s)
         self.uploader = FeedbackUploader(self.sink, retry=ONE_TRY)
-        settings = SessionConfig(pool=PoolConfig(prefetch_below=100), retry_ms=1_000, **config)
+        settings = SessionConfig(pool=PoolConfig(prefetch_below=100), retry_ms=1_000)
         self.session = EdgeSession(
             5, engine, self.pages, self.uploader, clock=self.clock, config=settings, session_id=77
         )
@@ -126,8 +150,8 @@ def start(engine: Engine) -> Iterator[Start]:
     """Phones on a server; closed at the end of the test."""
     started: list[Phone] = []
 
-    def make(target: str, **config: Any) -> Phone:
-        started.append(Phone(engine, target, **config))
+    def make(target: str, **deadline: float) -> Phone:
+        started.append(Phone(engine, target, **deadline))
         return started[-1]
 
     yield make
@@ -171,6 +195,8 @@ HOSTILE_PAGES: dict[str, tuple[Callable[[], bytes], str]] = {
     "an infinite pXTR": (lambda: with_pxtr(float("inf")), "probabilities"),
     "an infinite scale": (lambda: with_scale(float("inf")), "scales"),
     "a scale that is no number": (lambda: with_scale(float("nan")), "scales"),
+    "rows that are no numbers": (lambda: with_values(float("nan")), "non-finite"),
+    "rows beyond all reason": (lambda: with_values(3e38), "too large"),
     "a negative age": (lambda: spoilt(lambda m: m.candidates.upload_age_days.__setitem__(0, -5)), "upload_age_days"),
     "a duration that is negative as int32": (
         lambda: spoilt(lambda m: m.candidates.duration_ms.__setitem__(0, 2**32 - 5_000)),
@@ -214,7 +240,6 @@ FAULTS: dict[str, tuple[Any, type[KirError], str]] = {
     "a refusal that only a newer phone knows": (REFUSAL.SerializeToString(), ServerError, "99: newer than you"),
     "a page of 50 MB": (b"\x00" * HUGE, ServerUnavailable, "larger than max"),
     "an error of its own": (grpc.StatusCode.INTERNAL, ServerError, "INTERNAL"),
-    "too slow": (lambda request: time.sleep(1.0) or good(201), ServerUnavailable, "DEADLINE_EXCEEDED"),
 }
 
 
@@ -227,12 +252,20 @@ def test_a_faulty_answer_costs_no_swipe(server: FaultyServer, start: Start, what
     takes_the_next(phone, server)
 
 
+def test_a_server_that_is_too_slow_costs_no_swipe(server: FaultyServer, start: Start) -> None:
+    phone, release = start(server.target, deadline_s=0.3), threading.Event()
+    phone.session.on_page(page_bytes(FIRST))
+    server.page, server.answers = lambda request: good(201) if release.wait(WAIT_S) else b"", []
+    goes_on(phone, ServerUnavailable, "DEADLINE_EXCEEDED")
+    release.set()
+
+
 @pytest.mark.parametrize(
     "says", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00" * 4096], ids=["silence", "http", "0"]
 )
 def test_a_port_where_no_page_server_listens(start: Start, says: bytes | None) -> None:
     with socket_that(says) as target:
-        phone = start(target)
+        phone = start(target, deadline_s=0.3)
         phone.session.on_page(page_bytes(FIRST))
         goes_on(phone, ServerUnavailable, target)
 
@@ -333,7 +366,7 @@ class TestPagesThatAreWhole:
 
     def test_ten_thousand_candidates(self, server: FaultyServer, start: Start) -> None:
         """The model takes its largest bucket in the server's order; memory stays within a multiple of the bytes."""
-        raw = page_bytes(range(1_000, 1_000 + CANDIDATES_MAX))
+        raw = of_many(CANDIDATES_MAX).SerializeToString()
         tracemalloc.start()
         parse_page(raw)
         _, peak = tracemalloc.get_traced_memory()
@@ -428,23 +461,21 @@ class TestMemory:
 
     def test_a_million_empty_entries_of_64_places(self) -> None:
         message = self.message()
-        index = (
-            next(i for i in message.row_indexes if i.owner == 3)
-            if any(i.owner == 3 for i in message.row_indexes)
-            else message.row_indexes.add(owner=3, feature="watched_tags", table=message.row_tables[0].name)
+        index = message.row_indexes.add(
+            owner=page_pb2.ROW_OWNER_WATCHED, feature="odd", table=message.row_tables[0].name
         )
         index.rows[:] = [0] * 64
         index.counts[:] = [64] + [0] * 1_000_000
         assert self.peak(message, "number of entries") < 16 * 2**20
 
     def test_many_indexes_of_many_places(self) -> None:
-        message = encode_page(make_page(range(1, 5_001)))
+        message = of_many(5_000)
         table = message.row_tables[0].name
-        for number in range(100):
-            index = message.row_indexes.add(owner=2, feature=f"f{number}", table=table)
+        for number in range(20):
+            index = message.row_indexes.add(owner=page_pb2.ROW_OWNER_CANDIDATE, feature=f"f{number}", table=table)
             index.rows[:] = [0] * 64
             index.counts[:] = [64] + [0] * 4_999
-        assert self.peak(message, "row indexes are too large") < 64 * 2**20
+        assert self.peak(message, "row indexes are too large") < 48 * 2**20
 
     @pytest.mark.parametrize("name", ["row_tables", "row_indexes"])
     def test_a_million_empty_messages(self, name: str) -> None:
