@@ -37,7 +37,8 @@ class KirError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        parts = [f"{self.where}: {self.what}" if self.where else self.what]
+        what = _short(self.what, 400)
+        parts = [f"{_short(self.where, 400)}: {what}" if self.where else what]
         if self.got is not None:
             parts.append(f"got {_short(self.got)}")
         if self.allowed is not None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ManifestError
+from contract.typed import check_types
 from contract.vocabulary import SIGNALS
 
 FORMAT = "kir-golden-session/1"
@@ -109,9 +110,11 @@ class GoldenSession:
             data = json.loads(raw)
             if data["format"] != FORMAT:
                 raise ManifestError("another golden session format", where=where, got=data["format"], allowed=FORMAT)
-            steps = tuple(_step(step) for step in data["steps"])
-            return GoldenSession(str(data["dense_version"]), int(data["rows_revision"]), int(data["user_id"]), steps)
-        except (ValueError, KeyError, TypeError, binascii.Error) as error:
+            steps = tuple(_checked(_step(step)) for step in data["steps"])
+            session = GoldenSession(data["dense_version"], data["rows_revision"], data["user_id"], steps)
+            check_types(session)
+            return session
+        except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
             raise ManifestError("golden session is malformed", where=where, got=str(error)) from None
 
 
@@ -129,6 +132,24 @@ def _step(data: Mapping[str, Any]) -> Step:
         ahead = body.pop("ahead", None)
         return SwipeStep(**body, ahead=None if ahead is None else Ahead(**ahead))
     raise KeyError(f"unknown step kind '{kind}'")
+
+
+def _checked(step: Step) -> Step:
+    """The step. Raises TypeError for values of another type, ValueError for lists that do not fit each other."""
+    check_types(step)
+    for name in ("at_ms", "shown_at_ms", "play_time_ms"):
+        limit = 2**31 if name == "play_time_ms" else 2**63  # int32 and int64 columns
+        if getattr(step, name, 0) >= limit:
+            raise ValueError(f"{name} out of range")
+    if isinstance(step, SwipeStep):
+        if step.ahead is not None:
+            check_types(step.ahead)
+        n = len(step.video_ids)
+        if not n == len(step.buffered_ms) == len(step.scores) == len(step.values):
+            raise ValueError("video_ids, buffered_ms, scores and values differ in length")
+        if len({len(scores) for scores in step.scores}) > 1 or step.choice not in step.video_ids:
+            raise ValueError("scores differ in length, or the choice is no candidate")
+    return step
 
 
 def fused_values(scores_NT: NDArray[np.float32], weights_T: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from typing import Any
 from contract.beam import ListReward
 from contract.errors import InputError, ManifestError
 from contract.spec import FeatureSpec
+from contract.typed import check_types
 from contract.vocabulary import TASKS
 
 MANIFEST_FORMAT = "kir-model/1"
@@ -26,6 +27,7 @@ MANIFEST_NAME = "manifest.json"
 METADATA_FOLDER = "metadata"  # of The Update Framework (TUF): N.root.json, N.targets.json, …, timestamp.json
 RELEASE_ROLE = "release"  # the delegated role that signs the pointer and the manifests
 FILE_BYTES_MAX = 64 * 2**20
+MANIFEST_BYTES_MAX = 4 * 2**20  # a manifest takes some 100 KB; JSON takes twenty times its bytes in memory
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -149,6 +151,8 @@ class Manifest:
             manifest = Manifest(
                 spec=spec, graphs=graphs, files=files, golden=golden, tasks=tasks, list_reward=reward, **data
             )
+            for part in (manifest, golden, *files.values()):
+                check_types(part)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ManifestError("manifest is incomplete or malformed", where=where, got=str(error)) from None
         if fingerprint != spec.fingerprint:
@@ -178,16 +182,17 @@ class Pointer:
         try:
             checksum = data.pop("self_sha256")
             pointer = Pointer(**data)
+            check_types(pointer)
         except (KeyError, TypeError) as error:
             raise ManifestError("pointer is incomplete", where=where, got=str(error)) from None
         if checksum != _self_checksum({"format": POINTER_FORMAT, **asdict(pointer)}):
             raise ManifestError("pointer does not have its own checksum", where=where, fix="fetch it again")
-        good = bool(
-            _SAFE_NAME.fullmatch(str(pointer.dense_version)) and _SHA256.fullmatch(str(pointer.manifest_sha256))
-        )
+        good = bool(_SAFE_NAME.fullmatch(pointer.dense_version) and _SHA256.fullmatch(pointer.manifest_sha256))
         path = f"models/{pointer.dense_version}/{MANIFEST_NAME}"
-        if not good or pointer.manifest != path or not isinstance(pointer.manifest_bytes, int):
-            raise ManifestError("pointer holds unusable values", where=where, got=pointer.manifest, allowed=path)
+        if not good or pointer.manifest != path or not 0 < pointer.manifest_bytes <= MANIFEST_BYTES_MAX:
+            got = (pointer.manifest, pointer.manifest_bytes)
+            allowed = (path, f"1 … {MANIFEST_BYTES_MAX}")
+            raise ManifestError("pointer holds unusable values", where=where, got=got, allowed=allowed)
         return pointer
 
 
@@ -213,18 +218,18 @@ def _self_checksum(data: Mapping[str, Any]) -> str:
 
 
 def _load(raw: bytes, format_name: str, where: str) -> dict[str, Any]:
-    if len(raw) > FILE_BYTES_MAX:
-        raise ManifestError("file is too large", where=where, got=len(raw), allowed=FILE_BYTES_MAX)
+    if len(raw) > MANIFEST_BYTES_MAX:
+        raise ManifestError("file is too large", where=where, got=len(raw), allowed=MANIFEST_BYTES_MAX)
     try:
         data = json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no text, no JSON, or a number of 5,000 digits
         raise ManifestError("not JSON", where=where, got=str(error)) from None
     got = data.get("format") if isinstance(data, dict) else type(data).__name__
     if got != format_name:
         raise ManifestError("another format", where=where, got=got, allowed=format_name)
     try:
         same = canonical_json(data) == raw
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ManifestError("not canonical JSON", where=where, got=str(error)) from None
     if not same:
         raise ManifestError("not the canonical bytes of its content", where=where, fix="fetch or publish it again")
@@ -234,9 +239,12 @@ def _load(raw: bytes, format_name: str, where: str) -> dict[str, Any]:
 def _graph(data: Mapping[str, Any]) -> Graph:
     body = dict(data)
     for side in ("inputs", "outputs"):
-        body[side] = tuple(Tensor(t["name"], tuple(int(n) for n in t["shape"]), t["dtype"]) for t in body[side])
+        body[side] = tuple(Tensor(**{**t, "shape": tuple(t["shape"])}) for t in body[side])
     body["variants"] = tuple(Variant(**v) for v in body["variants"])
-    return Graph(**body)
+    graph = Graph(**body)
+    for part in (graph, *graph.inputs, *graph.outputs, *graph.variants):
+        check_types(part)
+    return graph
 
 
 def _list_reward(data: Any, tasks: tuple[str, ...], where: str) -> ListReward:

@@ -17,13 +17,22 @@ from numpy.typing import NDArray
 
 from contract.errors import PageError
 from contract.rows import FLOAT16, FLOAT32, INT8, EncodedRows, decode_rows
+from contract.spec import ENTRIES_MAX, FIELDS_MAX
 from contract.user_profile import PROFILE, unknown_profile
 from contract.v1 import page_pb2 as pb
 from contract.vocabulary import MISSING_KEY, NULL_INT, PXTR_HEADS, TAGS_MAX, X_PXTR
 
 CANDIDATES_MAX = 10_000
 ROWS_MAX = 200_000
-PAGE_BYTES_MAX = 16 * 2**20
+# 10,000 candidates of KIR's spec take 1.3 MB. protobuf takes up to 40 times a hostile message's bytes, and no other
+# thread of the phone runs while it parses.
+PAGE_BYTES_MAX = 4 * 2**20
+WATCHED_MAX = 512  # entries of a request's watched list
+# Far above any trained row, and far below what overflows inside a net: one such row would spoil a page's scores, and
+# the watched list from its video on.
+ROW_ABS_MAX = 2.0**16
+CELLS_MAX = 1_000_000  # entries times places over all row indexes: an empty entry is one byte on the wire
+NAME_MAX = 128
 TTL_MAX_MS = 7 * 24 * 3600 * 1000
 
 USER, CANDIDATE, WATCHED = "user", "candidate", "watched"
@@ -40,6 +49,7 @@ ROWS_STATUS = {
     "not_needed": pb.ROWS_STATUS_NOT_NEEDED,
 }
 _ROWS_STATUS_NAMES = {value: name for name, value in ROWS_STATUS.items()}
+_NAMES = ("dense_version", "spec_fingerprint", "fetch_version", "retrieval_version", "ranker_version")
 
 
 @dataclass(frozen=True)
@@ -183,12 +193,17 @@ def parse_page(data: bytes) -> Page:
 
 def decode_page(message: pb.Page) -> Page:
     """Message -> numpy, everything checked. Raises PageError with the page id as `where`."""
-    where = f"page {message.page_id or '?'}"
+    page_id = message.page_id[:NAME_MAX]  # an error may be kept for long: it holds no megabytes of theirs
+    where = f"page {page_id or '?'}"
     try:
         status = _ROWS_STATUS_NAMES[message.rows_status]
     except KeyError:
         raise PageError("unknown rows_status", where=where, got=message.rows_status) from None
-    _check(message.page_id != "" and len(message.page_id) <= 128, "page_id is empty or long", where, message.page_id)
+    _check(0 < len(message.page_id) <= NAME_MAX, "page_id is empty or long", where, page_id)
+    for name in _NAMES:
+        length = len(getattr(message, name))
+        _check(length <= NAME_MAX, f"{name} is long", where, f"{length} characters", f"up to {NAME_MAX}")
+    _check(message.rows_revision < 2**63, "rows_revision out of range", where, message.rows_revision, "below 2**63")
     for name in ("soft_ttl_ms", "hard_ttl_ms"):
         _check(getattr(message, name) <= TTL_MAX_MS, f"{name} out of range", where, getattr(message, name))
     candidates = _decode_candidates(message.candidates, where)
@@ -225,7 +240,8 @@ def _decode_candidates(c: pb.CandidateColumns, where: str) -> Candidates:
         _check(
             len(getattr(c, name)) == n, f"candidate column '{name}' has another length", where, len(getattr(c, name)), n
         )
-    _check(tuple(c.pxtr_heads) == PXTR_HEADS, "pXTR columns of other heads", where, tuple(c.pxtr_heads), PXTR_HEADS)
+    heads = tuple(c.pxtr_heads[: X_PXTR + 1])
+    _check(heads == PXTR_HEADS, "pXTR columns of other heads", where, heads, PXTR_HEADS)
     _check(len(c.pxtr) == 4 * n * X_PXTR, "pxtr bytes do not fit", where, len(c.pxtr), 4 * n * X_PXTR)
     _check(len(c.pxtr_present) == n * X_PXTR, "pxtr_present bytes do not fit", where, len(c.pxtr_present), n * X_PXTR)
     video_id = np.array(c.video_ids, np.uint64)
@@ -277,37 +293,55 @@ def _ragged(counts: NDArray[np.int64], n_values: int, width: int, what: str, whe
 
 
 def _decode_rows(message: pb.Page, n: int, where: str) -> Rows:
+    for name in ("row_tables", "row_indexes"):
+        count = len(getattr(message, name))
+        _check(count <= FIELDS_MAX, f"too many {name}", where, count, FIELDS_MAX)
     tables: dict[str, EncodedRows] = {}
     n_rows: dict[str, int] = {}
     for table in message.row_tables:
+        _check(len(table.name) <= NAME_MAX, "a row table's name is long", where, table.name[:NAME_MAX])
         _check(table.name not in tables, "a row table comes twice", where, table.name)
         encoding = _ENCODING_NAMES.get(table.encoding)
         _check(encoding is not None, f"table '{table.name}': unknown row encoding", where, table.encoding)
         encoded = EncodedRows(str(encoding), table.width, table.values, table.scales)
-        n_rows[table.name] = len(decode_rows(encoded, ROWS_MAX))
-        _check(n_rows[table.name] > 0, f"table '{table.name}' lacks its default row", where)
+        rows = decode_rows(encoded, ROWS_MAX)
+        n_rows[table.name] = len(rows)
+        _check(len(rows) > 0, f"table '{table.name}' lacks its default row", where)
+        largest = max(-float(rows.min()), float(rows.max()))
+        _check(largest <= ROW_ABS_MAX, f"table '{table.name}': values too large", where, largest, ROW_ABS_MAX)
         tables[table.name] = encoded
     slots: dict[tuple[str, str], NDArray[np.int64]] = {}
     feature_table: dict[tuple[str, str], str] = {}
+    cells = 0
     for index in message.row_indexes:
+        _check(len(index.feature) <= NAME_MAX, "a feature's name is long", where, index.feature[:NAME_MAX])
         owner = _OWNER_NAMES.get(index.owner)
         _check(owner is not None, f"feature '{index.feature}': unknown owner", where, index.owner)
         key = (str(owner), index.feature)
         _check(key not in slots, "a row index comes twice", where, key)
-        _check(index.table in tables, f"feature '{index.feature}' names an absent table", where, index.table)
-        rows = np.array(index.rows, np.int64)
-        _check(bool((rows < n_rows[index.table]).all()), f"feature '{index.feature}': row out of range", where)
-        if index.counts:
-            counts = np.array(index.counts, np.int64)
-            places = _ragged(counts, len(rows), max(1, int(counts.max(initial=0))), index.feature, where)
-            _check(places.shape[1] <= 64, f"feature '{index.feature}': too many values", where, places.shape[1], 64)
-            values = np.full(places.shape, -1, np.int64)
-            values[places >= 0] = rows
-        else:
-            values = rows[:, None]
-        expected = {USER: 1, CANDIDATE: n}.get(key[0])
-        good = expected is None or len(values) == expected
-        _check(good, f"feature '{index.feature}': wrong number of entries", where, len(values), expected)
-        slots[key] = values
+        _check(index.table in tables, f"feature '{index.feature}' names an absent table", where, index.table[:NAME_MAX])
+        slots[key] = _decode_index(index, key[0], n, n_rows[index.table], where)
+        cells += slots[key].size
+        _check(cells <= CELLS_MAX, "row indexes are too large", where, cells, CELLS_MAX)
         feature_table[key] = index.table
     return Rows(tables, slots, feature_table)
+
+
+def _decode_index(index: pb.RowIndex, owner: str, n: int, n_rows: int, where: str) -> NDArray[np.int64]:
+    """Slots of one feature, [entries, places]: every length is checked before an array of it is made."""
+    feature = f"feature '{index.feature}'"
+    entries = len(index.counts) or len(index.rows)
+    low, high = {USER: (1, 1), CANDIDATE: (n, n)}.get(owner, (0, WATCHED_MAX))
+    good = low <= entries <= high and len(index.rows) <= entries * ENTRIES_MAX
+    _check(good, f"{feature}: wrong number of entries", where, (entries, len(index.rows)), f"{low} … {high}")
+    rows = np.array(index.rows, np.int64)
+    _check(bool((rows < n_rows).all()), f"{feature}: row out of range", where)
+    if not index.counts:
+        return rows[:, None]
+    counts = np.array(index.counts, np.int64)
+    width = max(1, int(counts.max(initial=0)))
+    _check(width <= ENTRIES_MAX, f"{feature}: too many values", where, width, ENTRIES_MAX)
+    places = _ragged(counts, len(rows), width, index.feature, where)
+    values = np.full(places.shape, -1, np.int64)
+    values[places >= 0] = rows
+    return values

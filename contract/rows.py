@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import PageError
+from contract.spec import WIDTH_MAX
 
 INT8, FLOAT16, FLOAT32 = "int8", "float16", "float32"
 ENCODINGS = (INT8, FLOAT16, FLOAT32)
@@ -66,8 +67,8 @@ def decode_rows(encoded: EncodedRows, max_rows: int = 1_000_000) -> NDArray[np.f
     """float32 [R, width], one vectorised pass. Raises PageError when the bytes contradict width, encoding or scales."""
     if encoded.encoding not in ENCODINGS:
         raise PageError("unknown row encoding", got=encoded.encoding, allowed=ENCODINGS)
-    if not 1 <= encoded.width <= 4096:
-        raise PageError("row width out of range", got=encoded.width, allowed="1 … 4096")
+    if not 1 <= encoded.width <= WIDTH_MAX:
+        raise PageError("row width out of range", got=encoded.width, allowed=f"1 … {WIDTH_MAX}")
     row_bytes = encoded.width * _ITEM_BYTES[encoded.encoding]
     n, rest = divmod(len(encoded.values), row_bytes)
     if rest or n > max_rows:
@@ -76,6 +77,8 @@ def decode_rows(encoded: EncodedRows, max_rows: int = 1_000_000) -> NDArray[np.f
         if len(encoded.scales) != 2 * n:
             raise PageError("one float16 scale per row", got=len(encoded.scales), allowed=2 * n)
         scales = np.frombuffer(encoded.scales, "<f2").astype(np.float32)
+        if not np.isfinite(scales).all():  # asked before: 0 times infinity would warn
+            raise PageError("row scales are non-finite", fix="the server must refuse them at export")
         rows = np.frombuffer(encoded.values, np.int8).reshape(n, encoded.width) * scales[:, None]
     else:
         kind = "<f2" if encoded.encoding == FLOAT16 else "<f4"

@@ -17,11 +17,13 @@ from functools import cached_property
 from typing import Any
 
 from contract.errors import SpecError
+from contract.typed import check_types
 
 KNOWN = ("page", "watch", "swipe", "place")
 GROUPS = ("user", "video", "feedback", "server", "device")
 ENCODINGS = ("served", "dense")
 FORMAT = "kir-spec/1"
+FIELDS_MAX, WIDTH_MAX, ENTRIES_MAX = 512, 4096, 64
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,12 @@ class Field:
         ):
             if value not in allowed:
                 raise SpecError(f"field '{self.name}': unknown {label}", got=value, allowed=allowed)
-        if self.width < 1 or self.max_len < 1:
-            raise SpecError(f"field '{self.name}': width and max_len start at 1", got=(self.width, self.max_len))
+        if not (1 <= self.width <= WIDTH_MAX and 1 <= self.max_len <= ENTRIES_MAX):
+            raise SpecError(
+                f"field '{self.name}': width or max_len out of range",
+                got=(self.width, self.max_len),
+                allowed=f"width 1 … {WIDTH_MAX}, max_len 1 … {ENTRIES_MAX}",
+            )
         if (self.encoding == "served") != bool(self.table):
             raise SpecError(f"field '{self.name}': served fields name a table, dense ones don't", got=self.table)
 
@@ -84,6 +90,8 @@ class FeatureSpec:
     fields: tuple[Field, ...]
 
     def __post_init__(self) -> None:
+        if len(self.fields) > FIELDS_MAX:
+            raise SpecError(f"spec '{self.name}': too many fields", got=len(self.fields), allowed=FIELDS_MAX)
         names = [field.name for field in self.fields]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -150,8 +158,10 @@ class FeatureSpec:
             got = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise SpecError("not a feature spec of this format", where=where, got=got, allowed=FORMAT)
         try:
-            fields = tuple(Field(**field) for field in data["fields"])
-            return FeatureSpec(name=str(data["name"]), fields=fields)
+            fields = tuple(_field(field) for field in data["fields"])
+            spec = FeatureSpec(name=data["name"], fields=fields)
+            check_types(spec)
+            return spec
         except (KeyError, TypeError) as error:
             raise SpecError("a field of the spec is incomplete or unknown", where=where, got=str(error)) from None
 
@@ -166,3 +176,9 @@ class FeatureSpec:
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of `canonical_bytes`."""
         return hashlib.sha256(self.canonical_bytes).hexdigest()[:16]
+
+
+def _field(data: Any) -> Field:
+    field = Field(**data)
+    check_types(field)
+    return field

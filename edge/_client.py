@@ -109,7 +109,10 @@ class PageClient:
     def _retry_after_s(self, response: page_pb2.GetPageResponse, last: bool) -> float:
         """Seconds to wait after a refusal. Raises when waiting does not help, or this was the last attempt."""
         refusal = response.refusal
-        reason = page_pb2.RefusalReason.Name(refusal.reason).removeprefix("REFUSAL_REASON_").lower()
+        number = int(refusal.reason)
+        known = number in page_pb2.RefusalReason.values()  # a newer server may know more of them
+        name = page_pb2.RefusalReason.Name(refusal.reason) if known else str(number)
+        reason = name.removeprefix("REFUSAL_REASON_").lower()
         if response.WhichOneof("outcome") is None or refusal.reason != page_pb2.REFUSAL_REASON_OVERLOADED:
             raise ServerError("the server refused the page", where=self.target, got=f"{reason}: {refusal.message}")
         if last:
@@ -175,6 +178,7 @@ class Prefetcher:
         self._pages = pages
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kir-page")
         self._flight: Arrived | None = None
+        self._closed = False
 
     @property
     def busy(self) -> bool:
@@ -182,8 +186,8 @@ class Prefetcher:
         return self._flight is not None
 
     def ask(self, request: PageRequest) -> None:
-        """Start a fetch; nothing happens while one is under way."""
-        if self._flight is None:
+        """Start a fetch; nothing happens while one is under way, or after `close`."""
+        if self._flight is None and not self._closed:
             self._flight = Arrived(request, self._pool.submit(self._pages.get_page, request))
 
     def poll(self) -> Arrived | None:
@@ -200,6 +204,11 @@ class Prefetcher:
         done, _ = wait_for([self._flight.future], timeout=timeout_s)
         return bool(done)
 
-    def close(self) -> None:
-        """Ends the thread after the request under way (bounded by the client's deadlines)."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Ask no more, and wait for the request under way, but not longer than this: a server that is down, or says
+        when to come back, may hold it for a minute. Its answer is thrown away, and its thread ends by itself.
+        """
+        self._closed = True
+        self.wait(timeout_s)
+        self._flight = None
+        self._pool.shutdown(wait=False, cancel_futures=True)

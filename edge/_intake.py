@@ -116,12 +116,14 @@ class PageIntake:
         arrived = self._prefetcher.poll() if self._prefetcher else None
         if arrived is None:
             return
+        added = 0
         try:
-            self.take(arrived.page(), arrived.request)
+            added = self.take(arrived.page(), arrived.request).added
         except Exception as error:  # nothing that a server sends may stop the swipes
             self._telemetry.swallowed(error)
             if not isinstance(error, PageError):
                 self._telemetry.metrics.add("kir.edge.fetch.failures")
+        if not added:  # a server that has nothing new is not asked again at once either
             self._ask_after_ms = self._clock.monotonic_ms() + self._retry_ms
 
     def ask(self) -> None:

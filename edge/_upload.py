@@ -99,9 +99,10 @@ class FeedbackUploader:
             return ticket
 
     def flush(self, timeout_s: float = 10.0) -> bool:
-        """Wait until the queue is empty; False when time is up (the events stay queued)."""
+        """Wait until the queue is empty; False when time is up, or after `close` (the events stay queued)."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._queue, timeout_s)
+            self._changed.wait_for(lambda: not self._queue or self._closing, timeout_s)
+            return not self._queue
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Flush, then stop the thread. Returns whether everything was sent."""

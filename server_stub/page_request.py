@@ -8,14 +8,13 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from contract.errors import InputError
-from contract.page import ENCODINGS
+from contract.page import ENCODINGS, NAME_MAX, WATCHED_MAX
 from contract.rows import INT8
 from contract.v1 import page_pb2 as pb
 from contract.vocabulary import MISSING_KEY, NULL_INT
 from server_stub.histories import Interaction
 
-HELD_MAX, WATCHED_MAX, EXCLUDE_MAX = 16, 512, 10_000
-NAME_MAX = 128
+HELD_MAX, EXCLUDE_MAX = 16, 10_000
 DAY_MS = 86_400_000
 TIME_MAX_MS = 2**53
 _ENCODING_NAMES = {value: name for name, value in ENCODINGS.items()}

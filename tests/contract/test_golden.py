@@ -34,16 +34,17 @@ def swipe_steps(draw: Any) -> SwipeStep:
         found: list[Any] = draw(st.lists(one, min_size=n, max_size=n))
         return found
 
+    video_ids = many(ids)
     return SwipeStep(
         at_ms=draw(st.integers(0, 2**50)),
         network=draw(st.integers(0, 6)),
         decoder=draw(st.integers(0, 2)),
         swipe_index=draw(st.integers(0, 100)),
-        video_ids=many(ids),
+        video_ids=video_ids,
         buffered_ms=many(st.integers(-1, 20_000)),
         scores=many(st.lists(finite, min_size=len(TASKS), max_size=len(TASKS))),
         values=many(finite),
-        choice=draw(ids),
+        choice=draw(st.sampled_from(video_ids)),
         ahead=draw(st.none() | aheads),
     )
 
@@ -99,6 +100,14 @@ class TestCodec:
             lambda s: s[2]["ahead"].pop("reward"),
             lambda s: s[2]["ahead"].update(width=3),
             lambda s: s[2].update(ahead=[1]),
+            lambda s: s[2]["ahead"].update(beams="2"),
+            lambda s: s[0].update(at_ms="1"),
+            lambda s: s[0].update(at_ms=2**63),
+            lambda s: s[1].update(play_time_ms=2**31),
+            lambda s: s[2].update(scores=[["0.5"] * 4]),
+            lambda s: s[2].update(values=[float("nan")]),
+            lambda s: s[2].update(buffered_ms=[0, 0]),
+            lambda s: s[2].update(choice=8),
         ],
     )
     def test_a_malformed_step_is_refused(self, change: Any) -> None:

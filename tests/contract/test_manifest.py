@@ -14,6 +14,7 @@ from contract.beam import ListReward
 from contract.errors import ManifestError, SpecError
 from contract.manifest import (
     FILE_BYTES_MAX,
+    MANIFEST_BYTES_MAX,
     FileEntry,
     Golden,
     Graph,
@@ -157,7 +158,7 @@ class TestManifest:
 
     def test_a_huge_file_is_refused_before_parsing(self) -> None:
         with pytest.raises(ManifestError, match="too large"):
-            Manifest.from_bytes(b" " * (FILE_BYTES_MAX + 1))
+            Manifest.from_bytes(b" " * (MANIFEST_BYTES_MAX + 1))
 
     @pytest.mark.parametrize(
         ("what", "change"),
@@ -185,6 +186,18 @@ class TestManifest:
             ("incomplete", lambda d: d["graphs"][0].pop("inputs")),
             ("incomplete", lambda d: d["graphs"][0]["inputs"][0].update(shape="x")),
             ("incomplete", lambda d: d.update(files=[])),
+            ("Manifest.dense_version must be str", lambda d: d.update(dense_version=7)),
+            ("Manifest.card must be str", lambda d: d.update(card=["c.json"])),
+            ("Manifest.fusion must be Mapping[str, float]", lambda d: d.update(fusion={"like": "1"})),
+            ("Manifest.capacities must be", lambda d: d.update(capacities=[20])),
+            ("Manifest.min_runtime must be", lambda d: d.update(min_runtime={"ai-edge-litert": 2})),
+            ("FileEntry.n_bytes must be int", lambda d: d["files"]["a.tflite"].update(n_bytes="10")),
+            ("Golden.tensors must be", lambda d: d["golden"].update(tensors=["b.npz"])),
+            ("Graph.bucket must be str", lambda d: d["graphs"][0].update(bucket=20)),
+            ("Variant.file must be str", lambda d: d["graphs"][0]["variants"][0].update(file=["a.tflite"])),
+            ("Variant.tolerance must be float", lambda d: d["graphs"][0]["variants"][0].update(tolerance="1e-4")),
+            ("Tensor.shape must be", lambda d: d["graphs"][0]["inputs"][0].update(shape=[1.5, 2])),
+            ("incomplete", lambda d: d["graphs"][0]["inputs"][0].update(layout="NHWC")),
         ],
     )  # fmt: skip
     def test_what_contradicts_itself_is_refused(self, what: str, change: Any) -> None:
@@ -192,11 +205,22 @@ class TestManifest:
             Manifest.from_bytes(respelled(one_manifest(), change))
         assert what in str(raised.value)
 
+    @pytest.mark.parametrize("depth", [600, 100_000])
+    def test_json_that_is_nested_without_end_is_refused(self, depth: int) -> None:
+        """Python's JSON reads deeper documents than it writes."""
+        raw = b'{"format": "kir-model/1", "x": ' + b"[" * depth + b"]" * depth + b"}"
+        with pytest.raises(ManifestError):
+            Manifest.from_bytes(raw)
+
+    def test_a_number_of_five_thousand_digits_is_refused(self) -> None:
+        with pytest.raises(ManifestError, match="not JSON"):
+            Manifest.from_bytes(b'{"format": "kir-model/1", "x": ' + b"9" * 5_000 + b"}")
+
 
 class TestPointer:
     POINTER = Pointer("kir-1f3a", "models/kir-1f3a/manifest.json", SHA, 1234)
 
-    @given(names, hashes, st.integers(0, 2**31))
+    @given(names, hashes, st.integers(1, MANIFEST_BYTES_MAX))
     def test_round_trip(self, version: str, digest: str, n_bytes: int) -> None:
         pointer = Pointer(version, f"models/{version}/manifest.json", digest, n_bytes)
         assert Pointer.from_bytes(pointer.to_bytes()) == pointer
@@ -223,11 +247,14 @@ class TestPointer:
             {"manifest": "../../manifest.json"},
             {"manifest_sha256": "xyz"},
             {"manifest_bytes": "12"},
+            {"manifest_bytes": True},
+            {"manifest_bytes": 0},
+            {"manifest_bytes": MANIFEST_BYTES_MAX + 1},
             {"dense_version": 3},
         ],
     )
     def test_unusable_values_are_refused_even_with_a_right_checksum(self, change: dict[str, Any]) -> None:
-        with pytest.raises(ManifestError, match="unusable"):
+        with pytest.raises(ManifestError, match=r"unusable|must be (int|str)"):
             Pointer.from_bytes(replace(self.POINTER, **change).to_bytes())
 
     def test_a_missing_key_is_refused(self) -> None:

@@ -18,6 +18,7 @@ from contract.page import (
     TTL_MAX_MS,
     USER,
     WATCHED,
+    WATCHED_MAX,
     Candidates,
     Page,
     Rows,
@@ -90,7 +91,7 @@ def pages(draw: Any) -> Page:
         soft_ttl_ms=soft,
         hard_ttl_ms=draw(st.integers(soft, TTL_MAX_MS)),
         dense_version=draw(st.sampled_from(("", "kir-1f3a"))),
-        rows_revision=draw(st.integers(0, 2**63)),
+        rows_revision=draw(st.integers(0, 2**63 - 1)),
         spec_fingerprint="ab12",
         rows_status=draw(st.sampled_from(("ok", "no_live_version", "spec_mismatch", "not_needed"))),
         user_activity=draw(st.integers(-1, 7)),
@@ -222,6 +223,25 @@ def _set(path: str, value: Any) -> Any:
 
 
 HOSTILE = {
+    "a version of a megabyte": _set("dense_version", "v" * 2**20),
+    "a page id of a megabyte": _set("page_id", "p" * 2**20),
+    "a revision past int64": _set("rows_revision", 2**63),
+    "a million pXTR heads": lambda m: m.candidates.pxtr_heads.extend([""] * 1_000_000),
+    "a table's name of a megabyte": _set("row_tables.0.name", "t" * 2**20),
+    "a feature's name of a megabyte": _set("row_indexes.0.feature", "f" * 2**20),
+    "rows beyond all reason": lambda m: (
+        setattr(m.row_tables[0], "encoding", pb.ROW_ENCODING_FLOAT32),
+        setattr(m.row_tables[0], "values", np.float32([1, 3e38]).tobytes()),
+    ),
+    "an infinite scale above a row of zeros": lambda m: (
+        setattr(m.row_tables[0], "values", bytes(len(m.row_tables[0].values))),
+        setattr(m.row_tables[0], "scales", b"\x00\x7c" * 4),
+    ),
+    "more watched rows than a request lists": lambda m: m.row_indexes[2].rows.extend([0] * WATCHED_MAX),
+    "a value of 65 places": lambda m: (
+        m.row_indexes[2].rows.extend([0] * 65),
+        m.row_indexes[2].counts.extend([65, 2]),
+    ),
     "a user profile of another length": lambda m: m.user.profile.pop(),
     "a user profile out of range": lambda m: m.user.profile.__setitem__(0, 1.5),
     "an infinite user profile": lambda m: m.user.profile.__setitem__(1, float("inf")),

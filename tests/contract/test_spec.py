@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -177,3 +178,28 @@ def test_watched_tokens_hold_watch_features_only() -> None:
 
 def test_shipped_fingerprints_differ() -> None:
     assert len({spec.fingerprint for spec in [*SHIPPED, kir_spec(video=32), kir_spec().without_served()]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 10**9}, "out of range"),
+        ({"max_len": 65}, "out of range"),
+        ({"width": 2.5}, "must be int"),
+        ({"width": True}, "must be int"),
+        ({"name": ["user_id"]}, "must be str"),
+        ({"doc": 7}, "must be str"),
+    ],
+)
+def test_a_field_of_another_type_or_size_is_refused(change: dict[str, Any], words: str) -> None:
+    data = kir_spec().to_json()
+    data["fields"][0].update(change)
+    with pytest.raises(SpecError, match=words):
+        FeatureSpec.from_json(data)
+
+
+def test_a_spec_of_ten_thousand_fields_is_refused_at_once() -> None:
+    data = kir_spec().to_json()
+    data["fields"] = [data["fields"][0] | {"name": f"f{n}"} for n in range(10_000)]
+    with pytest.raises(SpecError, match="too many fields"):
+        FeatureSpec.from_json(data)

@@ -320,19 +320,18 @@ class TestHostilePages:
         with pytest.raises(PageError, match="probabilities"):
             session.on_page(message)
 
-    def test_rows_beyond_all_reason_end_in_the_server_order(self, session: EdgeSession) -> None:
-        """Finite on the wire and infinite in the net: caught where it shows, and the swipe goes on."""
-        page = make_page(range(101, 105), encoding="float32")
-        message = encode_page(page)
+    def test_rows_beyond_all_reason_are_refused(self, session: EdgeSession) -> None:
+        """Finite on the wire and infinite in the net: it would spoil the other page's scores, and what is watched."""
+        session.on_page(page_bytes(range(101, 105)))
+        message = encode_page(make_page(range(201, 205), encoding="float32"))
         for table in message.row_tables:
             values = np.frombuffer(table.values, "<f4").copy()
             values[:] = 3e38
             table.values = values.tobytes()
-        session.on_page(message)
+        with pytest.raises(PageError, match="too large"):
+            session.on_page(message)
         choice = session.next()
-        assert choice.chooser is Chooser.SERVER_ORDER
-        assert choice.reason in ("engine_error", "non_finite_scores")
-        assert choice.video_id == 101
+        assert (choice.chooser, choice.considered) == (Chooser.MODEL, [101, 102, 103, 104])
 
 
 class TestPool:
