@@ -197,13 +197,18 @@ def _convert(args: argparse.Namespace) -> Any:
         raise InputError("--gate bounds what is verified, and nothing is before --out", got=f"--until {args.until}")
     if args.until is not None and args.stages is None:
         raise InputError("--until leaves its files in --stages, which is missing", got=f"--until {args.until}")
-    from convert.model import convert_model, convert_until
+    _one_subject(args)
+    from convert.quantize import load_recipes
     from convert.report import Gates
 
-    gates = Gates().changed(args.gate)  # before anything takes time
+    # What was typed is checked before torch and the converters are imported, which takes longer than typing it again.
+    gates, recipes = Gates().changed(args.gate), tuple(args.recipe or DEFAULT_RECIPES)
+    load_recipes(recipes)
+    from convert.model import convert_model, convert_until
+
     settings: dict[str, Any] = {
         "data": args.data,
-        "recipes": tuple(args.recipe or DEFAULT_RECIPES),
+        "recipes": recipes,
         "seed": args.seed,
         "calibrate": args.calibrate,
         "allow_synthetic": args.allow_synthetic,
@@ -218,13 +223,20 @@ def _convert(args: argparse.Namespace) -> Any:
     )  # fmt: skip
 
 
-def _what(args: argparse.Namespace) -> Any:
-    """The checkpoint, or the job of a foreign module."""
+def _one_subject(args: argparse.Namespace) -> None:
     if (args.checkpoint is None) == (args.module is None) or (args.module is None) != (args.contract is None):
         raise InputError(
             "kir convert model takes a checkpoint directory, or --module with --contract, and not both",
             got={"checkpoint": args.checkpoint, "--module": args.module, "--contract": args.contract},
         )
+    for name in ("checkpoint", "contract"):
+        path = getattr(args, name)
+        if path is not None and not path.exists():
+            raise InputError(f"no such {name}", where=path)
+
+
+def _what(args: argparse.Namespace) -> Any:
+    """The checkpoint, or the job of a foreign module."""
     if args.module is None:
         return args.checkpoint
     from convert.foreign import ModuleJob

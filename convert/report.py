@@ -185,9 +185,11 @@ class Verification:
                 f"{row.partitions:>5}"
             )
         lines += [f"{graph:<11} {recipe:<17} not possible: {why}" for graph, recipe, why in self.failed]
+        parts = {row.graph.split("/")[0] for row in self.rows}
+        cut = f"cut against whole {self.halves_max_abs:.2g}; " if "whole" in parts and len(parts) > 1 else ""
         lines.append(
-            f"together: tau {self.together.tau:.4f}, top-1 {self.together.top1:.3f}; cut against whole "
-            f"{self.halves_max_abs:.2g}; {self.shipped_bytes} bytes to a phone; {self.n_samples} samples: {self.data}"
+            f"together: tau {self.together.tau:.4f}, top-1 {self.together.top1:.3f}; "
+            f"{cut}{self.shipped_bytes} bytes to a phone; {self.n_samples} samples: {self.data}"
         )
         if self.outcomes is not None:
             lines.append(f"outcomes, shipped minus float: {self.outcomes}")

@@ -271,7 +271,8 @@ def _train(args: argparse.Namespace, data: LogData) -> Checkpoint:
         names = ("steps", "resume", "utc_offset_hours")
         refused = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
         if refused:
-            raise InputError("kir is trained in one go, its last tenth held out", got=" ".join(refused))
+            fix = "cut it short with --max-seconds or --epochs"
+            raise InputError("kir is trained in one go, its last tenth held out", got=" ".join(refused), fix=fix)
         from training.kir_train import train_kir
 
         kir: dict[str, Any] = {"max_seconds": args.max_seconds, "seed": args.seed or 0, "overwrite": args.overwrite}

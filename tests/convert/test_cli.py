@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,8 +36,10 @@ def test_the_commands_defaults_are_the_librarys() -> None:
 
 class TestModel:
     @pytest.fixture
-    def asked(self, conversion: ConversionResult, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-        """What the command asked `convert_model` for."""
+    def asked(self, conversion: ConversionResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+        """What the command asked `convert_model` for, where `ckpt` is a directory."""
+        (tmp_path / "ckpt").mkdir()
+        monkeypatch.chdir(tmp_path)
         found: dict[str, Any] = {}
 
         def convert(checkpoint: Path, out: Path, **kwargs: Any) -> ConversionResult:
@@ -78,13 +81,13 @@ class TestModel:
         ],
     )
     def test_a_bound_that_is_none_is_refused_at_once(
-        self, gate: str, words: str, capsys: pytest.CaptureFixture[str]
+        self, asked: dict[str, Any], gate: str, words: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert kir.main(["convert", "model", "ckpt", "--out", "out", "--gate", gate]) == 2
         assert words in capsys.readouterr().err
 
     def test_a_failed_verification_is_status_1(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def fail(*_: Any, **__: Any) -> None:
             raise VerificationFailed("swipe/N9 in TFLite float: differs from torch")
@@ -92,6 +95,28 @@ class TestModel:
         monkeypatch.setattr(model, "convert_model", fail)
         assert kir.main(["convert", "model", "ckpt", "--out", "out"]) == 1
         assert capsys.readouterr().err == "kir convert: swipe/N9 in TFLite float: differs from torch\n"
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            (["ckpt", "--recipe", "int8-dynamc"], "unknown quantisation recipe"),
+            (["ckpt", "--gate", "tau=2"], "out of range"),
+            (["nowhere"], "no such checkpoint"),
+            (["--module", "a:b", "--contract", "none.json"], "no such contract"),
+        ],
+    )
+    def test_what_was_typed_is_refused_before_torch_is_imported(
+        self, tmp_path: Path, words: list[str], told: str
+    ) -> None:
+        (tmp_path / "ckpt").mkdir()
+        code = (
+            "import sys, kir; code = kir.main(sys.argv[1:]); "
+            "sys.exit(9 if {'torch', 'tensorflow', 'onnx'} & set(sys.modules) else code)"
+        )
+        command = [sys.executable, "-c", code, "convert", "model", *words, "--out", "out"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(kir.__file__).parent)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, told in done.stderr) == (2, True), done.stderr
 
     def test_a_missing_checkpoint_is_status_2(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert kir.main(["convert", "model", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2

@@ -7,6 +7,7 @@ input; for a good one it also asserts what must hold of the result, and uses it 
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,7 @@ from edge import (
     PageClient,
     PageRequest,
     Retry,
+    StateFile,
 )
 from edge._installed import check_runtime, device_files
 from tests.edge import tiny_model
@@ -285,6 +287,35 @@ def spec(data: bytes) -> None:
         np.zeros((1, got.width(block)), np.float32)
 
 
+def _state_seeds() -> list[bytes]:
+    """What a session of three videos leaves: a list, impressions, ids shown."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.db"
+        phone = _restarted(path)
+        for _ in range(3):
+            _swipe(phone)
+        phone.close()
+        return [path.read_bytes()]
+
+
+def _restarted(path: Path) -> EdgeSession:
+    phone = EdgeSession(5, _engine(), clock=FakeClock(), state=StateFile(path))
+    assert phone.start() == ""
+    phone.on_page(_held_page())
+    return phone
+
+
+def state(data: bytes) -> None:
+    """Whatever the state file holds, the session starts, with what can be read of it or empty, and swipes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.db"
+        path.write_bytes(data)
+        phone = _restarted(path)
+        if len(phone.pool):  # the file may say that all of the page was shown
+            _swipe(phone)
+        phone.close()
+
+
 def _golden_seeds() -> list[bytes]:
     """The first steps of the tiny model's session: a page, and the first of each other kind."""
     whole = Manifest.from_bytes((_published("kir-a") / "manifest.json").read_bytes()).golden.session
@@ -326,5 +357,6 @@ TARGETS = {
         Target("pointer", _pointer_seeds, pointer, (ManifestError,), "json", _seal_pointer),
         Target("spec", _spec_seeds, spec, (SpecError,), "json"),
         Target("golden", _golden_seeds, golden, (ManifestError,), "json"),
+        Target("state", _state_seeds, state, ()),
     )
 }
