@@ -5,11 +5,13 @@ name. The contract is JSON:
 
     {"name": "din",
      "inputs":  [{"name": "user", "shape": [1, 16], "dtype": "float32"},
-                 {"name": "ids", "shape": [1, 20], "dtype": "int32", "below": 1000}],
+                 {"name": "ids", "shape": [1, 20], "dtype": "int32", "below": 1000},
+                 {"name": "mask", "shape": [1, 20], "dtype": "float32", "values": [0, 1]}],
      "outputs": ["scores"],
      "rank":    {"output": "scores", "column": 0}}
 
-below: the first integer that is none (a table's size), for stand-in inputs. rank: which output orders candidates; they
+For stand-in inputs, below: the first integer that is none (a table's size); values: what the input's elements may be. A
+mask drawn as any number would hide what it masks from the gates. rank: which output orders candidates; they
 stand on its last axis, or on the last but one when `column` picks one of several scores; left out for a model that
 ranks nothing, which is then gated by cosine. `--data FILE.npz` holds inputs, [S, ...] each; without it they are drawn.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,15 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ModuleContract:
-    """name: of the graph. below: input -> end of its integers. rank: (output, column or None); None ranks nothing."""
+    """name: of the graph. below: input -> end of its integers. rank: (output, column or None); None ranks nothing.
+    values: input -> what its elements may be."""
 
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[str, ...]
     below: Mapping[str, int]
     rank: tuple[str, int | None] | None = None
+    values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @staticmethod
     def read(path: str | Path) -> ModuleContract:
@@ -66,6 +70,7 @@ class ModuleContract:
                 tuple(str(name) for name in data["outputs"]),
                 below,
                 None if rank is None else (str(rank["output"]), rank.get("column")),
+                {str(t["name"]): tuple(map(float, t["values"])) for t in data["inputs"] if "values" in t},
             )
         except OSError as error:
             raise InputError("contract can't be read", where=path, got=error.strerror) from None
@@ -82,6 +87,11 @@ class ModuleContract:
             if not tensor.shape or min(tensor.shape) < 1:
                 what = f"contract: shape of input '{tensor.name}' is fixed and positive"
                 raise InputError(what, where=where, got=tensor.shape)
+        for name, values in self.values.items():
+            if not values or not np.isfinite(values).all():
+                raise InputError(
+                    f"contract: values of input '{name}' are numbers, one at least", where=where, got=values
+                )
         names = [t.name for t in self.inputs] + list(self.outputs)
         if not self.inputs or not self.outputs or len(set(names)) != len(names):
             raise InputError("contract: inputs and outputs have names of their own", where=where, got=names)
@@ -123,7 +133,9 @@ class ModuleJob:
     def _drawn(self, rng: np.random.Generator) -> Feeds:
         found: dict[str, NDArray[Any]] = {}
         for tensor in self.contract.inputs:
-            if tensor.dtype == "float32":
+            if tensor.name in self.contract.values:
+                found[tensor.name] = rng.choice(self.contract.values[tensor.name], tensor.shape).astype(tensor.dtype)
+            elif tensor.dtype == "float32":
                 found[tensor.name] = rng.normal(0.0, 1.0, tensor.shape).astype(np.float32)
             else:
                 end = self.contract.below.get(tensor.name, 2)

@@ -106,6 +106,9 @@ class TestContract:
             ({"inputs": [{"name": "x", "shape": [1, 0], "dtype": "float32"}]}, "fixed and positive"),
             ({"inputs": [{"name": "x", "shape": [1, 2], "dtype": "float16"}]}, "dtype of input 'x'"),
             ({"inputs": [{"name": "x", "dtype": "float32"}]}, "malformed"),
+            ({"inputs": [{"name": "x", "shape": [1, 2], "dtype": "float32", "values": []}]}, "values of input 'x'"),
+            ({"inputs": [{"name": "x", "shape": [1], "dtype": "float32", "values": [1e999]}]}, "values of input 'x'"),
+            ({"inputs": [{"name": "x", "shape": [1], "dtype": "float32", "values": ["a"]}]}, "malformed"),
         ],
     )
     def test_what_is_wrong_is_named(self, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -143,6 +146,14 @@ class TestData:
         held, calibrating = job.subject(opened, 9, 0), job.calibration(opened, 3, 0)
         assert [feeds["candidates"].flat[0] for feeds in held.feeds] == [0, 2, 4, 6, 8]
         assert [feeds["candidates"].flat[0] for feeds in calibrating.feeds] == [1, 3, 5]
+
+    def test_a_mask_is_drawn_from_its_values(self, tmp_path: Path) -> None:
+        shape = [1, zoo.N, zoo.D]
+        inputs = [{"name": "candidates", "shape": shape, "dtype": "float32", "values": [0, 1]}]
+        job = ModuleJob.load("tests.convert.zoo:mlp", write_contract(tmp_path, "mlp", inputs=inputs))
+        drawn = np.concatenate([one["candidates"].ravel() for one in job.subject(None, 8, 0).feeds])
+        assert drawn.dtype == np.float32
+        assert set(drawn.tolist()) == {0.0, 1.0}
 
     def test_ids_stay_below_the_tables_size(self, tmp_path: Path) -> None:
         feeds = job_of(tmp_path, "sasrec").subject(None, 20, 1).feeds
