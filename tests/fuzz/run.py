@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # late: atheris has to see the rooms' modules when they are imported
     from tests.fuzz.judge import Finding, Target
 
-NAMES = ("page", "session", "answer", "feedback_answer", "rows", "manifest", "pointer", "spec", "golden")
+NAMES = ("page", "session", "answer", "feedback_answer", "rows", "manifest", "pointer", "spec", "golden", "state")
 # Of the inputs, by what is at stake and what an input costs: a session runs graphs, a manifest is long; 1 for others.
 SHARES = {
     "page": 6,
@@ -39,6 +39,7 @@ SHARES = {
     "pointer": 2,
     "spec": 1.5,
     "golden": 1.5,
+    "state": 0.5,
     "manifest": 0.7,
 }
 MEMORY_ABOVE_START_BYTES = 2 * 2**30
