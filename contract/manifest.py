@@ -262,6 +262,9 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
     ]
     if unknown:
         raise ManifestError("unknown task", where=where, got=unknown, allowed=TASKS)
+    odd = [name for name in manifest.min_runtime if not _SAFE_NAME.fullmatch(name)]
+    if odd:
+        raise ManifestError("min_runtime names no package", where=where, got=odd)
     for name, entry in manifest.files.items():
         good = _SAFE_NAME.fullmatch(name) and _SHA256.fullmatch(entry.sha256) and 0 <= entry.n_bytes <= FILE_BYTES_MAX
         if not good:

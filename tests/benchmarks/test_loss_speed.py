@@ -14,6 +14,7 @@ from contract.errors import InputError, VerificationFailed
 from kir import main
 
 
+@pytest.mark.slow
 def test_every_way_is_checked_and_timed():
     result, table = measure_loss(targets=70, candidates=50, width=8, queries=(1, 3), rounds=2)
     assert set(result["queries"]) == {"1", "3"}
@@ -52,6 +53,7 @@ def test_sizes_start_at_1():
         measure_loss(targets=0)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_a_line(capsys, tmp_path):
     path = tmp_path / "loss.json"
     sizes = ["--targets", "40", "--candidates", "30", "--width", "4", "--queries", "1", "2", "--rounds", "1"]

@@ -24,6 +24,7 @@ def measured() -> tuple[dict, str]:
     return measure_training(RECIPE, DATA, rounds=2, steps=2, rows=5000)
 
 
+@pytest.mark.slow
 def test_the_result_is_json_and_adds_up(measured):
     result = json.loads(json.dumps(measured[0]))
     assert set(result["steps"]) == {"float32", "bfloat16"}
@@ -37,11 +38,13 @@ def test_the_result_is_json_and_adds_up(measured):
     assert result["bfloat16_over_float32"]["p25"] <= result["bfloat16_over_float32"]["p75"]
 
 
+@pytest.mark.slow
 def test_the_table_names_precisions_and_optimisers(measured):
     for word in ("float32", "bfloat16", "of square GEMM", "a save:", *TABLE_OPTIMIZERS):
         assert word in measured[1]
 
 
+@pytest.mark.slow
 def test_flops_hold_at_least_what_the_softmax_must_do(measured):
     """Scores, and the gradients of both their sides: 3 products of [T, K · D] x [N, D] at the very least."""
     result = measured[0]

@@ -191,6 +191,7 @@ class TestManifest:
             ("Manifest.fusion must be Mapping[str, float]", lambda d: d.update(fusion={"like": "1"})),
             ("Manifest.capacities must be", lambda d: d.update(capacities=[20])),
             ("Manifest.min_runtime must be", lambda d: d.update(min_runtime={"ai-edge-litert": 2})),
+            ("min_runtime names no package", lambda d: d.update(min_runtime={"": "2.1.0"})),
             ("FileEntry.n_bytes must be int", lambda d: d["files"]["a.tflite"].update(n_bytes="10")),
             ("Golden.tensors must be", lambda d: d["golden"].update(tensors=["b.npz"])),
             ("Graph.bucket must be str", lambda d: d["graphs"][0].update(bucket=20)),

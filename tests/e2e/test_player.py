@@ -92,11 +92,15 @@ class Person:
         return mode
 
 
+def trust(small_loop: SmallLoop) -> tuple[str, str]:
+    return "--root", str(small_loop.paths.root_json)
+
+
 def test_a_person_likes_skips_watches_through_and_quits(
     small_loop: SmallLoop, serve: Serve, world: Any, tmp_path: Path
 ) -> None:
     server = serve(small_loop.paths, "--events", str(tmp_path / "events"))
-    person = Person(server, int(world.users.user_id[3]), "--record", str(tmp_path / "session.cast"))
+    person = Person(server, int(world.users.user_id[3]), *trust(small_loop), "--record", str(tmp_path / "session.cast"))
     try:
         shown = [person.see(r"video (\d+) · playing 0:0\d of \d+:\d\d")[1]]
         assert small_loop.first in person.screen()
@@ -131,7 +135,7 @@ def test_a_person_likes_skips_watches_through_and_quits(
 @pytest.mark.slow
 def test_a_person_outlives_the_server(small_loop: SmallLoop, serve: Serve, world: Any) -> None:
     server = serve(small_loop.paths)
-    person = Person(server, int(world.users.user_id[5]))
+    person = Person(server, int(world.users.user_id[5]), *trust(small_loop))
     try:
         first = person.see(r"video (\d+) · playing")[1]
         server.kill()
@@ -147,7 +151,8 @@ def test_a_person_outlives_the_server(small_loop: SmallLoop, serve: Serve, world
 
 def test_a_narrow_terminal_of_another_locale_and_ctrl_c(small_loop: SmallLoop, serve: Serve, world: Any) -> None:
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    person = Person(serve(small_loop.paths), int(world.users.user_id[4]), columns=40, **locale)
+    server, user_id = serve(small_loop.paths), int(world.users.user_id[4])
+    person = Person(server, user_id, *trust(small_loop), columns=40, **locale)
     try:
         video = person.see(r"video (\d+) - playing")[1]
         person.type("l")

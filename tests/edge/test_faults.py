@@ -325,8 +325,9 @@ def test_an_answer_that_comes_after_the_session_was_closed(server: FaultyServer,
     server.page = lambda request: good(201) if release.wait(WAIT_S) else b""
     phone.session.maintain()
     held = phone.held()
-    assert phone.session._prefetcher is not None
-    phone.session._prefetcher.close(0.05)
+    prefetcher = phone.session._intake._prefetcher
+    assert prefetcher is not None
+    prefetcher.close(0.05)
     phone.session.close()
     release.set()
     assert phone.held() == held

@@ -38,7 +38,7 @@ class Target:
     seeds   valid inputs to start from
     run     takes an input; raises `errors` for a bad one, and AssertionError when what came out does not hold together
     errors  what it documents
-    shape   what an input is to the mutator: "bytes", "json", or a protobuf message class
+    shape   what an input is to the mutator: "json", or a protobuf message class
     seal    makes a mutated input pass a checksum, so that what lies behind it is reached too
     """
 
@@ -46,7 +46,7 @@ class Target:
     seeds: Callable[[], list[bytes]]
     run: Callable[[bytes], object]
     errors: tuple[type[KirError], ...]
-    shape: Any = "bytes"
+    shape: Any = "json"
     seal: Callable[[bytes], bytes] = bytes
 
 

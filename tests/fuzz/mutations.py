@@ -25,15 +25,34 @@ Rng = random.Random
 
 
 def mutate(target: Target, data: bytes, rng: Rng) -> bytes:
-    """One mutated input of at most SIZE_MAX bytes: one to four changes, the seal put on again most of the time."""
+    """One mutated input of at most SIZE_MAX bytes: one to four changes, the seal put on again most of the time.
+
+    What is no message of the target's shape any more mostly gives way to a valid one: it only tries the parser, again.
+    """
+    if not _parses(target, data) and rng.random() < 0.8:
+        data = rng.choice(target.seeds())
     for _ in range(rng.choice((1, 1, 2, 4))):
-        data = _one(target, data, rng)[:SIZE_MAX]
-    return target.seal(data) if rng.random() < 0.9 else data
+        data = _change(target, data, rng)[:SIZE_MAX]
+    if rng.random() < 0.1:
+        return mutate_bytes(data, rng)[:SIZE_MAX]
+    return target.seal(data)[:SIZE_MAX] if rng.random() < 0.9 else data
 
 
-def _one(target: Target, data: bytes, rng: Rng) -> bytes:
-    if target.shape == "bytes" or rng.random() < 0.2:
-        return mutate_bytes(data, rng)
+def _parses(target: Target, data: bytes) -> bool:
+    if target.shape == "json":
+        try:
+            document, seed = json.loads(data), json.loads(target.seeds()[0])
+            return isinstance(document, dict) and document.get("format") == seed["format"]
+        except (ValueError, RecursionError):
+            return False
+    try:
+        target.shape().ParseFromString(data)
+    except DecodeError:
+        return False
+    return True
+
+
+def _change(target: Target, data: bytes, rng: Rng) -> bytes:
     return mutate_json(data, rng) if target.shape == "json" else mutate_message(target.shape, data, rng)
 
 
@@ -141,27 +160,23 @@ def mutate_json(data: bytes, rng: Rng) -> bytes:
         document = json.loads(data)
     except (ValueError, RecursionError):
         return mutate_bytes(data, rng)
-    places = _places(document)
-    if not places:
+    place = _place(document, rng)
+    if place is None:
         document = _json_value(document, rng)
     else:
-        _change_place(*rng.choice(places), rng)
+        _change_place(*place, rng)
     try:
         return (json.dumps(document, sort_keys=True, indent=2) + "\n").encode()
     except (RecursionError, ValueError):
         return mutate_bytes(data, rng)
 
 
-def _places(document: Any) -> list[tuple[Any, Any]]:
-    """(container, key or index) of every value below the root."""
-    found: list[tuple[Any, Any]] = []
-    waiting = [document]
-    while waiting:
-        node = waiting.pop()
-        keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
-        for key in keys:
-            found.append((node, key))
-            waiting.append(node[key])
+def _place(document: Any, rng: Rng) -> tuple[Any, Any] | None:
+    """(container, key or index) of a value below the root, as likely near the root as far from it; None without any."""
+    found, node = None, document
+    while isinstance(node, dict | list) and node and (found is None or rng.random() < 0.7):
+        key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
+        found, node = (node, key), node[key]
     return found
 
 

@@ -126,7 +126,8 @@ def fuzz_atheris(target: Target, tally: Tally, seed: int, corpus: Path) -> None:
         raw = atheris.Mutate(data, max_size) if rng.random() < 0.1 else mutate(target, data, rng)
         return bytes(raw[:max_size])
 
-    flags = [f"-seed={seed + 1}", "-timeout=60", "-rss_limit_mb=0", f"-max_len={SIZE_MAX}", "-verbosity=0"]
+    flags = [f"-seed={seed + 1}", "-timeout=60", "-rss_limit_mb=0", "-verbosity=0"]
+    flags += [f"-max_len={SIZE_MAX}", "-len_control=0"]  # 0: or it begins short, and cuts a valid message in two
     flags.append(f"-artifact_prefix={tally.out / target.name}-")
     atheris.Setup(["fuzz", *flags, str(corpus)], one, custom_mutator=change)
     atheris.Fuzz()

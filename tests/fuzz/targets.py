@@ -44,6 +44,7 @@ from tests.fuzz.judge import Target
 HELD, WATCHED = range(901, 905), (801, 802)
 
 
+@cache
 def _page_seeds() -> list[bytes]:
     return [
         page_bytes(range(101, 105), watched=WATCHED),
@@ -134,6 +135,7 @@ def _swipe(phone: EdgeSession) -> int:
     return choice.video_id
 
 
+@cache
 def _answer_seeds() -> list[bytes]:
     refusal = page_pb2.PageRefusal(reason=page_pb2.REFUSAL_REASON_OVERLOADED, message="busy", retry_after_ms=5)
     whole = page_pb2.GetPageResponse(page=page_pb2.Page.FromString(page_bytes([101, 102])))
@@ -167,6 +169,7 @@ def answer(data: bytes) -> None:
     assert isinstance(client.get_page(PageRequest(5, 9)), page_pb2.Page)
 
 
+@cache
 def _feedback_answer_seeds() -> list[bytes]:
     taken = feedback_pb2.ReportFeedbackResponse(accepted=3, duplicates=1, rejected=1, reasons=["seq 4: no page"])
     return [taken.SerializeToString()]
@@ -189,6 +192,7 @@ class _NoSink:
         raise ServerError("nothing is sent here")
 
 
+@cache
 def _row_seeds() -> list[bytes]:
     return [table.SerializeToString() for raw in _page_seeds() for table in page_pb2.Page.FromString(raw).row_tables]
 
@@ -212,6 +216,7 @@ def _published(version: str) -> Path:
     return tiny_model.shared_cdn() / "models" / version
 
 
+@cache
 def _manifest_seeds() -> list[bytes]:
     """The tiny models' manifests with a few graphs and fields of theirs: small, so that a mutation hits what counts."""
     return [_small_manifest(version) for version in ("kir-a", "kir-pxtr")]
@@ -250,6 +255,7 @@ def manifest(data: bytes) -> None:
         got.graph(graph.name, graph.bucket)
 
 
+@cache
 def _pointer_seeds() -> list[bytes]:
     return [(tiny_model.shared_cdn() / "current.json").read_bytes()]
 
@@ -270,6 +276,7 @@ def pointer(data: bytes) -> None:
     assert got.manifest_bytes > 0
 
 
+@cache
 def _spec_seeds() -> list[bytes]:
     return [json.dumps(s.to_json()).encode() for s in (tiny_model.SPEC, kir_spec(), kir_spec().without_served())]
 
@@ -316,6 +323,7 @@ def state(data: bytes) -> None:
         phone.close()
 
 
+@cache
 def _golden_seeds() -> list[bytes]:
     """The first steps of the tiny model's session: a page, and the first of each other kind."""
     whole = Manifest.from_bytes((_published("kir-a") / "manifest.json").read_bytes()).golden.session
@@ -351,12 +359,10 @@ TARGETS = {
             feedback_pb2.ReportFeedbackResponse,
         ),
         Target("rows", _row_seeds, rows, (PageError,), page_pb2.RowTable),
-        Target(
-            "manifest", _manifest_seeds, manifest, (ManifestError, SpecError, VersionMismatch), "json", _seal_manifest
-        ),
-        Target("pointer", _pointer_seeds, pointer, (ManifestError,), "json", _seal_pointer),
-        Target("spec", _spec_seeds, spec, (SpecError,), "json"),
-        Target("golden", _golden_seeds, golden, (ManifestError,), "json"),
+        Target("manifest", _manifest_seeds, manifest, (ManifestError, SpecError, VersionMismatch), seal=_seal_manifest),
+        Target("pointer", _pointer_seeds, pointer, (ManifestError,), seal=_seal_pointer),
+        Target("spec", _spec_seeds, spec, (SpecError,)),
+        Target("golden", _golden_seeds, golden, (ManifestError,)),
         Target("state", _state_seeds, state, ()),
     )
 }

@@ -40,8 +40,9 @@ class TestRefusals:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "onnx2tf", None)
+        (tmp_path / "x.onnx").touch()
         with pytest.raises(InputError, match="kir convert setup"):
-            write_saved_model(tmp_path / "x.onnx", tmp_path, ())
+            write_saved_model(tmp_path / "x.onnx", tmp_path / "out", ())
 
 
 @pytest.fixture(scope="module")
