@@ -294,6 +294,7 @@ def spec(data: bytes) -> None:
         np.zeros((1, got.width(block)), np.float32)
 
 
+@cache
 def _state_seeds() -> list[bytes]:
     """What a session of three videos leaves: a list, impressions, ids shown."""
     with tempfile.TemporaryDirectory() as folder:
@@ -306,7 +307,7 @@ def _state_seeds() -> list[bytes]:
 
 
 def _restarted(path: Path) -> EdgeSession:
-    phone = EdgeSession(5, _engine(), clock=FakeClock(), state=StateFile(path))
+    phone = EdgeSession(5, _engine(), clock=FakeClock(), session_id=77, state=StateFile(path))
     assert phone.start() == ""
     phone.on_page(_held_page())
     return phone
