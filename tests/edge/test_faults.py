@@ -31,7 +31,7 @@ from edge import (
     SessionConfig,
 )
 from tests.edge.faulty_server import FaultyServer, socket_that
-from tests.edge.tiny_page import make_page, page_bytes
+from tests.edge.tiny_page import make_page, page_bytes, page_of_many
 
 ONE_TRY = Retry(attempts=1, backoff_s=0.01)
 WAIT_S = 30.0
@@ -82,21 +82,6 @@ def with_values(value: float) -> bytes:
 def index_of(message: page_pb2.Page) -> page_pb2.RowIndex:
     """The first of the candidates' indexes."""
     return next(index for index in message.row_indexes if index.owner == page_pb2.ROW_OWNER_CANDIDATE)
-
-
-def of_many(n: int) -> page_pb2.Page:
-    """A page of n candidates, all but the first eight on the tables' default rows."""
-    message, more = encode_page(make_page(range(1_000, 1_008))), n - 8
-    columns = message.candidates
-    columns.video_ids.extend(range(1_008, 1_000 + n))
-    for name in ("author_ids", "duration_ms", "upload_age_days", "tag_counts"):
-        getattr(columns, name).extend([0] * more)
-    columns.pxtr += bytes(len(columns.pxtr) // 8 * more)
-    columns.pxtr_present += bytes(len(columns.pxtr_present) // 8 * more)
-    for index in message.row_indexes:
-        if index.owner == page_pb2.ROW_OWNER_CANDIDATE:
-            (index.counts or index.rows).extend([0] * more)
-    return message
 
 
 @pytest.fixture
@@ -367,7 +352,7 @@ class TestPagesThatAreWhole:
 
     def test_ten_thousand_candidates(self, server: FaultyServer, start: Start) -> None:
         """The model takes its largest bucket in the server's order; memory stays within a multiple of the bytes."""
-        raw = of_many(CANDIDATES_MAX).SerializeToString()
+        raw = page_of_many(CANDIDATES_MAX).SerializeToString()
         tracemalloc.start()
         parse_page(raw)
         _, peak = tracemalloc.get_traced_memory()
@@ -440,58 +425,6 @@ class TestPagesThatAreWhole:
                 phone.session.next()
             phone.session.wait_page(WAIT_S)
         assert len(server.requests) == 1
-
-
-class TestMemory:
-    """What a few bytes on the wire would become: refused before it is built."""
-
-    def peak(self, message: page_pb2.Page, words: str) -> int:
-        raw = message.SerializeToString()
-        assert len(raw) < PAGE_BYTES_MAX
-        tracemalloc.start()
-        try:
-            with pytest.raises(PageError, match=words) as caught:
-                parse_page(raw)
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-            assert len(str(caught.value)) < 900
-
-    def message(self) -> page_pb2.Page:
-        return encode_page(make_page(range(201, 205)))
-
-    def test_a_million_empty_entries_of_64_places(self) -> None:
-        message = self.message()
-        index = message.row_indexes.add(
-            owner=page_pb2.ROW_OWNER_WATCHED, feature="odd", table=message.row_tables[0].name
-        )
-        index.rows[:] = [0] * 64
-        index.counts[:] = [64] + [0] * 1_000_000
-        assert self.peak(message, "number of entries") < 16 * 2**20
-
-    def test_many_indexes_of_many_places(self) -> None:
-        message = of_many(5_000)
-        table = message.row_tables[0].name
-        for number in range(20):
-            index = message.row_indexes.add(owner=page_pb2.ROW_OWNER_CANDIDATE, feature=f"f{number}", table=table)
-            index.rows[:] = [0] * 64
-            index.counts[:] = [64] + [0] * 4_999
-        assert self.peak(message, "row indexes are too large") < 48 * 2**20
-
-    @pytest.mark.parametrize("name", ["row_tables", "row_indexes"])
-    def test_a_million_empty_messages(self, name: str) -> None:
-        message = self.message()
-        raw = message.SerializeToString()
-        unit = page_pb2.Page()
-        getattr(unit, name).add()
-        raw += unit.SerializeToString() * 1_000_000
-        with pytest.raises(PageError, match=f"too many {name}"):
-            parse_page(raw)
-
-    def test_a_million_heads(self) -> None:
-        message = self.message()
-        message.candidates.pxtr_heads.extend([""] * 1_000_000)
-        assert self.peak(message, "other heads") < 16 * 2**20
 
 
 class TestClock:

@@ -14,6 +14,7 @@ from contract.page import CANDIDATE, NO_ROWS, ROWS_OK, USER, WATCHED, Candidates
 from contract.rows import INT8, encode_rows
 from contract.spec import FeatureSpec
 from contract.user_profile import AUTHORS_MAX
+from contract.v1 import page_pb2 as pb
 from contract.vocabulary import MISSING_KEY, TAGS_MAX, X_PXTR
 from tests.edge import tiny_model
 
@@ -113,3 +114,18 @@ def make_page(
 
 def page_bytes(video_ids: Sequence[int], *args: Any, **kwargs: Any) -> bytes:
     return encode_page(make_page(video_ids, *args, **kwargs)).SerializeToString()
+
+
+def page_of_many(n: int) -> pb.Page:
+    """A page of n candidates, all but the first eight on the tables' default rows."""
+    message, more = encode_page(make_page(range(1_000, 1_008))), n - 8
+    columns = message.candidates
+    columns.video_ids.extend(range(1_008, 1_000 + n))
+    for name in ("author_ids", "duration_ms", "upload_age_days", "tag_counts"):
+        getattr(columns, name).extend([0] * more)
+    columns.pxtr += bytes(len(columns.pxtr) // 8 * more)
+    columns.pxtr_present += bytes(len(columns.pxtr_present) // 8 * more)
+    for index in message.row_indexes:
+        if index.owner == pb.ROW_OWNER_CANDIDATE:
+            (index.counts or index.rows).extend([0] * more)
+    return message
