@@ -80,7 +80,7 @@ class Person:
             self._read()
         while select.select([self._keyboard], [], [], 0)[0]:
             self._read()
-        return self._process.wait(5)
+        return self._process.wait(30)  # a session may wait for a page on its way, and for the uploader
 
     def close(self) -> Any:
         """End the process if it has not ended; returns the mode it left the terminal in."""
