@@ -73,14 +73,19 @@ class Person:
             self.output += os.read(self._keyboard, 65536).decode("utf-8", "replace")
 
     def leave(self, keys: str) -> int:
-        """Type and wait for the end; returns the exit status."""
-        self.type(keys)
-        deadline = time.monotonic() + 30
-        while self._process.poll() is None and time.monotonic() < deadline:
-            self._read()
+        """Type and wait for the end; returns the exit status. Typed again after ten seconds: an interrupt that falls
+        into a callback is lost to Python, and a person presses again.
+        """
+        for _ in range(4):
+            self.type(keys)
+            deadline = time.monotonic() + 10
+            while self._process.poll() is None and time.monotonic() < deadline:
+                self._read()
+            if self._process.poll() is not None:
+                break
         while select.select([self._keyboard], [], [], 0)[0]:
             self._read()
-        return self._process.wait(30)  # a session may wait for a page on its way, and for the uploader
+        return self._process.wait(5)
 
     def close(self) -> Any:
         """End the process if it has not ended; returns the mode it left the terminal in."""
