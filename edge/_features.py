@@ -210,18 +210,22 @@ class SwipeFeatures:
             device.decoder,
             swipe_index,
         )
+        self._filled = None  # until the block is whole
+        dense_block(self._spec, "swipe_dense", columns, self.swipe_dense)
         self._filled = now
-        return dense_block(self._spec, "swipe_dense", columns, self.swipe_dense)
+        return self.swipe_dense
 
     def candidates(self, device: DeviceState, video_ids: Sequence[int], bucket: int) -> Floats:
         """Fill and return candidate_swipe of a bucket; zeros behind the page's candidates."""
         out = self.candidate_swipe[bucket]
         if not device.buffered_ms and bucket in self._untold:
             return out
-        (self._untold.discard if device.buffered_ms else self._untold.add)(bucket)
+        self._untold.discard(bucket)
         buffered = np.full(bucket, NULL_INT, np.int64)
         if device.buffered_ms:
             told = device.buffered_ms
             buffered[: len(video_ids)] = [max(NULL_INT, told.get(v, NULL_INT)) for v in video_ids]
         dense_block(self._spec, "candidate_swipe", {"buffered_ms": buffered}, out[0])
+        if not device.buffered_ms:
+            self._untold.add(bucket)
         return out

@@ -95,10 +95,14 @@ class GraphRunner:
     def give(self, values: Mapping[str, Floats]) -> None:
         """Set inputs by name, those that the graph has."""
         inputs, set_tensor = self._inputs, self._interpreter.set_tensor
-        for name, value in values.items():
-            index = inputs.get(name)
-            if index is not None:
-                set_tensor(index, value)
+        try:
+            for name, value in values.items():
+                index = inputs.get(name)
+                if index is not None:
+                    set_tensor(index, value)
+        except Exception:  # what `holds` promised for these values is not there
+            self._held.clear()
+            raise
 
     def write(self, name: str, at: tuple[Any, ...], value: Floats) -> None:
         """Change a part of an input where it stands, if the graph has it."""

@@ -309,6 +309,14 @@ class TestWhatAGraphHolds:
         runner.holds("all", object())
         assert not runner.holds("all", object())
 
+    def test_what_could_not_be_given_is_not_held(self, runner: GraphRunner) -> None:
+        runner.try_out()
+        mark = object()
+        runner.holds("all", mark)
+        with pytest.raises(ValueError, match="imension"):
+            runner.give({"user_dense": np.ones((1, 1), np.float32)})
+        assert not runner.holds("all", mark)
+
     def test_where_inputs_do_not_last_nothing_is_held(self, runner: GraphRunner) -> None:
         mark = object()
         runner.holds("all", mark)
