@@ -77,7 +77,8 @@ def test_a_malformed_rule_is_named_with_what_is_allowed(change: Callable[[Rule],
 
 
 def test_the_manuals_recipe_is_one(repository: Path) -> None:
-    (text,) = re.findall(r"```json\n(.*?)```", (repository / "docs" / "conversion.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```json\n(.*?)```", (repository / "docs" / "conversion.md").read_text(), re.DOTALL)
+    (text,) = [block for block in blocks if '"recipe"' in block]
     recipe = Recipe.from_json(json.loads(text), "docs/conversion.md")
     assert [rule["algorithm_key"] for rule in recipe.recipe].count("no_quantize") == 1
     assert recipe.integer
