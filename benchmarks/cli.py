@@ -31,7 +31,9 @@ from benchmarks.conversion_cli import (
     run_conversion,
     run_head_qat,
 )
+from benchmarks.conversion_doc import add_conversion_doc_arguments, run_conversion_doc
 from benchmarks.edge_cli import add_edge_arguments, run_edge
+from benchmarks.replay_cli import add_replay_arguments, run_replay
 from contract.errors import InputError
 
 
@@ -99,6 +101,9 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
         "conversion", help="every recipe of a checkpoint beside torch and onnxruntime: bytes, ranking, latency, floor"
     )
     add_conversion_arguments(conversion.add_argument)
+    doc = kinds.add_parser("conversion-doc", help="the manual's table of every recipe and model, from saved results")
+    add_conversion_doc_arguments(doc.add_argument)
+    doc.set_defaults(json=None)  # what it reads is the result
     training = kinds.add_parser("training", help="a training step in float32 and bfloat16, saves, table optimisers")
     _add_training_arguments(training.add_argument)
     loss = kinds.add_parser("loss", help="a step of the softmax loss: plain, torch's fused one, chunked, and this one")
@@ -111,6 +116,8 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--sessions", type=int, default=40, help="of each arm and page size (default: %(default)s)")
     load.add_argument("--seed", type=int, default=0, help="of users and sessions (default: %(default)s)")
     load.add_argument("--json", type=Path, help="write the result here as well")
+    replay = kinds.add_parser("replay", help="logged pages in the order the reranker would have shown, against the log")
+    add_replay_arguments(replay.add_argument)
     edge = kinds.add_parser(
         "edge", help="a swipe end to end beside the whole net in LiteRT, onnxruntime and torch; cold start, soak"
     )
@@ -284,6 +291,7 @@ def run_bench(args: argparse.Namespace) -> int:
         "baseline": run_baseline,
         "closed-loop": _run_closed_loop,
         "conversion": run_conversion,
+        "conversion-doc": run_conversion_doc,
         "compression": run_compression_bench,
         "edge": run_edge,
         "encoder": _run_encoder,
@@ -292,6 +300,7 @@ def run_bench(args: argparse.Namespace) -> int:
         "load": _run_load,
         "loss": _run_loss,
         "ranking": _run_ranking,
+        "replay": run_replay,
         "retrieval": _run_retrieval,
         "swipe": _run_swipe,
         "training": _run_training,

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from benchmarks.conversion_doc import LITERT
 from benchmarks.flops import Floor, Product, products_of, total_flops
 from benchmarks.stats import machine, percentiles
 from contract.errors import InputError
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 Call = Callable[[], Any]
 EAGER, COMPILED, ORT, ORT_INT8 = "torch eager", "torch.compile", "onnxruntime", "onnxruntime int8"
-LITERT = "LiteRT "
 SQUARE = Product(1, 256, 256, 256)  # its rate is the floor's: a graph's own products are quicker done than called
 
 

@@ -61,9 +61,18 @@ def make_windows(
 
 
 def chosen_part(time_ms: NDArray[np.int64], held_out: bool) -> NDArray[np.bool_]:
-    """The last HELD_OUT_SHARE of a log's time, or what stands before it."""
-    last: NDArray[np.bool_] = time_ms >= np.quantile(time_ms, 1.0 - HELD_OUT_SHARE)
-    return last if held_out else ~last
+    """The last HELD_OUT_SHARE of the events that have a time, or those of them before it.
+
+    Events without one (NULL_INT; a log's summary of older days) are history to both and chosen by neither.
+    """
+    known = time_ms >= 0
+    if not known.any():
+        raise InputError("no event of the log has a time, so none is the latest", got=f"{len(time_ms)} events")
+    last: NDArray[np.bool_] = time_ms >= np.quantile(time_ms[known], 1.0 - HELD_OUT_SHARE)
+    chosen: NDArray[np.bool_] = known & (last == held_out)
+    if not chosen.any():
+        raise InputError("too few events before the last ones to calibrate on", got=f"{known.sum()} events with a time")
+    return chosen
 
 
 def window(

@@ -16,7 +16,7 @@ from contract.vocabulary import MASK_VALUE, TASKS
 from convert.chain import SINGLES, Layout, run_halves
 from convert.phone import Sample, smallest_bucket
 from convert.source import KirSource, load_source
-from convert.windows import make_windows, synthetic_events
+from convert.windows import chosen_part, make_windows, synthetic_events
 from tests.convert import makers
 from training.kir_objective import FUSION, LIST_REWARD
 
@@ -113,6 +113,18 @@ class TestWindows:
         bare = Events({"user_id": np.ones(n, np.uint64), "video_id": makers.VIDEOS[:n], "time_ms": np.arange(n) * 1000})
         for sample in make_windows(two_buckets, bare, 10):
             assert all(np.isfinite(value).all() for value in sample.inputs.values())
+
+    @pytest.mark.parametrize("held_out", [True, False])
+    def test_events_without_a_time_are_chosen_by_neither_part(self, held_out: bool) -> None:
+        """Most of an official log may be such history; counted in, all of it would be the last fifth."""
+        time_ms = np.array([-1] * 90 + list(range(10)))
+        chosen = np.flatnonzero(chosen_part(time_ms, held_out)).tolist()
+        assert chosen == ([98, 99] if held_out else list(range(90, 98)))
+
+    @pytest.mark.parametrize(("times", "held_out"), [([-1, -1], True), ([5, 5], False)])
+    def test_a_part_that_has_no_event_is_told(self, times: list[int], held_out: bool) -> None:
+        with pytest.raises(InputError, match="event"):
+            chosen_part(np.array(times), held_out)
 
     def test_padding_candidates_changes_no_score(self, many: list[Sample], two_buckets: KirSource) -> None:
         padded = next(s for s in many if s.n_candidates < s.bucket)

@@ -1,0 +1,77 @@
+"""`kir bench replay`: flags, call and table of the replay on real logs (benchmarks/log_replay.py)."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from contract.errors import InputError
+
+
+def add_replay_arguments(add: Callable[..., Any]) -> None:
+    add("checkpoint", type=Path, help="KIR checkpoint directory: its tables stand for the embedding server")
+    add("--model", type=Path, required=True, metavar="DIR", help="the same net published: CDN or version directory")
+    add("--data", required=True, help="events:PATH with pXTR that saw earlier days only (`kir annotate`)")
+    add("--sizes", type=int, nargs="+", default=[3, 6, 8], help="impressions of a page (default: 3 6 8)")
+    add("--holdout-days", type=int, default=1, help="replay the log's last days (default: %(default)s)")
+    add("--utc-offset-hours", type=float, default=0.0, help="where the users' days begin (default: %(default)s)")
+    add("--max-pages", type=int, default=100_000, help="of each size (default: %(default)s)")
+    add("--json", type=Path, help="write the result here as well")
+
+
+def run_replay(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Result and table. Raises InputError for a checkpoint of another version than the published model."""
+    from benchmarks.log_replay import replay_log
+    from benchmarks.stats import machine
+    from edge import InstalledModel
+    from training.checkpoint import load_checkpoint
+    from training.days import cut_before_last_days
+    from training.readers import LogData, open_data
+
+    if min(*args.sizes, args.max_pages, args.holdout_days) < 1 or min(args.sizes) < 2:
+        raise InputError("a page has 2 impressions or more, counts start at 1", got=args.sizes, where="--sizes")
+    installed, checkpoint = InstalledModel.open_published(args.model), load_checkpoint(args.checkpoint)
+    if checkpoint.kind != "kir" or checkpoint.version != installed.dense_version:
+        got = {"checkpoint": f"{checkpoint.kind} {checkpoint.version}", "published": installed.dense_version}
+        raise InputError("rows and dense net are of different models", where=args.checkpoint, got=got)
+    data = open_data(args.data)
+    if not isinstance(data, LogData):
+        raise InputError("a replay needs impressions with feedback", got=args.data, allowed="events:PATH")
+    start_ms = cut_before_last_days(data.events, args.holdout_days, args.utc_offset_hours)
+    found = replay_log(
+        data.events, installed, checkpoint.tables, sizes=args.sizes, start_ms=start_ms, max_pages=args.max_pages
+    )
+    result = {
+        "benchmark": "replay",
+        "kind": "host",
+        "command": shlex.join(["kir", *sys.argv[1:]]),
+        "machine": machine(),
+        "model": installed.dense_version,
+        **found,
+    }
+    return result, replay_table(result)
+
+
+def replay_table(result: dict[str, Any]) -> str:
+    """The protocol, then a line a page size: pages counted, nDCG of the three orders, paired differences."""
+    lines = [result["protocol"], ""]
+    lines.append(
+        f"{'page':>4} {'mixed':>6} {'all same':>8} {'logged':>7} {'one-shot':>8} {'per-swipe':>9}"
+        f"  {'per-swipe − logged':<27}  per-swipe − one-shot"
+    )
+    for row in result["sizes"]:
+        gains = [
+            f"{row[name]['mean']:+.4f} [{row[name]['low']:+.4f}, {row[name]['high']:+.4f}]"
+            for name in ("ndcg_gain", "swipe_gain")
+        ]
+        lines.append(
+            f"{row['size']:>4} {row['pages']:>6} {row['pages_all_same']:>8} {row['logged']:>7.4f} "
+            f"{row['one_shot']:>8.4f} {row['per_swipe']:>9.4f}  {gains[0]:<27}  {gains[1]}"
+        )
+    if not result["sizes"]:
+        lines.append("no user has a whole page with labels of both kinds in these days")
+    return "\n".join(lines)

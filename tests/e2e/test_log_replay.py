@@ -1,0 +1,43 @@
+"""`kir bench replay`: the published reranker orders logged pages; the checkpoint's tables stand for the server."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import kir
+from tests.e2e.conftest import SmallLoop
+
+
+def run(loop: SmallLoop, checkpoint: str, *flags: str) -> int:
+    words = [str(loop.paths.checkpoint(checkpoint)), "--model", str(loop.paths.cdn)]
+    return kir.main(["bench", "replay", *words, "--data", f"events:{loop.paths.events.parent}", *flags])
+
+
+def test_both_orders_stand_beside_the_logged_one(small_loop: SmallLoop, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(small_loop, "kir-1", "--sizes", "3", "--max-pages", "40") == 0
+    *table, line = capsys.readouterr().out.splitlines()
+    (row,) = json.loads(line)["sizes"]
+    assert row["size"] == 3
+    assert row["pages"] + row["pages_all_same"] >= 40
+    assert row["pages"] > 0
+    for order in ("logged", "one_shot", "per_swipe"):
+        assert 0 < row[order] < 1
+    assert row["ndcg_gain"]["mean"] == pytest.approx(row["per_swipe"] - row["logged"])
+    assert f"{row['logged']:.4f}" in table[-1]
+
+
+def test_rows_of_another_version_are_refused(small_loop: SmallLoop, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(small_loop, "kir-2") == 2
+    told = capsys.readouterr().err
+    assert small_loop.first in told
+    assert small_loop.second in told
+
+
+@pytest.mark.parametrize("flags", [("--sizes", "1"), ("--holdout-days", "0")])
+def test_sizes_that_make_no_page(
+    small_loop: SmallLoop, capsys: pytest.CaptureFixture[str], flags: tuple[str, str]
+) -> None:
+    assert run(small_loop, "kir-1", *flags) == 2
+    assert "2 impressions or more" in capsys.readouterr().err
