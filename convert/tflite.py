@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from contract.errors import ConversionError, InputError
 from contract.manifest import Tensor
-from convert.flatbuffer import text, unpack
+from convert.flatbuffer import numbers, operator_name, operators, tensors, text, unpack
 from convert.fully_connected import to_fully_connected
 from convert.quiet import quiet
 from convert.slice_sizes import with_slice_sizes
@@ -141,10 +141,18 @@ class TfliteGraph:
         return found
 
 
-def custom_operators(raw: bytes, where: object = "") -> list[str]:
-    """Names of operators that are no builtins (Flex, custom); empty for a file that every LiteRT runs."""
+def custom_operators(raw: bytes, where: object = "") -> dict[str, list[str]]:
+    """Operators that are no builtins (Flex, custom), each with the tensors that it writes: they are named after layers.
+
+    Empty for a file that every LiteRT runs.
+    """
     model = unpack(raw, where)
-    return sorted({text(code.customCode) for code in model.operatorCodes or [] if code.customCode})
+    found: dict[str, list[str]] = {text(code.customCode): [] for code in model.operatorCodes or [] if code.customCode}
+    for graph in model.subgraphs:
+        for operator in operators(graph):
+            if (name := operator_name(model, operator)) in found:
+                found[name] += [text(tensors(graph)[number].name) for number in numbers(operator.outputs)]
+    return found
 
 
 def check_contract(graph: TfliteGraph, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:

@@ -95,6 +95,9 @@ def example_inputs(config: KirConfig, spec: FeatureSpec, name: str, size: int, s
         elif key in ("past", "memory", "placed", "since", "behind"):
             axis = -1 if key in ("since", "behind") else -2
             used = (shape[axis] + 1) // 2
+            if axis == -1:  # log ages, and the start token has none
+                x = x.abs().clamp(max=1.0)
+                x[..., 0] = 0.0
             x.narrow(axis, used, shape[axis] - used).zero_()
         elif key.endswith("_dense") or key == "candidate_swipe":
             x = (x > 1.0).float()

@@ -38,6 +38,7 @@ from training.kir_layers import (
 )
 
 PAGE_BLOCKS = ("user_rows", "user_dense", "candidate_rows", "candidate_dense")
+STEEPEST = 8.0  # of the attention biases at the start: exp(-8 · log1p(s)/8) = 1/(1 + s), for s seconds
 
 
 class Kir(nn.Module):
@@ -76,8 +77,10 @@ class Kir(nn.Module):
         self.bottom_fm = dense_layer(config.fm, config.bottom) if config.fm else None
         self.page_out = dense_layer(config.bottom + config.fm, sum(self.out_widths))
         # swipe
-        self.since_slope = nn.Parameter(torch.linspace(-1.0, 0.0, towers * config.heads))
-        self.behind_slope = nn.Parameter(torch.linspace(0.0, -1.0, towers * config.heads))
+        # Steep at first for some heads: log ages are small numbers, and from flat biases a long list is read as a mean
+        # of all of it for most of a training.
+        self.since_slope = nn.Parameter(torch.linspace(-STEEPEST, 0.0, towers * config.heads))
+        self.behind_slope = nn.Parameter(torch.linspace(0.0, -STEEPEST, towers * config.heads))
         self.first = dense_layer(both, config.pre_width)
         self.candidate_in = input_layer(spec, "candidate_swipe", None, config.pre_width)
         self.swipe_in = input_layer(spec, "swipe_dense", None, config.pre_width)

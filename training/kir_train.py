@@ -48,7 +48,8 @@ LOGIT_WEIGHT = 0.1
 MIN_COVERAGE = 0.01
 HELD_OUT = 0.1
 WINDOWS = 64  # of a batch; fewer for small logs, so that an epoch has about STEPS steps
-STEPS, LEAST_WINDOWS = 100, 8
+STEPS, LEAST_WINDOWS = 400, 8
+RATE = 0.16  # learning rate × width: the wider the net the smaller its steps
 
 Log = Callable[[str], None]
 
@@ -227,7 +228,9 @@ def train_kir(
     batches = Batches(data, net.spec, tables, train, placed=config.placed, view=view)
     batches.size = min(WINDOWS, max(LEAST_WINDOWS, len(batches.pieces) // STEPS))
     say(f"{int(train.sum())} targets in {len(batches.pieces)} windows; prepared in {time.perf_counter() - began:.1f} s")
-    plan = TrainConfig(epochs=epochs, max_seconds=max_seconds, seed=seed, learning_rate=2e-3 if init_from else 1e-2)
+    rate = RATE / config.width
+    rate = rate / 5 if init_from else rate
+    plan = TrainConfig(epochs=epochs, max_seconds=max_seconds, seed=seed, learning_rate=rate)
     result = Trainer(task, batches.epoch, len(batches), plan, label="kir", quiet=log is None).run()
     threshold = float(np.nanmean(data.labels_nT[train, TASKS.index("watch_time")]))
     metrics = evaluate(task, data, ~train, threshold, view)

@@ -69,4 +69,10 @@ def check_builtin(path: Path) -> None:
     """Raises ConversionError for a file that needs more than LiteRT's own operators."""
     foreign = custom_operators(path.read_bytes(), path)
     if foreign:
-        raise ConversionError("file needs operators that are no builtins", where=path, got=foreign)
+        got = [f"{name}, which writes {', '.join(layers) or 'nothing'}" for name, layers in sorted(foreign.items())]
+        raise ConversionError(
+            "file needs operators that are no builtins",
+            where=path.name,
+            got="; ".join(got),
+            fix="write that layer in the model with operators that TFLite has",
+        )

@@ -191,7 +191,8 @@ def state(n: int, seed: int = 1) -> tuple[dict[str, torch.Tensor], dict[str, np.
         inputs[name][:, n + 1 :] = 0
     inputs["since"] = torch.linspace(1.0, 0.0, CONFIG.slots)[None].clone()
     inputs["since"][:, n + 1 :] = 0
-    inputs["behind"] = 3 * inputs["since"] ** 2
+    inputs["since"][:, 0] = 0  # the start token has no age
+    inputs["behind"] = inputs["since"] ** 2
     inputs["memory_mask"] = torch.where(torch.arange(CONFIG.slots) <= n, 0.0, MASK_VALUE)[None]
     return inputs, {name: x.double().numpy() for name, x in inputs.items()}
 
