@@ -187,13 +187,18 @@ class Pointer:
             raise ManifestError("pointer is incomplete", where=where, got=str(error)) from None
         if checksum != _self_checksum({"format": POINTER_FORMAT, **asdict(pointer)}):
             raise ManifestError("pointer does not have its own checksum", where=where, fix="fetch it again")
-        good = bool(_SAFE_NAME.fullmatch(pointer.dense_version) and _SHA256.fullmatch(pointer.manifest_sha256))
+        good = bool(is_version_name(pointer.dense_version) and _SHA256.fullmatch(pointer.manifest_sha256))
         path = f"models/{pointer.dense_version}/{MANIFEST_NAME}"
         if not good or pointer.manifest != path or not 0 < pointer.manifest_bytes <= MANIFEST_BYTES_MAX:
             got = (pointer.manifest, pointer.manifest_bytes)
             allowed = (path, f"1 … {MANIFEST_BYTES_MAX}")
             raise ManifestError("pointer holds unusable values", where=where, got=got, allowed=allowed)
         return pointer
+
+
+def is_version_name(name: object) -> bool:
+    """Whether this may be a dense version: letters, digits, ".", "-", "_"; its path stays in its folder."""
+    return isinstance(name, str) and _SAFE_NAME.fullmatch(name) is not None
 
 
 def signed_pointer_path(sha256: str) -> str:
@@ -255,7 +260,7 @@ def _list_reward(data: Any, tasks: tuple[str, ...], where: str) -> ListReward:
 
 
 def _check_manifest(manifest: Manifest, where: str) -> None:
-    if not _SAFE_NAME.fullmatch(manifest.dense_version):
+    if not is_version_name(manifest.dense_version):
         raise ManifestError("dense_version is not a plain name", where=where, got=manifest.dense_version)
     unknown = [task for task in manifest.tasks if task not in TASKS] + [
         t for t in manifest.fusion if t not in manifest.tasks

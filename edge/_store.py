@@ -23,11 +23,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from contract.errors import DownloadError, IntegrityError, KirError, ManifestError, ModelStoreError, NoModelError
-from contract.manifest import FILE_BYTES_MAX, POINTER_NAME, FileEntry, Manifest, Pointer
+from contract.manifest import FILE_BYTES_MAX, POINTER_NAME, FileEntry, Manifest, Pointer, is_version_name
 from edge._installed import InstalledModel, check_bytes, check_runtime, device_files
 from edge._source import DirectorySource, Progress, Source, open_source
 
 ACTIVE_FORMAT = "kir-edge-active/1"
+NAMES_MAX = 64  # versions of each kind that `active.json` keeps
 POINTER_BYTES_MAX = 64 * 1024
 FETCH = ("device", "all")
 
@@ -50,9 +51,11 @@ class Active:
             data = json.loads(raw)
             if data["format"] != ACTIVE_FORMAT:
                 return Active()
-            return Active(str(data["version"]), tuple(map(str, data["before"])), tuple(map(str, data["refused"])))
-        except (ValueError, KeyError, TypeError):
+            found = Active(data["version"], tuple(data["before"])[:NAMES_MAX], tuple(data["refused"])[:NAMES_MAX])
+        except (ValueError, KeyError, TypeError, RecursionError):
             return Active()
+        names = (*found.before, *found.refused, *filter(None, (found.version,)))
+        return found if isinstance(found.version, str) and all(map(is_version_name, names)) else Active()
 
 
 class ModelStore:
@@ -79,8 +82,8 @@ class ModelStore:
     ):
         if fetch not in FETCH:
             raise ModelStoreError("unknown fetch", got=fetch, allowed=FETCH)
-        if keep < 2:
-            raise ModelStoreError("a store keeps at least two versions", got=keep)
+        if not 2 <= keep <= NAMES_MAX:
+            raise ModelStoreError("a store keeps two versions or more", got=keep, allowed=f"2 … {NAMES_MAX}")
         self.cache = Path(cache_dir)
         self._source = open_source(source) if isinstance(source, (str, Path)) else source
         self._root = _root_bytes(root)
@@ -183,7 +186,7 @@ class ModelStore:
             for place, version in enumerate(active.before):
                 with contextlib.suppress(KirError):
                     model = self.load(version)
-                    refused = tuple(dict.fromkeys((active.version, *active.refused)))[:16]
+                    refused = tuple(dict.fromkeys((active.version, *active.refused)))[:NAMES_MAX]
                     self._write_active(Active(version, active.before[place + 1 :], refused))
                     return model
             raise NoModelError("no version to go back to", where=self.cache, got=active.before)

@@ -42,7 +42,7 @@ def _parses(target: Target, data: bytes) -> bool:
     if target.shape == "json":
         try:
             document, seed = json.loads(data), json.loads(target.seeds()[0])
-            return isinstance(document, dict) and document.get("format") == seed["format"]
+            return isinstance(document, dict) and document.get("format") == seed.get("format")
         except (ValueError, RecursionError):
             return False
     try:

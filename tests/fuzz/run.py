@@ -29,7 +29,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # late: atheris has to see the rooms' modules when they are imported
     from tests.fuzz.judge import Finding, Target
 
-NAMES = ("page", "session", "answer", "feedback_answer", "rows", "manifest", "pointer", "spec", "golden", "state")
+NAMES = (
+    "page", "session", "answer", "feedback_answer", "rows", "manifest", "pointer", "spec", "golden", "state",
+    "trust", "active",
+)  # fmt: skip
 # Of the inputs, by what is at stake and what an input costs: a session runs graphs, a manifest is long; 1 for others.
 SHARES = {
     "page": 6,
@@ -40,6 +43,7 @@ SHARES = {
     "spec": 1.5,
     "golden": 1.5,
     "state": 0.5,
+    "trust": 0.7,
     "manifest": 0.7,
 }
 MEMORY_ABOVE_START_BYTES = 2 * 2**30

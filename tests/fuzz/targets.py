@@ -39,6 +39,7 @@ from edge import (
 from edge._installed import check_runtime, device_files
 from tests.edge import tiny_model
 from tests.edge.tiny_page import page_bytes
+from tests.fuzz import cdn_targets as cdn
 from tests.fuzz.judge import Target
 
 HELD, WATCHED = range(901, 905), (801, 802)
@@ -365,5 +366,7 @@ TARGETS = {
         Target("spec", _spec_seeds, spec, (SpecError,)),
         Target("golden", _golden_seeds, golden, (ManifestError,)),
         Target("state", _state_seeds, state, ()),
+        Target("trust", cdn.metadata_seeds, cdn.trust, cdn.METADATA_ERRORS, seal=cdn.seal_metadata),
+        Target("active", cdn.active_seeds, cdn.active, cdn.ACTIVE_ERRORS),
     )
 }
