@@ -1,0 +1,300 @@
+"""Vectors of whole sessions: an EdgeSession driven step by step, its pages, choices, pool and every run of a graph.
+
+What is tried: the model's golden session with its searches; gaps with late and amended feedback; preloading; a beam over
+two pages; TTLs in time and swipes, pages that no model can score, a pool that is too full and one that runs dry; no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.jvm.cases import Vectors
+from benchmarks.jvm.recording import RecordingEngine
+from contract.beam import BeamPlan
+from contract.errors import InputError, PoolExhausted
+from contract.golden import FeedbackStep, GoldenSession, PageStep
+from contract.page import CANDIDATE, WATCHED, Page, Rows, parse_page
+from contract.vocabulary import DECODERS, MISSING_KEY, NETWORKS, SIGNALS
+from edge import ChoicePolicy, DeviceState, EdgeSession, FakeClock, Feedback, PoolConfig, SessionConfig
+
+SHIFT = 1_000_000_007  # between the ids of one video on two pages
+
+
+class Script:
+    """One session: what is done to it goes to `out`, with what came of it behind each line that says "expect"."""
+
+    def __init__(
+        self, engine: RecordingEngine, out: Vectors, config: SessionConfig, start_ms: int, *, with_model: bool = True
+    ):
+        self.clock = FakeClock(start_ms)
+        self.engine, self.out = engine, out
+        engine.runs.clear()
+        engine.place_error = None
+        self.session = EdgeSession(5, engine if with_model else None, clock=self.clock, config=config, session_id=1)
+        self.session.start()
+        self._pages = 0
+        policy, pool = config.policy, config.pool
+        plan = policy.plan if policy.mode == "beam" else None
+        beam = f"{plan.beams} {plan.depth} {plan.stability}" if plan else "0 0 0"
+        limits = f"{policy.author_gap} {policy.topic_gap} {int(policy.preloaded_only)} {policy.buffered_min_ms}"
+        self._line(f"policy {limits} {beam}")
+        sizes = (pool.max_pages, pool.max_candidates, pool.prefetch_below, pool.seen)
+        self._line("pool", *sizes, pool.soft_ttl_swipes, pool.hard_ttl_swipes)
+        self._line(f"model {int(with_model)}")
+        self._line("offset", self.clock.wall_ms() - self.clock.monotonic_ms())
+
+    def _line(self, *parts: object) -> None:
+        self.out.lines.append(" ".join(str(part) for part in parts))
+
+    def advance(self, milliseconds: int) -> None:
+        self.clock.advance(milliseconds)
+        self._line("at", self.clock.monotonic_ms())
+
+    def page(self, page: Page, *, as_answer: bool = True) -> None:
+        """as_answer: to a request of now, whose watched list the page's rows are of."""
+        number, self._pages = self._pages, self._pages + 1
+        self._keep(page, f"page{number}")
+        request = self.session.page_request() if as_answer else None
+        self._line("page", number, *(request.watched_ids if request else ()))
+        report = self.session.on_page(page, request)
+        self._line("expect", report.reason or "-")
+
+    def _keep(self, page: Page, prefix: str) -> None:
+        c, out = page.candidates, self.out
+        for name in ("video_id", "author_id", "tags", "duration_ms", "upload_age_days", "pxtr"):
+            out.add(f"{prefix}/{name}", getattr(c, name))
+        out.add(f"{prefix}/profile", page.user_profile)
+        names = (page.page_id, page.dense_version, page.spec_fingerprint, page.rows_status)
+        numbers = (page.rows_revision, page.soft_ttl_ms, page.hard_ttl_ms)
+        user = (page.user_activity, page.user_register_days, page.hour)
+        self._line("define", prefix, *(name or "-" for name in names), *numbers, *user)
+        for name, table in page.rows.tables.items():
+            out.add_bytes(f"{prefix}/{name}/values", table.values)
+            out.add_bytes(f"{prefix}/{name}/scales", table.scales)
+            self._line("table", prefix, name, table.encoding, table.width)
+        for (owner, feature), slots in page.rows.slots.items():
+            key = out.add(f"{prefix}/{owner}/{feature}", slots)
+            self._line("slots", key, owner, feature, page.rows.feature_table[owner, feature], *slots.shape)
+
+    def next(self, device: DeviceState) -> int | None:
+        """A swipe; None when nothing is left."""
+        told = [f"{video}:{ms}" for video, ms in device.buffered_ms.items()]
+        volume = "-" if device.volume is None else device.volume
+        landscape = -1 if device.landscape is None else int(device.landscape)
+        self._line("next", device.network, device.decoder, volume, landscape, *told)
+        try:
+            choice = self.session.next(device)
+        except PoolExhausted:
+            self._line("expect exhausted")
+            return None
+        values = "-"
+        if choice.values_N is not None:
+            values = self.out.add(f"values{choice.position}", choice.values_N)
+        search = choice.search
+        found = "-" if search is None else f"!{search.problem}" if search.problem else _ids(search.video_ids)
+        relaxed = ",".join(choice.relaxed) or "-"
+        who = (choice.chooser, choice.reason or "-", relaxed)
+        self._line("expect", choice.video_id, *who, _ids(choice.considered), values, found)
+        return choice.video_id
+
+    def feedback(self, feedback: Feedback) -> None:
+        times = (feedback.play_time_ms, feedback.profile_stay_ms, feedback.comment_stay_ms)
+        others = (feedback.shown_at_ms, feedback.revision)
+        numbers = [-1 if value is None else value for value in (*times, *others)]
+        signals = [f"{name}:{int(value)}" for name, value in feedback.signals.items()]
+        self._line("feedback", feedback.video_id, *numbers, *signals)
+        outcome = self.session.feedback(feedback)
+        self._line("expect", outcome.upper(), self.session.n_watched)
+
+    def ahead(self, plan: BeamPlan, device: DeviceState) -> None:
+        told = [f"{video}:{ms}" for video, ms in device.buffered_ms.items()]
+        self._line("ahead", plan.beams, plan.depth, plan.stability, device.network, device.decoder, *told)
+        found = self.session.look_ahead(plan, device)
+        numbers = (float(found.reward), float(found.stability))
+        self._line("expect", found.problem or "-", found.ended or "-", *numbers, _ids(found.video_ids))
+
+    def maintain(self) -> None:
+        self.session.maintain()
+        self._line("maintain")
+
+    def state(self) -> None:
+        now, pool = self.clock.monotonic_ms(), self.session.pool
+        ids = [page.video_ids[index] for page in pool.pages for index in page.remaining]
+        self._line("state")
+        self._line("expect", int(pool.wants_page(now)), _ids(ids), _ids(pool.excluded(now)))
+
+    def clear(self) -> None:
+        self.session.pool.clear()
+        self._line("clear")
+
+    def save(self) -> None:
+        for number, run in enumerate(self.engine.runs):
+            self._line("run", number, run.name, run.bucket, ",".join(run.inputs), ",".join(run.outputs))
+            for side, tensors in (("in", run.inputs), ("out", run.outputs)):
+                for name, value in tensors.items():
+                    self.out.add(f"run{number}/{side}/{name}", value)
+        self.out.save()
+
+
+def _ids(ids: Sequence[int] | NDArray[Any]) -> str:
+    return ",".join(str(int(one)) for one in ids) or "-"
+
+
+class Pages:
+    """Pages of other videos out of one golden page: shifted ids, the same rows, and rows of the watched list."""
+
+    def __init__(self, base: Page):
+        self._base = base
+        self._index: dict[int, int] = {}
+        self._made = 0
+
+    def page(self, script: Script, count: int, **overrides: Any) -> Page:
+        """count candidates, from another place of the golden page each time."""
+        self._made += 1
+        base, c = self._base, self._base.candidates
+        at = (np.arange(count) + 3 * self._made) % len(c)
+        ids = c.video_id[at] + np.uint64(SHIFT * self._made)
+        self._index |= {int(video): int(index) for video, index in zip(ids, at, strict=True)}
+        candidates = replace(c, **{name: getattr(c, name)[at] for name in vars(c)} | {"video_id": ids})
+        rows = self._rows(script, at) if base.rows.tables else base.rows
+        return replace(base, page_id=f"page-{self._made}", candidates=candidates, rows=rows, **overrides)
+
+    def _rows(self, script: Script, at: NDArray[np.intp]) -> Rows:
+        spec, rows = script.engine.spec, self._base.rows
+        slots = {key: found[at] if key[0] == CANDIDATE else found for key, found in rows.slots.items()}
+        table_of = dict(rows.feature_table)
+        twins = {(c.field.feature, c.field.table): c.field.name for c in spec.columns("candidate_rows")}
+        watched = [self._index.get(video, -1) for video in script.session.page_request().watched_ids]
+        for column in spec.columns("watched_rows"):
+            twin = rows.slots[CANDIDATE, twins[column.field.feature, column.field.table]]
+            found = np.full((len(watched), twin.shape[1]), -1, np.int64)
+            for entry, index in enumerate(watched):
+                if index >= 0:
+                    found[entry] = twin[index]
+            slots[WATCHED, column.field.name] = found
+            table_of[WATCHED, column.field.name] = column.field.table
+        return Rows(rows.tables, slots, table_of)
+
+
+def device_of(rng: np.random.Generator, videos: Sequence[int] = ()) -> DeviceState:
+    """A device of some state; of half of the videos the player tells what it has."""
+    told = {int(video): int(rng.integers(0, 12_000)) for video in videos if rng.random() < 0.5}
+    volume = None if rng.random() < 0.4 else round(float(rng.random()), 3)
+    landscape = None if rng.random() < 0.4 else bool(rng.integers(2))
+    return DeviceState(int(rng.integers(len(NETWORKS))), int(rng.integers(len(DECODERS))), told, volume, landscape)
+
+
+def feedback_of(rng: np.random.Generator, video: int, **overrides: Any) -> Feedback:
+    play = None if rng.random() < 0.2 else int(rng.integers(100, 50_000))
+    signals = {name: bool(rng.integers(2)) for name in SIGNALS if rng.random() < 0.6}
+    stay = int(rng.integers(0, 90_000)) if rng.random() < 0.5 else None
+    return Feedback(video, play, signals, **{"profile_stay_ms": stay, **overrides})
+
+
+def _left(script: Script) -> list[int]:
+    return [page.video_ids[index] for page in script.session.pool.pages for index in page.remaining]
+
+
+def golden(script: Script, session: GoldenSession, rng: np.random.Generator) -> None:
+    """The model's own golden session, by its steps and times; ids beyond its pages are of no use here."""
+    for step in session.steps:
+        script.advance(max(0, step.at_ms - script.clock.wall_ms()))
+        if isinstance(step, PageStep):
+            script.clear()
+            script.page(parse_page(step.page), as_answer=False)
+        elif isinstance(step, FeedbackStep):
+            play = step.play_time_ms if step.play_time_ms >= 0 else None
+            signals = {name: bool(value) for name, value in step.signals.items() if value >= 0}
+            script.feedback(Feedback(step.video_id, play, signals, shown_at_ms=step.shown_at_ms))
+        else:
+            told = {v: ms for v, ms in zip(step.video_ids, step.buffered_ms, strict=True) if ms >= 0}
+            device = DeviceState(step.network, step.decoder, told)
+            if step.ahead is not None:
+                script.ahead(BeamPlan(step.ahead.beams, step.ahead.depth, step.ahead.stability), device)
+            script.next(device)
+
+
+def walk(script: Script, pages: Pages, rng: np.random.Generator, swipes: int, size: int) -> None:
+    """Swipes with feedback in every order: at once, later, amended by a lower and a higher revision, of a stranger."""
+    waiting: list[int] = []
+    for number in range(swipes):
+        if number % 5 == 0:
+            script.page(pages.page(script, size - number % 2))
+        script.advance(int(rng.integers(200, 40_000)))
+        video = script.next(device_of(rng, _left(script)))
+        script.maintain()
+        if video is None:
+            break
+        waiting.append(video)
+        if number % 3 != 1:
+            while waiting:
+                script.feedback(feedback_of(rng, waiting.pop(), revision=int(rng.integers(0, 3))))
+        if number % 4 == 2:
+            script.feedback(feedback_of(rng, video, revision=1))
+            script.feedback(feedback_of(rng, video))
+        script.state()
+    script.feedback(feedback_of(rng, int(MISSING_KEY) - 5))
+
+
+def ageing(script: Script, pages: Pages, rng: np.random.Generator) -> None:
+    """Pages that grow old in time and in swipes, that no model can score, a pool too full, and one that runs dry."""
+    size = max(script.engine.buckets)
+    script.page(pages.page(script, size, soft_ttl_ms=5_000, hard_ttl_ms=9_000))
+    for _ in range(3):
+        script.advance(1_100)
+        video = script.next(device_of(rng, _left(script)))
+        if video is not None:
+            script.feedback(feedback_of(rng, video))
+        script.maintain()
+        script.state()
+    script.page(pages.page(script, size - 1))  # above max_candidates: the lowest values go
+    script.state()
+    script.page(pages.page(script, size // 2, dense_version="kir-other"))
+    script.page(pages.page(script, size // 2, spec_fingerprint="0" * 16))
+    script.page(pages.page(script, size // 2, rows_status="no_live_version"))
+    script.state()
+    script.advance(20_000_000)  # everything is past its hard TTL: the last tier
+    script.state()
+    for _ in range(script.session.config.pool.max_candidates + 1):
+        script.next(device_of(rng))
+        script.maintain()
+    script.state()
+    script.page(pages.page(script, size))
+    script.next(device_of(rng))
+
+
+def write_sessions(engine: RecordingEngine, out: Path) -> None:
+    """Every session of above. Raises InputError for a model without a golden session."""
+    file = engine.manifest.golden.session
+    if not file:
+        raise InputError("the model has no golden session", where=engine.dense_version)
+    session = GoldenSession.from_bytes(engine.installed.read(file), file)
+    base = parse_page(next(step.page for step in session.steps if isinstance(step, PageStep)))
+    size = max(engine.buckets)
+    swipes = 2 * engine.capacity + 3  # past two evictions
+    plan = BeamPlan(max(engine.beams, 1) + 1, engine.placed + 1, 0.98)  # more lists than a run of the graph holds
+    beam = ChoicePolicy(mode="beam", plan=plan, budget_ms=None)
+    old = PoolConfig(
+        max_candidates=size + 2, prefetch_below=3, seen=4, soft_ttl_swipes=2, hard_ttl_swipes=2 * size, max_pages=3
+    )
+    Run = Callable[[Script, np.random.Generator], None]
+    walking: Run = lambda script, rng: walk(script, Pages(base), rng, swipes, size)  # noqa: E731
+    scripts: Mapping[str, tuple[SessionConfig, Run]] = {
+        "golden": (SessionConfig(), lambda script, rng: golden(script, session, rng)),
+        "gaps": (SessionConfig(policy=ChoicePolicy(author_gap=3, topic_gap=2)), walking),
+        "preloaded": (SessionConfig(policy=ChoicePolicy(preloaded_only=True, buffered_min_ms=6_000)), walking),
+        "beam": (SessionConfig(policy=beam), walking),
+        "ageing": (SessionConfig(pool=old), lambda script, rng: ageing(script, Pages(base), rng)),
+        "no-model": (SessionConfig(policy=ChoicePolicy(author_gap=2)), walking),
+    }
+    for number, (name, (config, run)) in enumerate(scripts.items()):
+        vectors = Vectors(out, f"session-{name}")
+        script = Script(engine, vectors, config, session.steps[0].at_ms, with_model=name != "no-model")
+        run(script, np.random.default_rng([number, 0x6A766D]))
+        script.save()
