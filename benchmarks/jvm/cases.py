@@ -63,7 +63,7 @@ class Vectors:
 
 
 def write_cases(engine: Engine, out: Vectors, rng: Rng) -> None:
-    """rows, dense and served blocks, since and behind, fused values, searches."""
+    """rows, dense and served blocks, since and behind, fused values, the best of them, searches."""
     _rows(out, rng)
     _blocks(engine, out, rng)
     _pooled(engine, out, rng)
@@ -73,6 +73,7 @@ def write_cases(engine: Engine, out: Vectors, rng: Rng) -> None:
     out.add("fused/scores", scores)
     out.add("fused/expected", fused_values(scores, engine.fusion_T))
     out.lines.append("fused")
+    _best(out, rng)
     for number in range(12):
         _beam(out, rng, number)
     out.save()
@@ -159,6 +160,17 @@ def _ages(out: Vectors, rng: Rng) -> None:
     out.add("behind/at", numbers)
     out.add("behind/expected", videos_behind(500, numbers, np.zeros(40, np.float32)))
     out.lines += [f"since {now}", "behind 500"]
+
+
+def _best(out: Vectors, rng: Rng) -> None:
+    """NextOne among the allowed: the first of the highest values. Halves, so that many tie."""
+    values = (rng.integers(0, 4, (20, 9)) / 2).astype(np.float32)
+    allowed = rng.random((20, 9)) < 0.7
+    allowed[:, 4] = True
+    out.add("best/values", values)
+    out.add("best/allowed", allowed)
+    out.add("best/expected", np.where(allowed, values, -np.inf).argmax(axis=1))
+    out.lines.append("best 20")
 
 
 def _beam(out: Vectors, rng: Rng, number: int) -> None:

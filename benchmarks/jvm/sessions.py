@@ -1,7 +1,8 @@
 """Vectors of whole sessions: an EdgeSession driven step by step, its pages, choices, pool and every run of a graph.
 
 What is tried: the model's golden session with its searches; gaps with late and amended feedback; preloading; a beam over
-two pages; TTLs in time and swipes, pages that no model can score, a pool that is too full and one that runs dry; no model.
+two pages; TTLs in time and swipes, pages that no model can score or that repeat videos, a pool that is too full and one
+that runs dry; rows that come later than their videos; no model.
 """
 
 from __future__ import annotations
@@ -154,9 +155,9 @@ class Pages:
         self._index: dict[int, int] = {}
         self._made = 0
 
-    def page(self, script: Script, count: int, **overrides: Any) -> Page:
-        """count candidates, from another place of the golden page each time."""
-        self._made += 1
+    def page(self, script: Script, count: int, *, same: bool = False, **overrides: Any) -> Page:
+        """count candidates, from another place of the golden page each time. same: the videos of the last page."""
+        self._made += not same
         base, c = self._base, self._base.candidates
         at = (np.arange(count) + 3 * self._made) % len(c)
         ids = c.video_id[at] + np.uint64(SHIFT * self._made)
@@ -201,7 +202,7 @@ def _left(script: Script) -> list[int]:
     return [page.video_ids[index] for page in script.session.pool.pages for index in page.remaining]
 
 
-def golden(script: Script, session: GoldenSession, rng: np.random.Generator) -> None:
+def golden(script: Script, session: GoldenSession) -> None:
     """The model's own golden session, by its steps and times; ids beyond its pages are of no use here."""
     for step in session.steps:
         script.advance(max(0, step.at_ms - script.clock.wall_ms()))
@@ -221,12 +222,17 @@ def golden(script: Script, session: GoldenSession, rng: np.random.Generator) -> 
 
 
 def walk(script: Script, pages: Pages, rng: np.random.Generator, swipes: int, size: int) -> None:
-    """Swipes with feedback in every order: at once, later, amended by a lower and a higher revision, of a stranger."""
+    """Swipes with feedback in every order: at once, later, amended by a lower and a higher revision, of a stranger.
+
+    size: candidates of a page; one fewer are shown before the next page comes.
+    """
     waiting: list[int] = []
     for number in range(swipes):
-        if number % 5 == 0:
+        if number % (size - 1) == 0:
             script.page(pages.page(script, size - number % 2))
         script.advance(int(rng.integers(200, 40_000)))
+        if number % 6 == 3:
+            script.ahead(BeamPlan(2, script.engine.placed + 1, 1.0), device_of(rng, _left(script)))
         video = script.next(device_of(rng, _left(script)))
         script.maintain()
         if video is None:
@@ -255,6 +261,10 @@ def ageing(script: Script, pages: Pages, rng: np.random.Generator) -> None:
         script.state()
     script.page(pages.page(script, size - 1))  # above max_candidates: the lowest values go
     script.state()
+    for _ in range(3):
+        script.next(device_of(rng))
+    script.page(pages.page(script, size - 1, same=True))  # without those that were shown
+    script.state()
     script.page(pages.page(script, size // 2, dense_version="kir-other"))
     script.page(pages.page(script, size // 2, spec_fingerprint="0" * 16))
     script.page(pages.page(script, size // 2, rows_status="no_live_version"))
@@ -269,6 +279,19 @@ def ageing(script: Script, pages: Pages, rng: np.random.Generator) -> None:
     script.next(device_of(rng))
 
 
+def late_rows(script: Script, pages: Pages, rng: np.random.Generator) -> None:
+    """Videos watched from pages without rows: default rows stand in until a page brings their own."""
+    for status in ("no_live_version", "ok", "no_live_version", "ok"):
+        script.page(pages.page(script, 2, rows_status=status))
+        for _ in range(2):
+            script.advance(3_000)
+            video = script.next(device_of(rng))
+            if video is not None:
+                script.feedback(feedback_of(rng, video))
+    script.page(pages.page(script, max(script.engine.buckets)))
+    script.next(device_of(rng))
+
+
 def write_sessions(engine: RecordingEngine, out: Path) -> None:
     """Every session of above. Raises InputError for a model without a golden session."""
     file = engine.manifest.golden.session
@@ -280,17 +303,25 @@ def write_sessions(engine: RecordingEngine, out: Path) -> None:
     swipes = 2 * engine.capacity + 3  # past two evictions
     plan = BeamPlan(max(engine.beams, 1) + 1, engine.placed + 1, 0.98)  # more lists than a run of the graph holds
     beam = ChoicePolicy(mode="beam", plan=plan, budget_ms=None)
+    ready = ChoicePolicy(preloaded_only=True, buffered_min_ms=6_000, author_gap=4, topic_gap=8)
     old = PoolConfig(
         max_candidates=size + 2, prefetch_below=3, seen=4, soft_ttl_swipes=2, hard_ttl_swipes=2 * size, max_pages=3
     )
-    Run = Callable[[Script, np.random.Generator], None]
-    walking: Run = lambda script, rng: walk(script, Pages(base), rng, swipes, size)  # noqa: E731
-    scripts: Mapping[str, tuple[SessionConfig, Run]] = {
-        "golden": (SessionConfig(), lambda script, rng: golden(script, session, rng)),
-        "gaps": (SessionConfig(policy=ChoicePolicy(author_gap=3, topic_gap=2)), walking),
-        "preloaded": (SessionConfig(policy=ChoicePolicy(preloaded_only=True, buffered_min_ms=6_000)), walking),
+
+    def walking(script: Script, rng: np.random.Generator) -> None:
+        walk(script, Pages(base), rng, swipes, size)
+
+    def scarce(script: Script, rng: np.random.Generator) -> None:
+        walk(script, Pages(base), rng, swipes, 5)
+
+    scripts: Mapping[str, tuple[SessionConfig, Callable[[Script, np.random.Generator], None]]] = {
+        "golden": (SessionConfig(), lambda script, rng: golden(script, session)),
+        "gaps": (SessionConfig(policy=ChoicePolicy(author_gap=2, topic_gap=3)), scarce),
+        "topics": (SessionConfig(policy=ChoicePolicy(author_gap=1, topic_gap=6)), scarce),
+        "preloaded": (SessionConfig(policy=ready), scarce),
         "beam": (SessionConfig(policy=beam), walking),
         "ageing": (SessionConfig(pool=old), lambda script, rng: ageing(script, Pages(base), rng)),
+        "late-rows": (SessionConfig(), lambda script, rng: late_rows(script, Pages(base), rng)),
         "no-model": (SessionConfig(policy=ChoicePolicy(author_gap=2)), walking),
     }
     for number, (name, (config, run)) in enumerate(scripts.items()):

@@ -1,6 +1,7 @@
 package kir.edge.core;
 
 import java.io.IOException;
+import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.DirectoryStream;
 import java.nio.file.Files;
@@ -24,6 +25,7 @@ public final class VectorCheck {
     static final double TOLERANCE = 2e-6;
 
     private final Path folder;
+    private final PrintStream out;
     private final Model model;
     private final Npz arrays;
     private final Map<String, RowTable> tables = new HashMap<>();
@@ -31,14 +33,20 @@ public final class VectorCheck {
     private Columns columns;
     private int failed;
 
-    private VectorCheck(Path folder) throws IOException {
+    private VectorCheck(Path folder, PrintStream out) throws IOException {
         this.folder = folder;
+        this.out = out;
         this.model = readModel(lines(folder.resolve("model.txt")));
         this.arrays = new Npz(Files.readAllBytes(folder.resolve("cases.npz")));
     }
 
     public static void main(String[] args) throws IOException {
-        VectorCheck check = new VectorCheck(Paths.get(args[0]));
+        System.exit(run(Paths.get(args[0]), System.out));
+    }
+
+    /** Exit status of all cases of a folder, told line by line. */
+    public static int run(Path folder, PrintStream out) throws IOException {
+        VectorCheck check = new VectorCheck(folder, out);
         for (String line : lines(check.folder.resolve("cases.txt"))) {
             check.one(line.split(" "));
         }
@@ -50,7 +58,7 @@ public final class VectorCheck {
                 check.session(session);
             }
         }
-        System.exit(check.failed == 0 ? 0 : 1);
+        return check.failed == 0 ? 0 : 1;
     }
 
     static List<String> lines(Path file) throws IOException {
@@ -65,14 +73,14 @@ public final class VectorCheck {
             report(name, check.run());
         } catch (RuntimeException | AssertionError error) {
             failed++;
-            System.out.println("DIFFERS " + name + " " + error);
+            out.println("DIFFERS " + name + " " + error);
         }
     }
 
     private void report(String name, double maxAbs) {
         boolean good = maxAbs <= TOLERANCE;
         failed += good ? 0 : 1;
-        System.out.println((good ? "ok " : "DIFFERS ") + name + " " + maxAbs);
+        out.println((good ? "ok " : "DIFFERS ") + name + " " + maxAbs);
     }
 
     private void one(String[] w) {
@@ -84,7 +92,7 @@ public final class VectorCheck {
             }
         } catch (RuntimeException error) {
             failed++;
-            System.out.println("DIFFERS " + name + " " + error);
+            out.println("DIFFERS " + name + " " + error);
         }
     }
 
@@ -124,6 +132,8 @@ public final class VectorCheck {
             case "fused":
                 return difference(arrays.floats("fused/expected"),
                         Fusion.values(arrays.floats("fused/scores"), model.fusion));
+            case "best":
+                return best(number(w[1]));
             case "beam":
                 return beam(w);
             default:
@@ -150,17 +160,36 @@ public final class VectorCheck {
         return out;
     }
 
+    private double best(int lists) {
+        float[] values = arrays.floats("best/values");
+        long[] allowed = arrays.longs("best/allowed");
+        long[] expected = arrays.longs("best/expected");
+        int n = values.length / lists;
+        for (int list = 0; list < lists; list++) {
+            float[] of = Arrays.copyOfRange(values, list * n, (list + 1) * n);
+            int found = Fusion.best(of, mask(Arrays.copyOfRange(allowed, list * n, (list + 1) * n)));
+            if (found != expected[list]) {
+                throw new KirException("another candidate of list " + list, found, expected[list]);
+            }
+        }
+        return 0;
+    }
+
+    private static boolean[] mask(long[] flags) {
+        boolean[] mask = new boolean[flags.length];
+        for (int i = 0; i < mask.length; i++) {
+            mask[i] = flags[i] == 1;
+        }
+        return mask;
+    }
+
     private double beam(String[] w) {
         String prefix = "beam/" + w[1];
         double[] base = arrays.doubles(prefix + "/base");
         double[] pair = arrays.doubles(prefix + "/pair");
         double[] survive = arrays.doubles(prefix + "/survive");
-        long[] first = arrays.longs(prefix + "/first");
+        boolean[] allowed = mask(arrays.longs(prefix + "/first"));
         int m = base.length;
-        boolean[] allowed = new boolean[m];
-        for (int j = 0; j < m; j++) {
-            allowed[j] = first[j] == 1;
-        }
         Beam.Expand expand = lists -> {
             double[][] values = new double[lists.size()][m];
             double[][] survivals = new double[lists.size()][m];
