@@ -52,7 +52,8 @@ def test_the_sessions_try_what_they_say(vectors: Path) -> None:
     assert " place N" in text["beam"] and " place N" in text["gaps"]
     told = "".join(text[name] for name in ("gaps", "topics", "preloaded"))
     relaxed = {word for line in told.splitlines() for word in line.split(" ")[4:5]}
-    assert {"topic", "author", "topic,author", "topic,author,preloaded"} <= relaxed
+    assert {"topic", "author", "topic,author"} <= relaxed
+    assert any(word.endswith("preloaded") for word in relaxed)
     for outcome in ("APPENDED", "AMENDED", "LOGGED", "STALE", "UNKNOWN"):
         assert f"expect {outcome} " in text["gaps"] + text["beam"] + text["preloaded"], outcome
     assert "watch T3" in text["gaps"]  # rebuilt after an eviction

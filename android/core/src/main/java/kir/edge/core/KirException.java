@@ -44,7 +44,7 @@ public class KirException extends RuntimeException {
     public static final class PageRefused extends KirException {
         private static final long serialVersionUID = 1L;
 
-        PageRefused(String what, String where, Object got, Object allowed) {
+        public PageRefused(String what, String where, Object got, Object allowed) {
             super(what, where, got, allowed, null);
         }
     }

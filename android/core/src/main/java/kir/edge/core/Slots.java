@@ -24,6 +24,7 @@ public final class Slots {
 
     /** A single-valued feature, as the page carries it: one row an entry. */
     public static Slots single(String table, int[] rows) {
+        refuseNegative(table, rows);
         return new Slots(table, rows.length, 1, rows);
     }
 
@@ -33,6 +34,7 @@ public final class Slots {
      * @throws KirException.PageRefused when the counts do not sum up, or an entry has too many
      */
     public static Slots ragged(String table, int[] counts, int[] rows) {
+        refuseNegative(table, rows);
         int width = 1;
         long sum = 0;
         for (int count : counts) {
@@ -53,6 +55,15 @@ public final class Slots {
             next += counts[entry];
         }
         return new Slots(table, counts.length, width, padded);
+    }
+
+    /** On the wire rows are unsigned: what looks negative here is far past any table. */
+    private static void refuseNegative(String table, int[] rows) {
+        for (int row : rows) {
+            if (row < 0) {
+                throw new KirException.PageRefused("row out of range", table, Integer.toUnsignedString(row), null);
+            }
+        }
     }
 
     /** Default rows for n entries. */
