@@ -57,7 +57,9 @@ def model_lines(engine: RecordingEngine) -> list[str]:
     if manifest.list_reward is not None:
         lines.append(f"survival {manifest.list_reward.survival}")
         lines += [f"reward {task} {float(weight)!r}" for task, weight in manifest.list_reward.value.items()]
-    lines += [f"field {f.name} {f.feature} {f.block} {f.width} {f.table or '-'} {f.max_len}" for f in engine.spec.fields]
+    lines += [
+        f"field {f.name} {f.feature} {f.block} {f.width} {f.table or '-'} {f.max_len}" for f in engine.spec.fields
+    ]
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Vectors of single functions: random inputs around every bound, nulls among them, and what `contract` makes of them."""
+"""Vectors of single functions: random inputs around every bound, with nulls, and what `contract` makes of them."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _best(out: Vectors, rng: Rng) -> None:
 
 
 def _beam(out: Vectors, rng: Rng, number: int) -> None:
-    """A search whose rewards depend on what is placed: base[j] + Σ pair[i, j], in double; quarters, so that many tie."""
+    """A search whose rewards depend on what is placed: base[j] + Σ pair[i, j]; quarters, so that many tie."""
     m = int(rng.integers(1, 9))
     base = rng.integers(-2, 9, m) / 4
     pair = rng.integers(-2, 3, (m, m)) / 4

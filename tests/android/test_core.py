@@ -41,15 +41,17 @@ def test_the_core_agrees_with_python_in_every_function_and_session(classes: Path
     }
     expected |= {f"beam/{number}" for number in range(12)} | {f"session-{name}" for name in SESSIONS}
     expected |= {"fused", "best/20"}
-    assert {name for name in found if not name.startswith(("since", "behind"))} == expected
+    assert {name for name in found if not name.startswith(("since", "behind", "refused"))} == expected
     assert {name.partition("/")[0] for name in found} >= {"since", "behind"}
+    assert len([name for name in found if name.startswith("refused/")]) == 32
     assert done.returncode == 0
 
 
 def test_the_sessions_try_what_they_say(vectors: Path) -> None:
     """A scenario that never reaches its subject would agree with anything."""
     text = {name: (vectors / f"session-{name}.txt").read_text() for name in SESSIONS}
-    assert " place N" in text["beam"] and " place N" in text["gaps"]
+    assert " place N" in text["beam"]
+    assert " place N" in text["gaps"]
     told = "".join(text[name] for name in ("gaps", "topics", "preloaded"))
     relaxed = {word for line in told.splitlines() for word in line.split(" ")[4:5]}
     assert {"topic", "author", "topic,author"} <= relaxed
@@ -65,7 +67,11 @@ def test_the_sessions_try_what_they_say(vectors: Path) -> None:
 # What a port gets wrong: file, right, wrong. Each is found by another of the sessions or functions.
 MISTAKES = {
     "a tie goes to the later candidate": ("Fusion", "values[i] > values[best]", "values[i] >= values[best]"),
-    "eviction shifts the cache instead of rebuilding it": ("WatchedList", "new Change(1, half)", "new Change(length, half)"),
+    "eviction shifts the cache instead of rebuilding it": (
+        "WatchedList",
+        "new Change(1, half)",
+        "new Change(length, half)",
+    ),
     "a bound is inclusive": ("Buckets", "bounds[index] <= value", "bounds[index] < value"),
     "unknown feeds a weight": ("Features", "state == 0 ? -1 : state", "state"),
     "null is a zero": ("Features", "signal >= 0 ? 1.0f : 0.0f", "1.0f"),
@@ -75,17 +81,33 @@ MISTAKES = {
     "no entry at all is a zero row": ("Features", "if (count == 0)", "if (count == 99)"),
     "the scale is of the wrong row": ("RowTable", "i / width * 2", "i % width * 2 % scales.length"),
     "subnormal halves are zero": ("RowTable", "fraction * (1.0f / (1 << 24))", "0 * fraction"),
-    "a start token has no row": ("WatchedRows", "System.arraycopy(features.startRow", "System.arraycopy(new float[width]"),
+    "a start token has no row": (
+        "WatchedRows",
+        "System.arraycopy(features.startRow",
+        "System.arraycopy(new float[width]",
+    ),
     "rows of the request are not taken": ("WatchedRows", "(row != null || first == 0)", "first == 0"),
     "rows do not move with an eviction": ("WatchedRows", "(1 + dropped) * width, rows", "width, rows"),
     "a stale cache is kept": ("WatchCache", "slot < fresh", "slot < fresh - 1"),
-    "the mask is of other slots": ("WatchCache", "Arrays.fill(pastMask, first, end", "Arrays.fill(pastMask, first, first"),
+    "the mask is of other slots": (
+        "WatchCache",
+        "Arrays.fill(pastMask, first, end",
+        "Arrays.fill(pastMask, first, first",
+    ),
     "keys go to another plane": ("WatchCache", "(plane * slots + first)", "(plane * slots)"),
     "a shown video comes again": ("CandidatePool", "!seen.contains(page.videoId[i])", "i >= 0"),
     "TTLs in swipes do not count": ("CandidatePool", "held.swipes++", "held.swipes += 0"),
     "the hard TTL hides the last tier": ("CandidatePool", "fresh.isEmpty() ? pages : fresh", "fresh"),
-    "the best go when there are too many": ("CandidatePool", "Float.compare(value, other.value)", "-Float.compare(value, other.value)"),
-    "soft TTL is never seen": ("PooledPage", "return expired(config.softTtlSwipes, page.softTtlMs", "return expired(0, 1L << 60"),
+    "the best go when there are too many": (
+        "CandidatePool",
+        "Float.compare(value, other.value)",
+        "-Float.compare(value, other.value)",
+    ),
+    "soft TTL is never seen": (
+        "PooledPage",
+        "return expired(config.softTtlSwipes, page.softTtlMs",
+        "return expired(0, 1L << 60",
+    ),
     "the author gap looks too far": ("Limits", "age <= policy.authorGap", "age <= policy.authorGap + 1"),
     "author gives way first": ("Limits", "if (any(byAuthor))", "if (any(byTopic) && false)"),
     "a missing tag is shared": ("Limits", "tags.remove(Vocabulary.MISSING_KEY)", "tags.size()"),
@@ -97,8 +119,12 @@ MISTAKES = {
     "an older revision stands": ("Impression", "told <= (before == null ? -1 : before)", "told < 0"),
     "an amendment goes nowhere": ("SwipeSession", "reranker.changed(change);\n            refresh();", ""),
     "the position does not count": ("SwipeSession", "pendingNumber = position++", "pendingNumber = position"),
+    "an id may come twice": ("Page", "&& ids.add(videoId[i])", ""),
+    "numbers that are none are decoded": ("RowTable", "!(Math.abs(out[i]) <= ABS_MAX)", "Math.abs(out[i]) > ABS_MAX"),
+    "a row past its table is read": ("Slots", "row >= tableRows", "row > tableRows"),
     "another model's page is scored": ("Model", "!page.denseVersion.equals(denseVersion)", "false"),
 }
+
 
 def plant(folder: Path, file: str, right: str, wrong: str) -> Path:
     """The file with the mistake, in a folder of its own."""
@@ -108,14 +134,6 @@ def plant(folder: Path, file: str, right: str, wrong: str) -> Path:
     mutant = folder / f"{file}.java"
     mutant.write_text(source.replace(right, wrong, 1))
     return mutant
-
-
-def test_a_planted_mistake_is_found(classes: Path, vectors: Path, tmp_path: Path) -> None:
-    mutant = plant(tmp_path / "source", *MISTAKES["a tie goes to the later candidate"])
-    jvm.compile_java([mutant], tmp_path / "classes", [classes])
-    done = jvm.run_java([tmp_path / "classes", classes], MAIN, vectors)
-    assert done.returncode == 1, done.stdout
-    assert "DIFFERS" in done.stdout
 
 
 @pytest.mark.slow

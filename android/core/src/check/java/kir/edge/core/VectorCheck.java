@@ -50,6 +50,10 @@ public final class VectorCheck {
         for (String line : lines(check.folder.resolve("cases.txt"))) {
             check.one(line.split(" "));
         }
+        RefusalCheck.run().forEach((name, problem) -> {
+            check.failed += problem.isEmpty() ? 0 : 1;
+            out.println((problem.isEmpty() ? "ok" : "DIFFERS") + " refused/" + name + " " + problem);
+        });
         try (DirectoryStream<Path> sessions = Files.newDirectoryStream(check.folder, "session-*.txt")) {
             List<Path> sorted = new ArrayList<>();
             sessions.forEach(sorted::add);
