@@ -49,6 +49,7 @@ _NEWER = re.compile(
     rf"Init footprint|Overall footprint|Peak memory|Throughput|Fully accelerated):\s+({NUMBER}|True|False)"
     rf"\s*(ms|us|MB|MB/s)?(?:\s*\((\d+) runs\))?"
 )
+_SECTION = re.compile(r"Profiling Info for (.+?):")
 _TABLE = re.compile(r"=+ ?(Run Order|Top by Computation Time|Summary by node type) ?=+")
 _OPERATOR = re.compile(
     rf"^\s*(\S.*?)\s+({NUMBER})\s+({NUMBER})(?:\s+({NUMBER}))?\s+({NUMBER})%\s+({NUMBER})%\s+({NUMBER})\s+(\d+)"
@@ -108,11 +109,12 @@ def parse_benchmark(text: str, where: str = "benchmark_model") -> BenchmarkRun:
     """Read what a run printed. Raises BenchmarkUnreadable when no measured figure is there."""
     found: dict[str, Any] = {"delegates": {}, "operators": []}
     counts: list[dict[str, float]] = []
-    table = ""
+    table, starting = "", False
     for line in lines_of(text):
-        heading = _TABLE.search(line)
-        if heading:
-            table = heading.group(1)
+        if _SECTION.search(line):
+            starting, table = "Initialization" in line, ""  # what a start costs is no operator
+        elif heading := _TABLE.search(line):
+            table = "" if starting else heading.group(1)
         elif table == "Run Order" and (row := _OPERATOR.match(line)):
             found["operators"].append(_operator(row))
         elif re.search(r"(?:^|\s)count=\d", line):

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.device.device import DeviceCrashed, DeviceFull, DeviceTimeout, Ran
+from benchmarks.device.device import DeviceCrashed, DeviceError, DeviceFull, DeviceTimeout, Ran
 from benchmarks.stats import machine
 from contract.files import replacing
 
@@ -48,6 +48,9 @@ class HostDevice:
         return sent
 
     def pull(self, remote: str, local: Path) -> None:
+        """Raises DeviceError when nothing is there."""
+        if not Path(remote).exists():
+            raise DeviceError("nothing to pull", where=f"host: {remote}")
         if Path(remote).is_dir():
             shutil.copytree(remote, local, dirs_exist_ok=True)
         else:

@@ -158,6 +158,8 @@ def _job(target: Target, plan: Plan, installed: InstalledModel) -> _Job:
     threads = plan.threads or THREADS[target.unit]
     if target.unit == "instructions" and threads != (1,):
         raise InputError("instructions are counted on one thread", got=threads, allowed=(1,))
+    if plan.binary is not None and target.unit != "us":
+        raise InputError("benchmark_model tells wall time", got=target.kind, allowed="host, device")
     pin = plan.pin or ("big" if target.kind == "device" else "none")
     model = target.place(f"models/{installed.dense_version}")
     target.device.push(next(iter(installed.paths.values())).parent, model)
@@ -233,8 +235,6 @@ def _operators(job: _Job, log: Log) -> dict[str, Any]:
 
 def _binary(job: _Job, binary: Path, log: Log) -> list[dict[str, Any]]:
     """The user's `benchmark_model` on every graph that a swipe runs."""
-    if job.target.unit != "us":
-        raise InputError("benchmark_model tells wall time", got=job.target.kind, allowed="host, device")
     there = job.target.place("benchmark_model")
     job.target.device.push(binary, there)
     job.target.device.run(["chmod", "755", there], timeout_s=30.0)

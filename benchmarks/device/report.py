@@ -22,6 +22,7 @@ from benchmarks.device.result import (
 from benchmarks.report import render_page, table, write_report
 
 OPERATORS = 12  # dearest ones of each graph
+RESOLUTION = {"us": "microseconds", "instructions": "thousands of instructions"}
 
 
 def write_device_report(out_dir: str | Path, result: Mapping[str, Any]) -> Path:
@@ -142,11 +143,11 @@ def _session(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _memory(result: Mapping[str, Any]) -> dict[str, Any]:
     mib = {name: kb / 1024 for name, kb in result["peak_rss_kb"].items()}
-    bars = {name: {"peak RSS": value} for name, value in mib.items()}
+    bars = {name: {"mean": value} for name, value in mib.items()}
     return _section(
         "Memory",
         "Largest resident memory of a process (VmHWM), Python and libraries included; each is a process of its own.",
-        figures=[figures.grouped_bars(bars, "MiB", "peak RSS")],
+        figures=[figures.interval_bars(bars, "MiB", "peak RSS")],
         tables=[table(["process", "MiB"], [[name, f"{value:.1f}"] for name, value in mib.items()])],
     )
 
@@ -168,7 +169,8 @@ def _operators(result: Mapping[str, Any]) -> dict[str, Any]:
         )
     return _section(
         "Operators",
-        f"By {operators['source']}, which counts whole microseconds and costs time of its own: read shares, not sums.",
+        f"By {operators['source']}, which counts whole {RESOLUTION[unit]} and costs some of its own: read shares, not "
+        "sums.",
         tables=tables,
     )
 

@@ -65,7 +65,8 @@ class Target:
             ran = self.runtime.python(argv, timeout_s=timeout_s)
             where = f"{self.device.serial}: {script} {settings.get('mode', '')}".rstrip()
             if ran.returncode not in (0, 3):
-                raise KirError("the script failed there", where=where, got=f"{ran.returncode}: {ran.stderr[-400:]}")
+                last = ran.stderr.strip().splitlines() or ["no word"]  # a trace ends with what was wrong
+                raise KirError("the script failed there", where=where, got=f"{ran.returncode}: {last[-1]}")
             self.device.pull(answer, Path(folder) / "result.json")
             document: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
         if "error" in document:
