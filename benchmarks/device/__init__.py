@@ -1,1 +1,1 @@
-"""On-device measurements: one way to reach this machine, an emulated arm64 device or a phone, and what is run there."""
+"""On-device: one driver for the emulated arm64 device and for phones, the runtime they run, and how it is built."""

@@ -1,18 +1,16 @@
-"""What every device offers, whatever it is: this machine, an emulated arm64 device, a phone over adb.
+"""What a device is to a benchmark or a test: push, run, pull. And the errors it may end with.
 
-Errors are typed, so that a caller can tell a pulled cable from a model that is too large.
-
-KirError
-└── DeviceError
-    ├── NoDevice            nothing is connected, or not what was named
-    ├── SeveralDevices      more than one is, and none was named
-    ├── DeviceOffline       it is known and does not answer
-    ├── DeviceUnauthorised  it waits for its owner to allow this computer
-    ├── DeviceFull          no space left
-    ├── WrongAbi            its processor runs other code
-    ├── DeviceCrashed       the process there died by a signal
-    ├── DelegateMissing     the graph runs without XNNPACK there
-    └── DeviceTimeout       no answer in time
+DeviceError (a KirError)
+├── NoDevice             none is there
+├── SeveralDevices       more than one is there and none was named
+├── DeviceOffline        it went away, or does not answer
+├── DeviceUnauthorised   its owner has not allowed this computer
+├── DeviceFull           no space left
+├── DeviceReadOnly       the target can't be written
+├── WrongAbi             it can't execute what was sent
+├── DeviceCrashed        a program was ended by a signal; `signal` holds its number
+├── DelegateMissing      a graph runs without XNNPACK, so its numbers mean nothing
+└── DeviceTimeout        a program did not end in time and was killed
 """
 
 from __future__ import annotations
@@ -24,52 +22,10 @@ from typing import Protocol
 
 from contract.errors import KirError
 
-KINDS = ("host", "emulated-arm64", "device")
-
-
-class DeviceError(KirError):
-    """Whatever goes wrong between this machine and a device."""
-
-
-class NoDevice(DeviceError):
-    """Nothing is connected, or not what was named."""
-
-
-class SeveralDevices(DeviceError):
-    """More than one device is connected, and none was named."""
-
-
-class DeviceOffline(DeviceError):
-    """The device is known and does not answer."""
-
-
-class DeviceUnauthorised(DeviceError):
-    """The device waits for its owner to allow this computer."""
-
-
-class DeviceFull(DeviceError):
-    """No space left on the device."""
-
-
-class WrongAbi(DeviceError):
-    """The device's processor runs other code."""
-
-
-class DeviceCrashed(DeviceError):
-    """The process on the device died by a signal."""
-
-
-class DelegateMissing(DeviceError):
-    """A graph runs without XNNPACK there: with other kernels, and other figures."""
-
-
-class DeviceTimeout(DeviceError):
-    """No answer in time."""
-
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command on a device gave. seconds: wall time seen from here."""
+    """A program that ended by itself. seconds: wall time as the computer saw it, transport included."""
 
     returncode: int
     stdout: str
@@ -78,23 +34,85 @@ class Ran:
 
 
 class Device(Protocol):
-    """A place where programs run. Every method may raise the errors above."""
+    """The computer itself, the emulated arm64 device, or a phone.
 
-    serial: str  # "host", "127.0.0.1:PORT", "R5CT..."
-    kind: str  # one of KINDS
-    root: str  # a writable folder there: /data/local/tmp/kir on adb devices
+    serial: "host", "127.0.0.1:PORT", "R5CT…". kind: "host" | "emulated-arm64" | "device". root: a writable folder
+    there. Every method raises a DeviceError when the device does not do its part.
+    """
+
+    serial: str
+    kind: str
+    root: str
 
     def push(self, local: Path, remote: str) -> int:
-        """Copy a file or a folder there, files that are there already (by hash) left out. Returns bytes sent."""
+        """Copy a file or a folder; what has the same hash there is left. Returns the bytes that were not there yet."""
+        ...
 
     def pull(self, remote: str, local: Path) -> None:
-        """Copy a file or a folder from there."""
+        """Copy a file or a folder from the device; `local` is whole or not there."""
+        ...
 
     def run(self, argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None) -> Ran:
-        """Run a program to its end. A program that fails is a Ran; one that died or never ended is an error."""
+        """Run a program in `root` and wait for its end.
+
+        Raises DeviceTimeout, DeviceCrashed (by a signal), WrongAbi, DeviceOffline.
+        """
+        ...
 
     def properties(self) -> dict[str, str]:
-        """abi, model, page_size, memory_kb, fingerprint or kernel, cpu features; icount "1" where time is counted."""
+        """abi, model, page_size, memory_kb, fingerprint, kernel, cpu_features; "" = the device does not tell."""
+        ...
 
     def logcat(self) -> str:
-        """The system's log; "" where there is none."""
+        """The system's log, "" where there is none."""
+        ...
+
+
+class DeviceError(KirError):
+    """A device did not do its part."""
+
+
+class NoDevice(DeviceError):
+    """None is there."""
+
+
+class SeveralDevices(DeviceError):
+    """More than one is there and none was named."""
+
+
+class DeviceOffline(DeviceError):
+    """It went away, or does not answer."""
+
+
+class DeviceUnauthorised(DeviceError):
+    """Its owner has not allowed this computer."""
+
+
+class DeviceFull(DeviceError):
+    """No space left on it."""
+
+
+class DeviceReadOnly(DeviceError):
+    """The target can't be written."""
+
+
+class WrongAbi(DeviceError):
+    """It can't execute what was sent."""
+
+
+class DeviceCrashed(DeviceError):
+    """A program was ended by a signal."""
+
+    signal: int
+
+    def __init__(self, what: str, *, signal: int, where: object = "", got: object = None, fix: str = ""):
+        super().__init__(what, where=where, got=got, fix=fix)
+        self.signal = signal
+
+
+class DelegateMissing(DeviceError):
+    """A graph runs without XNNPACK, so its numbers mean nothing."""
+
+
+class DeviceTimeout(DeviceError):
+    """A program did not end in time and was killed."""

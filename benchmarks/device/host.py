@@ -70,7 +70,9 @@ class HostDevice:
             return Ran(NOT_FOUND, "", f"{argv[0]}: {error.strerror}", time.monotonic() - start)
         if done.returncode < 0:
             name = signal.Signals(-done.returncode).name
-            raise DeviceCrashed("the process died", where=f"host: {argv[0]}", got=f"{name}; {done.stderr[-300:]}")
+            raise DeviceCrashed(
+                f"{argv[0]} was ended by {name}", signal=-done.returncode, where=self.serial, got=done.stderr[-300:]
+            )
         return Ran(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
 
     def properties(self) -> dict[str, str]:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.device.device import KINDS, DelegateMissing, Device, Ran
+from benchmarks.device.device import DelegateMissing, Device, Ran
 from benchmarks.device.host import HostDevice, HostRuntime
 from contract.errors import InputError, IntegrityError, KirError, ManifestError, NoModelError, PageError
 
+KINDS = ("host", "emulated-arm64", "device")
 SCRIPTS = Path(__file__).parent
 PROBE_ERRORS = (NoModelError, IntegrityError, ManifestError, PageError)  # a DelegateMissing is NoDelegate there
 EMULATOR_WORDS = ("sdk_gphone", "android sdk built for", "emulator")  # model names of Android's own emulators

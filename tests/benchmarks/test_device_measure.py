@@ -242,7 +242,7 @@ class TestFailures:
         class Dying(InProcess):
             def python(self, argv: Any, *, timeout_s: float) -> Any:
                 if "op_profile" in argv[0]:
-                    raise DeviceCrashed("the process died", got="SIGSEGV")
+                    raise DeviceCrashed("python was ended by SIGSEGV", signal=11)
                 return super().python(argv, timeout_s=timeout_s)
 
         monkeypatch.setattr(measure, "open_target", lambda serial: host_in_process())
