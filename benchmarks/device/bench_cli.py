@@ -51,10 +51,10 @@ def run_device(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         args.benchmark_binary,
     )
     command = shlex.join(["kir", *sys.argv[1:]])
-    with open_target(args.serial, args.kind or "") as target:
+    with open_target(args.serial, args.kind or "", _log) as target:
         if old is not None:
             check_comparable(old, target.kind, target.unit, target.properties.get("model", ""))
-        result = measure_device(target, plan, command, lambda line: print(line, file=sys.stderr, flush=True))
+        result = measure_device(target, plan, command, _log)
     if old is not None:
         result["compare"] = compare_results(old, result, args.gate_percent)
         if not result["compare"]["ok"]:
@@ -62,3 +62,7 @@ def run_device(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if args.html is not None:
         print(f"report: {write_device_report(args.html, result)}", file=sys.stderr)
     return result, device_table(result)
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

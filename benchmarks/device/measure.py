@@ -11,7 +11,7 @@ with this machine's. Each variant, the session and the replay are a process of t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from benchmarks.device.device import DeviceCrashed
 from benchmarks.device.parity import parity, parity_to_host
 from benchmarks.device.phone_state import PhoneState, cores_of, mask_of, phone_state
 from benchmarks.device.result import FORMAT, graph_rows, in_unit, session_block
-from benchmarks.device.target import Target, open_target
+from benchmarks.device.target import Log, Target, open_target
 from benchmarks.stats import machine
 from contract.errors import InputError, VerificationFailed
 from contract.manifest import Manifest
@@ -33,7 +33,6 @@ RUNS = {"us": 200, "instructions": 15, "none": 1}
 REPEATS = {"device": 3}
 COOLDOWN_S = {"device": 30.0}
 THREADS: dict[str, tuple[int, ...]] = {"us": (1, 2, 4), "instructions": (1,), "none": (1,)}
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)

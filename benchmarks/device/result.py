@@ -174,7 +174,7 @@ def _graph_lines(result: Mapping[str, Any], unit: str) -> list[str]:
 
 
 def _session_lines(session: Mapping[str, Any], unit: str) -> list[str]:
-    lines = ["", f"a session, {session['candidates']} candidates a page, {session['swipes']} swipes"]
+    lines = ["", f"a session, {session['candidates']} candidates a page, {session['swipes']} timed"]
     if session["stages"]:
         lines[-1] += f"{'':<8} {'p50':>12} {'p90':>12} {'p99':>12} {'count':>6}"
         width = len(lines[-1]) - 45

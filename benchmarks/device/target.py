@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ KINDS = ("host", "emulated-arm64", "device")
 SCRIPTS = Path(__file__).parent
 PROBE_ERRORS = (NoModelError, IntegrityError, ManifestError, PageError)  # a DelegateMissing is NoDelegate there
 EMULATOR_WORDS = ("sdk_gphone", "android sdk built for", "emulator")  # model names of Android's own emulators
+Log = Callable[[str], None]
 TIMED = {"host": "us", "device": "us", "emulated-arm64": "none"}
 
 
@@ -97,7 +98,7 @@ def kind_of(device: Device, properties: Mapping[str, str], asked: str) -> str:
 
 
 @contextmanager
-def open_target(serial: str | None, kind: str = "") -> Iterator[Target]:
+def open_target(serial: str | None, kind: str = "", log: Log = lambda line: None) -> Iterator[Target]:
     """serial: "host", an adb serial, or None for the only device there is. Raises the errors of `device.py`."""
     if serial == "host":
         host = HostDevice()
@@ -110,7 +111,7 @@ def open_target(serial: str | None, kind: str = "") -> Iterator[Target]:
     from benchmarks.device.runtime import install_runtime  # type: ignore[import-not-found]
 
     device = connect(serial)
-    yield target_of(device, install_runtime(device), kind)
+    yield target_of(device, install_runtime(device, log), kind)
 
 
 def target_of(device: Device, runtime: Runtime, kind: str = "") -> Target:

@@ -34,9 +34,11 @@ def cdn() -> Path:
 
 
 @pytest.fixture(scope="module")
-def on_phone(cdn: Path) -> dict[str, Any]:
+def on_phone(cdn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    binary = tmp_path_factory.mktemp("binary") / "benchmark_model"
+    binary.write_text("#!/bin/sh\necho 'count=7 first=20 min=9 max=20 avg=12.5 p95=13'\n")
     with phone() as target:
-        result = measure_device(target, Plan(cdn, repeats=2, **QUICK), "kir bench --serial R5CT000000A")
+        result = measure_device(target, Plan(cdn, repeats=2, binary=binary, **QUICK), "kir bench --serial R5CT000000A")
     return json.loads(json.dumps(result, allow_nan=False))
 
 
@@ -113,6 +115,11 @@ class TestDocument:
         for rows in graphs.values():
             assert sum(row["share"] for row in rows) == pytest.approx(1.0)
             assert any("Fully Connected" in row["name"] and row["xnnpack"] for row in rows)
+
+    def test_the_binary_that_was_given_ran_on_the_same_files(self, on_phone: dict[str, Any]) -> None:
+        told = [(run["graph"], run["variant"], run["threads"], run["avg_us"]) for run in on_phone["benchmark_model"]]
+        graphs = [row["graph"] for row in on_phone["graphs"] if row["graph"] in ("swipe/N8", "watch/T1")]
+        assert told == [(graph, "float32", count, 12.5) for graph in graphs for count in (1, 2)]
 
     def test_the_table_names_each_row_once(self, on_phone: dict[str, Any]) -> None:
         table = device_table(on_phone)
@@ -379,7 +386,7 @@ class TestCommand:
         assert "FAILS slower or larger" in table
 
     def answer_with(self, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("benchmarks.device.target.open_target", lambda serial, kind: phone())
+        monkeypatch.setattr("benchmarks.device.target.open_target", lambda serial, kind, log: phone())
         copy = json.dumps(result)
         monkeypatch.setattr("benchmarks.device.measure.measure_device", lambda *given: json.loads(copy))
 
