@@ -116,6 +116,7 @@ def measure_device(target: Target, plan: Plan, command: str, log: Log = lambda l
         "format": FORMAT,
         "kind": target.kind,
         "unit": target.unit,
+        "wall_time": "meaningless" if target.kind == "emulated-arm64" else "measured",
         "command": command,
         "machine": machine(),
         "device": {
@@ -124,7 +125,8 @@ def measure_device(target: Target, plan: Plan, command: str, log: Log = lambda l
             "python": replayed["python"],
             "packages": replayed["packages"],
             "cores": replayed["cpus"],
-            "pinned": mask_of(list(job.cores)),
+            "pinned": "" if replayed["unpinned"] else mask_of(list(job.cores)),
+            "remarks": [f"not pinned to cores: {replayed['unpinned']}"] if replayed["unpinned"] else [],
         },
         "model": {
             "dense_version": installed.dense_version,
@@ -143,7 +145,7 @@ def measure_device(target: Target, plan: Plan, command: str, log: Log = lambda l
         "operators": _operators(job, log),
     }  # fmt: skip
     if plan.binary is not None:
-        result["benchmark_model"] = _binary(job, plan.binary, log)
+        result["benchmark_model"] = _binary(job, plan.binary, result["device"]["remarks"], log)
     _add_state(result, before, _state(target))
     result["problems"] = _problems(graphs)
     return result
@@ -232,12 +234,15 @@ def _operators(job: _Job, log: Log) -> dict[str, Any]:
     return {"source": found["source"], "graphs": graphs}
 
 
-def _binary(job: _Job, binary: Path, log: Log) -> list[dict[str, Any]]:
+def _binary(job: _Job, binary: Path, remarks: list[str], log: Log) -> list[dict[str, Any]]:
     """The user's `benchmark_model` on every graph that a swipe runs."""
     there = job.target.place("benchmark_model")
     job.target.device.push(binary, there)
     job.target.device.run(["chmod", "755", there], timeout_s=30.0)
     mask = mask_of(list(job.cores))
+    if mask and job.target.device.run(["taskset", mask, "true"], timeout_s=30.0).returncode:
+        remarks.append("taskset is not available: benchmark_model ran on any core")
+        mask = ""
     found = []
     swipe = f"swipe/N{job.manifest.buckets('swipe')[-1]}"
     for graph in job.manifest.graphs:
@@ -263,7 +268,7 @@ def _add_state(result: dict[str, Any], before: PhoneState | None, after: PhoneSt
     remarks = [f"before: {line}" for line in before.remarks()] + [f"after: {line}" for line in after.remarks()]
     result["device"]["state"] = {"before": before.to_dict(), "after": after.to_dict()}
     result["device"]["state_lines"] = {"before": before.line(), "after": after.line()}
-    result["device"]["remarks"] = remarks
+    result["device"]["remarks"] += remarks
 
 
 def _problems(graphs: list[dict[str, Any]]) -> list[str]:

@@ -11,6 +11,7 @@ Source: litert/c/{litert_compiled_model,litert_profiler,litert_profiler_event,li
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import json
@@ -188,8 +189,8 @@ def _mean(values: list[int]) -> float:
 def main(argv: list[str]) -> int:
     """0 whether there is a profile or a reason why not."""
     settings = json.loads(Path(argv[0]).read_text())
-    if settings.get("cpus"):
-        os.sched_setaffinity(0, settings["cpus"])
+    with contextlib.suppress(OSError):  # as the probe, which tells it
+        os.sched_setaffinity(0, settings.get("cpus") or os.sched_getaffinity(0))
     result: dict[str, Any]
     try:
         library = Library()

@@ -49,9 +49,8 @@ def main(argv: list[str]) -> int:
     modes: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "graphs": measure_graphs, "session": measure_session, "replay": replay_golden,
     }  # fmt: skip
+    unpinned = _pin(settings["cpus"])
     try:
-        if settings["cpus"]:
-            os.sched_setaffinity(0, settings["cpus"])
         result = modes[settings["mode"]](settings)
     except (KirError, OSError, MemoryError) as error:
         told = {key: str(getattr(error, key, "") or "") for key in ("what", "where", "got", "fix")}
@@ -59,12 +58,23 @@ def main(argv: list[str]) -> int:
     result |= {
         "peak_rss_kb": peak_rss_kb(),
         "cpus": sorted(os.sched_getaffinity(0)),
+        "unpinned": unpinned,
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
     with replacing(argv[1]) as file:
         file.write(json.dumps(result).encode())
     return 3 if "error" in result else 0
+
+
+def _pin(cpus: list[int]) -> str:
+    """Stay on these cores; why not, where the system does not let a process choose ("" = done, or none named)."""
+    try:
+        if cpus:
+            os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def peak_rss_kb() -> int:

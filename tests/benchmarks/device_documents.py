@@ -37,11 +37,12 @@ def document(kind: str = "host", unit: str = "us") -> dict[str, Any]:
         "format": FORMAT,
         "kind": kind,
         "unit": unit,
+        "wall_time": "meaningless" if kind == "emulated-arm64" else "measured",
         "command": "kir bench --serial <S>",
         "machine": machine(),
         "device": {
             "serial": "R5CT000000A", "properties": {"abi": "aarch64", "model": "A <phone>"}, "python": "3.11.9",
-            "packages": {"ai-edge-litert": "2.3.0"}, "cores": [4, 5], "pinned": "30",
+            "packages": {"ai-edge-litert": "2.3.0"}, "cores": [4, 5], "pinned": "30", "remarks": [],
         },
         "model": {"dense_version": "kir-a", "capacities": {"L": 50}, "spec_fingerprint": "f", "files": {}},
         "settings": {

@@ -20,9 +20,10 @@ from benchmarks.device import bench_cli, measure, op_profile, probe
 from benchmarks.device.device import DelegateMissing, DeviceCrashed, DeviceError, Ran
 from benchmarks.device.measure import Plan, measure_device
 from benchmarks.device.result import STAGES, device_table
-from benchmarks.device.target import Target, kind_of, open_target
+from benchmarks.device.target import Target, kind_of, open_target, target_of
 from contract.errors import InputError, IntegrityError, KirError, NoModelError, VerificationFailed
-from tests.benchmarks.device_fakes import InProcess, host_in_process, phone, pretended
+from edge import InstalledModel
+from tests.benchmarks.device_fakes import InProcess, PretendDevice, host_in_process, phone, pretended
 from tests.edge.tiny_model import copy_cdn, shared_cdn
 
 QUICK: dict[str, Any] = {"threads": (1, 2), "runs": 6, "warmup": 1, "cooldown_s": 0.0, "pin": "none"}
@@ -133,6 +134,7 @@ class TestDocument:
 class TestEmulated:
     def test_instructions_stand_where_others_have_time(self, on_emulated: dict[str, Any]) -> None:
         assert (on_emulated["kind"], on_emulated["unit"]) == ("emulated-arm64", "instructions")
+        assert on_emulated["wall_time"] == "meaningless"
         assert on_emulated["settings"]["threads"] == (1,)
         assert "state" not in on_emulated["device"]
         table = device_table(on_emulated)
@@ -159,6 +161,32 @@ class TestEmulated:
     def test_benchmark_model_has_nothing_to_say_there(self, cdn: Path, an_emulated: Target) -> None:
         with pytest.raises(InputError, match="wall time"):
             measure_device(an_emulated, Plan(cdn, runs=1, binary=Path(__file__)), "")
+
+
+class TestPinning:
+    """What a phone may refuse costs the pinning alone, and is remarked."""
+
+    def test_without_taskset_the_binary_runs_anywhere(self, tmp_path: Path) -> None:
+        asked: list[list[str]] = []
+
+        class Recording(PretendDevice):
+            def run(self, argv: Any, **given: Any) -> Ran:
+                asked.append(list(argv))
+                return Ran(127, "", "not found", 0.0) if argv[0] == "taskset" else Ran(0, "count=2 avg=3", "", 0.0)
+
+        device = Recording("device", {}, {})
+        remarks: list[str] = []
+        (tmp_path / "binary").write_bytes(b"")
+        installed = InstalledModel.open_published(shared_cdn())
+        target = target_of(device, InProcess(device))
+        job = measure._job(target, Plan(shared_cdn(), pin="3", threads=(1,)), installed)
+        try:
+            found = measure._binary(job, tmp_path / "binary", remarks, lambda line: None)
+        finally:
+            device.close()
+        assert [run["avg_us"] for run in found] == [3.0, 3.0]
+        assert remarks == ["taskset is not available: benchmark_model ran on any core"]
+        assert sum(words[0] == "taskset" for words in asked) == 1
 
 
 class TestKind:
@@ -296,8 +324,11 @@ class TestProbe:
         found = self.ask(tmp_path, {})["graphs"]
         assert [row["graph"] for row in found] == ["page/N4", "page/N8"]
 
-    def test_a_core_that_is_not_there_is_told(self, tmp_path: Path) -> None:
-        assert self.ask(tmp_path, {"cpus": [4000]})["error"]["type"] == "OSError"
+    def test_a_core_that_can_not_be_had_is_told_and_costs_the_pinning_alone(self, tmp_path: Path) -> None:
+        found = self.ask(tmp_path, {"cpus": [1000]})
+        assert "Invalid argument" in found["unpinned"]
+        assert found["graphs"]
+        assert found["cpus"] == sorted(os.sched_getaffinity(0))
 
     def test_a_version_without_a_golden_session_can_not_be_swiped(self, tmp_path: Path) -> None:
         from dataclasses import replace
