@@ -123,7 +123,7 @@ def device_table(result: Mapping[str, Any]) -> str:
     lines = [
         f"{result['model']['dense_version']} on {properties.get('model', device['serial'])} "
         f"({properties.get('abi', '?')}, {device['serial']}; kind: {result['kind']})",
-        TITLES[result["kind"]] + (f"; {WORDS[unit]}" if unit != "none" else ""),
+        TITLES[result["kind"]] + (f"; in {WORDS[unit]}" if unit != "none" else ""),
         "",
         *_graph_lines(result, unit),
         *_session_lines(result["session"], unit),
