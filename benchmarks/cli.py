@@ -6,6 +6,7 @@ kir bench encoder --rounds 3 --batches 1 --no-compile  # KuaiFormer's encoder be
 kir bench loss --targets 512 --candidates 500 --rounds 2   # the softmax loss beside cross entropy, seconds
 kir bench training --preset tiny --rounds 2 --steps 2  # a training step in float32 and bfloat16, half a minute
 kir bench swipe --cdn demo-out/cdn                     # latency of a swipe's parts beside the whole net
+kir bench --serial host --model demo-out/cdn           # on a device: this machine, an emulated one, a phone
 kir bench baseline sasrec --data events:runs/data --out runs/sasrec --epochs 2
 kir bench ranking runs/ranker --baseline item-rate,lightgbm --data events:runs/data   # within users, paired
 kir bench compression runs/kir --data events:runs/data --only "prune 50%"   # what it saves and costs, 5 minutes
@@ -32,6 +33,7 @@ from benchmarks.conversion_cli import (
     run_head_qat,
 )
 from benchmarks.conversion_doc import add_conversion_doc_arguments, run_conversion_doc
+from benchmarks.device.bench_cli import add_device_arguments, run_device
 from benchmarks.edge_cli import add_edge_arguments, run_edge
 from benchmarks.replay_cli import add_replay_arguments, run_replay
 from contract.errors import InputError
@@ -58,6 +60,15 @@ def run_demo(args: argparse.Namespace) -> int:
     names = ("out", "data", "seed", "seeds", "sessions", "phones", "swipes", "page_size", "quick")
     run(DemoConfig(**{name: getattr(args, name) for name in names}))
     return 0
+
+
+def bench_words(argv: Sequence[str]) -> list[str]:
+    """`kir bench --serial …` is `kir bench device --serial …`."""
+    words = list(argv)
+    at = words.index("bench") + 1
+    if at < len(words) and words[at].startswith("--") and words[at] != "--help":
+        words.insert(at, "device")
+    return words
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +133,11 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
         "edge", help="a swipe end to end beside the whole net in LiteRT, onnxruntime and torch; cold start, soak"
     )
     add_edge_arguments(edge.add_argument)
+    device = kinds.add_parser(
+        "device",
+        help="a published model on this machine, an emulated arm64 device or a phone: kir bench --serial …",
+    )
+    add_device_arguments(device.add_argument)
     swipe = kinds.add_parser("swipe", help="what a swipe costs on this machine, part by part, beside the whole net")
     swipe.add_argument("--cdn", required=True, help="published models: URL or directory")
     from edge.cli import add_trust_arguments
@@ -283,7 +299,7 @@ def _add_loss_arguments(add: Callable[..., Any]) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> int:
-    """One benchmark: a table, then one JSON line."""
+    """One benchmark: a table, then one JSON line. 1 when the result tells problems, as a gate that it did not pass."""
     benches = {
         "ablation": _run_ablation,
         "rerank-ablation": _run_rerank_ablation,
@@ -293,6 +309,7 @@ def run_bench(args: argparse.Namespace) -> int:
         "conversion": run_conversion,
         "conversion-doc": run_conversion_doc,
         "compression": run_compression_bench,
+        "device": run_device,
         "edge": run_edge,
         "encoder": _run_encoder,
         "head-qat": run_head_qat,
@@ -312,7 +329,7 @@ def run_bench(args: argparse.Namespace) -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(line + "\n")
     print(line)
-    return 0
+    return 1 if result.get("problems") else 0
 
 
 def _run_swipe(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -80,16 +80,31 @@ def latency(samples_us: Sequence[float]) -> str:
     return _svg(figure)
 
 
-def stacked_stages(stages_us: Mapping[str, float], title: str) -> str:
+def distributions(rows: Mapping[str, Sequence[float]], xlabel: str, title: str) -> str:
+    """One line per row: the empirical distribution of what its equally spaced quantiles tell, the first row as ours."""
+    figure, axes = _axes(5.2, 2.6)
+    for i, (name, quantiles) in enumerate(rows.items()):
+        colour, style = (OURS, "-") if i == 0 else (REST, STYLES[i % len(STYLES)])
+        axes.plot(quantiles, np.linspace(0, 1, len(quantiles)), color=colour, ls=style, lw=1.6, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("share of calls")
+    axes.set_ylim(0, 1.02)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.legend(fontsize=7, frameon=False)
+    return _svg(figure)
+
+
+def stacked_stages(stages: Mapping[str, float], title: str, unit: str = "µs") -> str:
     """One bar cut into its stages (medians)."""
     figure, axes = _axes(5.2, 2.0)
     left = 0.0
-    shades = np.linspace(0.95, 0.35, max(len(stages_us), 1))
-    for shade, (name, value) in zip(shades, stages_us.items(), strict=True):
-        axes.barh([0], [value], left=left, color=OURS, alpha=float(shade), label=f"{name} {value:.0f} µs")
+    shades = np.linspace(0.95, 0.35, max(len(stages), 1))
+    for shade, (name, value) in zip(shades, stages.items(), strict=True):
+        axes.barh([0], [value], left=left, color=OURS, alpha=float(shade), label=f"{name} {value:,.0f} {unit}")
         left += value
     axes.set_yticks([])
-    axes.set_xlabel("µs (median)")
+    axes.set_xlabel(f"{unit} (median)")
     axes.set_title(title, fontsize=10, loc="left")
     figure.legend(fontsize=8, ncols=2, frameon=False, loc="outside lower left")
     return _svg(figure)

@@ -1,0 +1,68 @@
+"""`kir bench device`, or `kir bench --serial …`: flags and call."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def add_device_arguments(add: Callable[..., Any]) -> None:
+    add("--serial", help="host, or an adb serial as `adb devices` tells it (default: the only device connected)")
+    add("--model", type=Path, required=True, help="published version, or a CDN directory: its current one")
+    add(
+        "--kind",
+        choices=("host", "emulated-arm64", "device"),
+        help="count the results as this kind; an emulator never counts as a device",
+    )
+    add("--variant", action="append", default=[], metavar="NAME", help="only this variant; may be repeated")
+    add("--threads", type=int, nargs="+", default=[], help="thread counts (default: 1 2 4; 1 where emulated)")
+    add("--runs", type=int, default=0, help="timed calls of each (default: 200; 15 where instructions are counted)")
+    add("--repeats", type=int, default=0, help="rounds of everything timed (default: 3 on phones, else 1)")
+    add("--cooldown-s", type=float, help="pause between rounds (default: 30 on phones, else 0)")
+    add("--pin", default="", metavar="big|none|MASK", help="cores to stay on (default: big on phones, else none)")
+    add("--benchmark-binary", type=Path, metavar="FILE", help="your benchmark_model, run beside the probe")
+    add("--compare", type=Path, metavar="OLD.json", help="an older result of this device; exit 1 beyond the gate")
+    add("--gate-percent", type=float, help="with --compare (default: 2 for instructions, 10 for wall time)")
+    add("--json", type=Path, help="write the result here as well")
+    add("--html", type=Path, metavar="DIR", help="write report.html and report.json into this folder")
+
+
+def run_device(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Result and table; what makes it a failure is in the result's `problems`."""
+    from benchmarks.device.compare import check_comparable, compare_results, read_result
+    from benchmarks.device.measure import Plan, measure_device
+    from benchmarks.device.report import write_device_report
+    from benchmarks.device.result import device_table
+    from benchmarks.device.target import open_target
+
+    old = read_result(args.compare) if args.compare is not None else None
+    plan = Plan(
+        args.model,
+        tuple(args.variant),
+        tuple(args.threads),
+        args.runs,
+        args.repeats,
+        args.cooldown_s,
+        args.pin,
+        args.benchmark_binary,
+    )
+    command = shlex.join(["kir", *sys.argv[1:]])
+    with open_target(args.serial, args.kind or "", _log) as target:
+        if old is not None:
+            check_comparable(old, target.kind, target.unit, target.properties.get("model", ""))
+        result = measure_device(target, plan, command, _log)
+    if old is not None:
+        result["compare"] = compare_results(old, result, args.gate_percent)
+        if not result["compare"]["ok"]:
+            result["problems"].append(f"slower or larger than {args.compare} beyond the gate")
+    if args.html is not None:
+        print(f"report: {write_device_report(args.html, result)}", file=sys.stderr)
+    return result, device_table(result)
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
