@@ -57,4 +57,4 @@ def play_ratio_bucket(play_time_ms: Ints, duration_ms: Ints) -> Ints:
 
 def bounded_bucket(values: Ints, bounds: NDArray[np.int64]) -> Ints:
     """Index of the first bound above the value, 0..len(bounds); -1 for null."""
-    return np.where(values < 0, -1, np.searchsorted(bounds, values, side="right"))
+    return np.where(values < 0, -1, bounds.searchsorted(values, side="right"))

@@ -69,9 +69,8 @@ def _within(values: NDArray[Any], low: float, high: float) -> NDArray[Any]:
 
 
 def _one_hot(index_n: NDArray[Any], out: Floats) -> None:
-    """Null (-1) leaves the row all zero; an index past the width is the last bucket."""
-    rows = np.flatnonzero(index_n >= 0)
-    out[rows, np.minimum(index_n[rows], out.shape[1] - 1)] = 1.0
+    """Null (-1) leaves the row all zero, its last bucket too; an index past the width is the last bucket."""
+    out[np.arange(len(out)), np.minimum(index_n, out.shape[1] - 1)] = index_n >= 0
 
 
 def one_hot_of(name: str, bounds: NDArray[np.int64] | None = None) -> Callable[[Columns, Floats], None]:
@@ -265,20 +264,22 @@ def pool_rows(
     A field without any entry takes row 0, the table's default row; several entries are averaged.
     """
     for column in spec.columns(block):
-        field = column.field
-        rows = tables[field.table]
-        slot_nM = slots[field.name]
-        if slot_nM.shape[1] == 1:
-            np.take(rows, np.maximum(slot_nM[:, 0], 0), axis=0, out=out[:, column.slice], mode="clip")
-            continue
-        present_nM = slot_nM >= 0
-        present_nM[:, 0] |= ~present_nM.any(axis=1)
-        total_nD = (rows[np.maximum(slot_nM, 0)] * present_nM[:, :, None]).sum(axis=1)
-        out[:, column.slice] = total_nD / present_nM.sum(axis=1, keepdims=True)
+        pool_column(tables[column.field.table], slots[column.field.name], out[:, column.slice])
     return out
 
 
-SINCE_CAP_S = 7 * 24 * 3600
+def pool_column(rows: Floats, slot_nM: NDArray[np.integer], out: Floats) -> None:
+    """One field of `pool_rows`: rows [R, D] of its table, out [n, D]."""
+    if slot_nM.shape[1] == 1:
+        rows.take(np.maximum(slot_nM[:, 0], 0), axis=0, out=out, mode="clip")
+        return
+    present_nM = slot_nM >= 0
+    present_nM[:, 0] |= ~present_nM.any(axis=1)
+    total_nD = (rows[np.maximum(slot_nM, 0)] * present_nM[:, :, None]).sum(axis=1)
+    np.divide(total_nD, present_nM.sum(axis=1, keepdims=True), out=out, casting="same_kind")
+
+
+SINCE_CAP_S, SINCE_DIVISOR = 7 * 24 * 3600, 8.0
 
 
 def since_watched(now_ms: int, shown_at_ms: NDArray[np.int64], out: Floats) -> Floats:
@@ -286,10 +287,10 @@ def since_watched(now_ms: int, shown_at_ms: NDArray[np.int64], out: Floats) -> F
 
     Now-relative, so it enters at the swipe as an additive attention bias, never as part of a frozen token.
     """
-    return _age(now_ms, shown_at_ms, 1000.0, SINCE_CAP_S, 8.0, out)
+    return _age(now_ms, shown_at_ms, 1000.0, SINCE_CAP_S, SINCE_DIVISOR, out)
 
 
-BEHIND_CAP = 1_000
+BEHIND_CAP, BEHIND_DIVISOR = 1_000, 4.0
 
 
 def videos_behind(number_now: int, number: NDArray[np.int64], out: Floats) -> Floats:
@@ -298,7 +299,7 @@ def videos_behind(number_now: int, number: NDArray[np.int64], out: Floats) -> Fl
     number: the user's running number of each watched impression, number_now of the one being chosen. The difference of
     impression positions (KIR, CIKM 2022, section 4.3); like `since_watched` it enters as an attention bias.
     """
-    return _age(number_now, number, 1.0, BEHIND_CAP, 4.0, out)
+    return _age(number_now, number, 1.0, BEHIND_CAP, BEHIND_DIVISOR, out)
 
 
 def _age(now: int, at: NDArray[np.int64], unit: float, cap: float, divisor: float, out: Floats) -> Floats:

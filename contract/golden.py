@@ -154,8 +154,13 @@ def _checked(step: Step) -> Step:
 
 def fused_values(scores_NT: NDArray[np.float32], weights_T: NDArray[np.float32]) -> NDArray[np.float32]:
     """Σ weight · sigmoid(logit): float32 [N]. The one fusion every edge uses; weights come from the manifest."""
-    chances_NT = 1.0 / (1.0 + np.exp(-np.maximum(scores_NT, LOGIT_MIN)))
-    return (chances_NT @ weights_T).astype(np.float32, copy=False)
+    chances_NT = np.maximum(scores_NT, LOGIT_MIN)  # a copy, and the rest in place: a swipe waits
+    np.negative(chances_NT, out=chances_NT)
+    np.exp(chances_NT, out=chances_NT)
+    np.add(chances_NT, 1.0, out=chances_NT)
+    np.reciprocal(chances_NT, out=chances_NT)
+    values_N: NDArray[np.float32] = chances_NT.dot(weights_T)
+    return values_N.astype(np.float32, copy=False)
 
 
 def rankings_agree(expected_N: NDArray[Any], got_N: NDArray[Any], tolerance: float) -> bool:

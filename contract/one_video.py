@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract import buckets
-from contract.features import SIGNAL_OF_HEAD, STAY_CAP_MS, Columns, Floats, dense_block
+from contract.features import DENSE_FEATURES, SIGNAL_OF_HEAD, STAY_CAP_MS, Columns, Floats
 from contract.spec import FeatureSpec
 from contract.vocabulary import SIGNALS
-from contract.watched import WATCHED_COLUMNS
 
 BLOCK = "watched_dense"
 Values = Mapping[str, Any]  # column -> int, float, or a list of them
@@ -38,6 +38,7 @@ READ = (
     "volume",
     "landscape",
 )
+NOTHING: Mapping[str, Floats] = MappingProxyType({})
 OF_THE_CANDIDATE = ("start", "duration", "pxtr")  # features that no feedback changes
 
 
@@ -114,16 +115,20 @@ class TokenRows:
         self.possible = all(column.field.feature in known for column in columns)
         self._rows = [(ROW_FEATURES[c.field.feature], c.offset) for c in columns if c.field.feature in ROW_FEATURES]
 
-    def of_candidates(self, candidates: Columns, n: int) -> Floats:
-        """The rows of n candidates before any feedback: float32 [n, Fw]. candidates: those columns that they have."""
-        nulls = {
-            name: np.full((n, *shape), null, dtype)
-            for name, (dtype, shape, null) in WATCHED_COLUMNS.items()
-            if name not in candidates
-        }
-        return dense_block(
-            self._spec, BLOCK, {**nulls, **candidates}, np.zeros((n, self._spec.width(BLOCK)), np.float32)
-        )
+    def of_candidates(self, candidates: Columns, n: int, known: Mapping[str, Floats] = NOTHING) -> Floats:
+        """The rows of n candidates before any feedback: float32 [n, Fw]. candidates: those columns that they have;
+        known: features that are worked out already, [n, width] by name.
+
+        A candidate is no start token, and what was not observed is zero.
+        """
+        out = np.zeros((n, self._spec.width(BLOCK)), np.float32)
+        for column in self._spec.columns(BLOCK):
+            feature = column.field.feature
+            if feature in known:
+                out[:, column.slice] = known[feature]
+            elif feature in ("duration", "pxtr"):
+                DENSE_FEATURES[feature](candidates, out[:, column.slice])
+        return out
 
     def write(self, values: Values, before_F: Floats, out_F: Floats) -> None:
         """The token of one video into out_F: before_F of `of_candidates`, and the READ columns as lists and Python

@@ -7,7 +7,7 @@ one PageError and never in a wrong ranking: a swipe then shows server order, or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from contract.errors import PageError
-from contract.rows import FLOAT16, FLOAT32, INT8, EncodedRows, decode_rows
+from contract.rows import FLOAT16, FLOAT32, INT8, EncodedRows
 from contract.spec import ENTRIES_MAX, FIELDS_MAX
 from contract.user_profile import PROFILE, unknown_profile
 from contract.v1 import page_pb2 as pb
@@ -49,6 +49,7 @@ ROWS_STATUS = {
     "not_needed": pb.ROWS_STATUS_NOT_NEEDED,
 }
 _ROWS_STATUS_NAMES = {value: name for name, value in ROWS_STATUS.items()}
+_MISSING = int(MISSING_KEY)
 _NAMES = ("dense_version", "spec_fingerprint", "fetch_version", "retrieval_version", "ranker_version")
 
 
@@ -87,8 +88,8 @@ class Rows:
         return sum(table.n_bytes for table in self.tables.values())
 
     def decoded(self) -> dict[str, NDArray[np.float32]]:
-        """Table name -> float32 [R, width]."""
-        return {name: decode_rows(table, ROWS_MAX) for name, table in self.tables.items()}
+        """Table name -> float32 [R, width]; of a page that was decoded they stand there already. Not to be written."""
+        return {name: table.decoded for name, table in self.tables.items()}
 
 
 NO_ROWS = Rows({}, {}, {})
@@ -244,29 +245,28 @@ def _decode_candidates(c: pb.CandidateColumns, where: str) -> Candidates:
     _check(heads == PXTR_HEADS, "pXTR columns of other heads", where, heads, PXTR_HEADS)
     _check(len(c.pxtr) == 4 * n * X_PXTR, "pxtr bytes do not fit", where, len(c.pxtr), 4 * n * X_PXTR)
     _check(len(c.pxtr_present) == n * X_PXTR, "pxtr_present bytes do not fit", where, len(c.pxtr_present), n * X_PXTR)
-    video_id = np.array(c.video_ids, np.uint64)
-    _check(len(np.unique(video_id)) == n, "duplicate candidate ids", where)
-    _check(not (video_id == MISSING_KEY).any(), "a candidate has the reserved missing id", where)
-    duration = np.array(c.duration_ms, np.int64)
-    _check(bool((duration < 2**31).all()), "duration_ms out of range", where)
-    age = np.array(c.upload_age_days, np.int64)
-    _check(bool((age >= -1).all()), "upload_age_days below -1", where, age.min())
-    pxtr = np.frombuffer(c.pxtr, "<f4").reshape(n, X_PXTR)
-    present = np.frombuffer(c.pxtr_present, np.uint8).reshape(n, X_PXTR)
-    _check(bool((present <= 1).all()), "pxtr_present must be 0 or 1", where)
-    given = pxtr[present == 1]
-    _check(bool(np.isfinite(given).all() and ((given >= 0) & (given <= 1)).all()), "pXTR are not probabilities", where)
-    counts = np.array(c.tag_counts, np.int64)
-    slots = _ragged(counts, len(c.tags), TAGS_MAX, "tags", where)
+    # Small columns are checked as lists: numpy takes microseconds a call, however few the numbers.
+    ids, durations, ages = c.video_ids[:], c.duration_ms[:], c.upload_age_days[:]
+    _check(len(set(ids)) == n, "duplicate candidate ids", where)
+    _check(_MISSING not in ids, "a candidate has the reserved missing id", where)
+    _check(max(durations) < 2**31, "duration_ms out of range", where)
+    _check(min(ages) >= -1, "upload_age_days below -1", where)
+    _check(not c.pxtr_present.strip(b"\0\1"), "pxtr_present must be 0 or 1", where)
+    pxtr = np.frombuffer(c.pxtr, "<f4").reshape(n, X_PXTR).astype(np.float32)
+    absent = np.frombuffer(c.pxtr_present, np.uint8).reshape(n, X_PXTR) == 0
+    pxtr[absent] = 0.0
+    _check(bool(pxtr.min() >= 0 and pxtr.max() <= 1), "pXTR are not probabilities", where)  # nor is NaN
+    pxtr[absent] = np.nan
+    places = _ragged(c.tag_counts[:], len(c.tags), TAGS_MAX, "tags", where)
     tags = np.full((n, TAGS_MAX), MISSING_KEY)
-    tags[slots >= 0] = np.array(c.tags, np.uint64)
+    tags[places] = np.array(c.tags[:], np.uint64)
     return Candidates(
-        video_id=video_id,
-        author_id=np.array(c.author_ids, np.uint64),
+        video_id=np.array(ids, np.uint64),
+        author_id=np.array(c.author_ids[:], np.uint64),
         tags=tags,
-        duration_ms=np.where(duration > 0, duration, NULL_INT).astype(np.int32),  # 0 = unknown
-        upload_age_days=age.astype(np.int32),
-        pxtr=np.where(present == 1, pxtr, np.nan).astype(np.float32),
+        duration_ms=np.array([duration or NULL_INT for duration in durations], np.int32),  # 0 = unknown
+        upload_age_days=np.array(ages, np.int32),
+        pxtr=pxtr,
     )
 
 
@@ -274,22 +274,21 @@ def _decode_profile(values: Any, where: str) -> NDArray[np.float32]:
     if not len(values):
         return unknown_profile()
     _check(len(values) == len(PROFILE), "user profile has another length", where, len(values), len(PROFILE))
-    profile = np.array(values, np.float32)
-    told = profile[~np.isnan(profile)]
-    _check(
-        bool(((told >= 0) & (told <= 1)).all()), "user profile out of range", where, profile.tolist(), "0 … 1 or NaN"
-    )
-    return profile
+    told = [value for value in values if value == value]  # no NaN
+    good = not told or (min(told) >= 0 and max(told) <= 1)
+    _check(good, "user profile out of range", where, told, "0 … 1 or NaN")
+    return np.array(values[:], np.float32)
 
 
-def _ragged(counts: NDArray[np.int64], n_values: int, width: int, what: str, where: str) -> NDArray[np.int64]:
-    """Places of ragged values in a padded [entries, width] array: value number or -1."""
-    good = bool((counts >= 0).all() and (counts <= width).all()) and int(counts.sum()) == n_values
-    _check(good, f"counts of '{what}' do not fit", where, int(counts.sum()), f"{n_values}, at most {width} each")
-    places = np.arange(width)[None, :] < counts[:, None]
-    slots = np.full((len(counts), width), -1, np.int64)
-    slots[places] = np.arange(n_values)
-    return slots
+def _ragged(counts: Sequence[int], n_values: int, width: int, what: str, where: str) -> NDArray[np.bool_]:
+    """Where ragged values stand in a padded [entries, width] array, in order."""
+    total = sum(counts)
+    if total != n_values or max(counts, default=0) > width:
+        raise PageError(
+            f"counts of '{what}' do not fit", where=where, got=total, allowed=f"{n_values}, at most {width} each"
+        )
+    places: NDArray[np.bool_] = np.arange(width) < np.array(counts, np.int64)[:, None]
+    return places
 
 
 def _decode_rows(message: pb.Page, n: int, where: str) -> Rows:
@@ -299,49 +298,66 @@ def _decode_rows(message: pb.Page, n: int, where: str) -> Rows:
     tables: dict[str, EncodedRows] = {}
     n_rows: dict[str, int] = {}
     for table in message.row_tables:
-        _check(len(table.name) <= NAME_MAX, "a row table's name is long", where, table.name[:NAME_MAX])
-        _check(table.name not in tables, "a row table comes twice", where, table.name)
-        encoding = _ENCODING_NAMES.get(table.encoding)
-        _check(encoding is not None, f"table '{table.name}': unknown row encoding", where, table.encoding)
-        encoded = EncodedRows(str(encoding), table.width, table.values, table.scales)
-        rows = decode_rows(encoded, ROWS_MAX)
-        n_rows[table.name] = len(rows)
-        _check(len(rows) > 0, f"table '{table.name}' lacks its default row", where)
-        largest = max(-float(rows.min()), float(rows.max()))
-        _check(largest <= ROW_ABS_MAX, f"table '{table.name}': values too large", where, largest, ROW_ABS_MAX)
-        tables[table.name] = encoded
+        name = table.name
+        _check(len(name) <= NAME_MAX, "a row table's name is long", where, name[:NAME_MAX])
+        _check(name not in tables, "a row table comes twice", where, name)
+        tables[name] = _decode_table(table, name, where)
+        n_rows[name] = len(tables[name].decoded)
     slots: dict[tuple[str, str], NDArray[np.int64]] = {}
     feature_table: dict[tuple[str, str], str] = {}
     cells = 0
     for index in message.row_indexes:
-        _check(len(index.feature) <= NAME_MAX, "a feature's name is long", where, index.feature[:NAME_MAX])
+        feature, table_name = index.feature, index.table
+        _check(len(feature) <= NAME_MAX, "a feature's name is long", where, feature[:NAME_MAX])
         owner = _OWNER_NAMES.get(index.owner)
-        _check(owner is not None, f"feature '{index.feature}': unknown owner", where, index.owner)
-        key = (str(owner), index.feature)
+        if owner is None:
+            raise _wrong(index, "unknown owner", where, index.owner)
+        key = (owner, feature)
         _check(key not in slots, "a row index comes twice", where, key)
-        _check(index.table in tables, f"feature '{index.feature}' names an absent table", where, index.table[:NAME_MAX])
-        slots[key] = _decode_index(index, key[0], n, n_rows[index.table], where)
+        if table_name not in tables:
+            raise _wrong(index, "an absent table", where, table_name[:NAME_MAX])
+        slots[key] = _decode_index(index, owner, n, n_rows[table_name], where)
         cells += slots[key].size
         _check(cells <= CELLS_MAX, "row indexes are too large", where, cells, CELLS_MAX)
-        feature_table[key] = index.table
+        feature_table[key] = table_name
     return Rows(tables, slots, feature_table)
+
+
+def _decode_table(table: pb.RowTable, name: str, where: str) -> EncodedRows:
+    encoding = _ENCODING_NAMES.get(table.encoding)
+    if encoding is None:
+        raise PageError(f"table '{name}': unknown row encoding", where=where, got=table.encoding)
+    encoded = EncodedRows(encoding, table.width, table.values, table.scales)
+    rows = encoded.decoded
+    if not 0 < len(rows) <= ROWS_MAX:
+        what = "is too large" if len(rows) else "lacks its default row"
+        raise PageError(f"table '{name}' {what}", where=where, got=len(rows), allowed=ROWS_MAX)
+    largest = np.abs(rows).max().item()
+    if largest > ROW_ABS_MAX:
+        raise PageError(f"table '{name}': values too large", where=where, got=largest, allowed=ROW_ABS_MAX)
+    return encoded
 
 
 def _decode_index(index: pb.RowIndex, owner: str, n: int, n_rows: int, where: str) -> NDArray[np.int64]:
     """Slots of one feature, [entries, places]: every length is checked before an array of it is made."""
-    feature = f"feature '{index.feature}'"
-    entries = len(index.counts) or len(index.rows)
+    rows, counts = index.rows, index.counts
+    entries, n_values = len(counts) or len(rows), len(rows)
     low, high = {USER: (1, 1), CANDIDATE: (n, n)}.get(owner, (0, WATCHED_MAX))
-    good = low <= entries <= high and len(index.rows) <= entries * ENTRIES_MAX
-    _check(good, f"{feature}: wrong number of entries", where, (entries, len(index.rows)), f"{low} … {high}")
-    rows = np.array(index.rows, np.int64)
-    _check(bool((rows < n_rows).all()), f"{feature}: row out of range", where)
-    if not index.counts:
-        return rows[:, None]
-    counts = np.array(index.counts, np.int64)
-    width = max(1, int(counts.max(initial=0)))
-    _check(width <= ENTRIES_MAX, f"{feature}: too many values", where, width, ENTRIES_MAX)
-    places = _ragged(counts, len(rows), width, index.feature, where)
-    values = np.full(places.shape, -1, np.int64)
-    values[places >= 0] = rows
-    return values
+    if not (low <= entries <= high and n_values <= entries * ENTRIES_MAX):
+        raise _wrong(index, "wrong number of entries", where, (entries, n_values), f"{low} … {high}")
+    values = rows[:]
+    if max(values, default=0) >= n_rows:
+        raise _wrong(index, "row out of range", where)
+    if not counts:
+        return np.array(values, np.int64)[:, None]
+    width = max(1, max(counts))
+    if width > ENTRIES_MAX:
+        raise _wrong(index, "too many values", where, width, ENTRIES_MAX)
+    places = _ragged(counts[:], n_values, width, index.feature, where)
+    slots = np.full(places.shape, -1, np.int64)
+    slots[places] = values
+    return slots
+
+
+def _wrong(index: pb.RowIndex, what: str, where: str, got: Any = None, allowed: Any = None) -> PageError:
+    return PageError(f"feature '{index.feature}': {what}", where=where, got=got, allowed=allowed)

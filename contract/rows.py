@@ -7,11 +7,13 @@ quantised with the rounded scale. Non-finite values are refused. Offline metrics
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import PageError
+from contract.finite import all_finite
 from contract.spec import WIDTH_MAX
 
 INT8, FLOAT16, FLOAT32 = "int8", "float16", "float32"
@@ -32,6 +34,11 @@ class EncodedRows:
     @property
     def n_bytes(self) -> int:
         return len(self.values) + len(self.scales)
+
+    @cached_property
+    def decoded(self) -> NDArray[np.float32]:
+        """float32 [R, width], worked out once: not to be written to. Raises as `decode_rows`."""
+        return decode_rows(self)
 
 
 def encode_rows(rows: NDArray[np.floating], encoding: str = INT8) -> EncodedRows:
@@ -77,12 +84,11 @@ def decode_rows(encoded: EncodedRows, max_rows: int = 1_000_000) -> NDArray[np.f
         if len(encoded.scales) != 2 * n:
             raise PageError("one float16 scale per row", got=len(encoded.scales), allowed=2 * n)
         scales = np.frombuffer(encoded.scales, "<f2").astype(np.float32)
-        if not np.isfinite(scales).all():  # asked before: 0 times infinity would warn
+        if not all_finite(scales):  # asked before: 0 times infinity would warn
             raise PageError("row scales are non-finite", fix="the server must refuse them at export")
-        rows = np.frombuffer(encoded.values, np.int8).reshape(n, encoded.width) * scales[:, None]
-    else:
-        kind = "<f2" if encoded.encoding == FLOAT16 else "<f4"
-        rows = np.frombuffer(encoded.values, kind).astype(np.float32).reshape(n, encoded.width)
-    if not np.isfinite(rows).all():
+        return np.frombuffer(encoded.values, np.int8).reshape(n, encoded.width) * scales[:, None]
+    kind = "<f2" if encoded.encoding == FLOAT16 else "<f4"
+    rows = np.frombuffer(encoded.values, kind).astype(np.float32).reshape(n, encoded.width)
+    if not all_finite(rows):
         raise PageError("rows hold non-finite values", fix="the server must refuse them at export")
     return rows

@@ -8,9 +8,9 @@ Each call tells from which slot on cached keys and values must be computed again
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +40,13 @@ WATCHED_COLUMNS: dict[str, tuple[Any, tuple[int, ...], Any]] = {
     "start": (np.bool_, (), False),
 }
 ITEM_COLUMNS = frozenset(WATCHED_COLUMNS) - {"start", "gap_ms"}  # what an appended item may hold
+_TIMES = ("shown_at_ms", "number")  # the rows of `at`
 _NULLS = tuple((name, null) for name, (_, _, null) in WATCHED_COLUMNS.items())
 FEEDBACK_COLUMNS = ("play_time_ms", "signals", "profile_stay_ms", "comment_stay_ms")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """What a call did. Keys and values of slots [first_slot, length) are stale; none when first_slot == length.
 
     dropped: how many of the oldest videos went (slots 1 … dropped); the rest moved down by as many.
@@ -64,6 +65,8 @@ class WatchedList:
     """Struct-of-arrays with capacity L + 1 slots. Not thread-safe.
 
     `columns()` gives views of the filled slots [0, length); write to them never.
+    at: when each was shown and as which impression, float64 [2, L + 1] (shown_at_ms, number), for `contract.ages`; a
+    null is infinity, never.
     """
 
     def __init__(self, capacity: int):
@@ -75,7 +78,9 @@ class WatchedList:
             for name, (dtype, shape, null) in WATCHED_COLUMNS.items()
         }
         self._arrays["start"][0] = True
+        self.at = np.full((len(_TIMES), capacity + 1), np.inf)
         self.length = 1  # slots in use, the start token included
+        self._prepared: Mapping[str, Any] | None = None  # whose columns stand in the next slot already
 
     @property
     def n_watched(self) -> int:
@@ -85,31 +90,49 @@ class WatchedList:
         end = self.length if end_slot is None else end_slot
         return {name: array[first_slot:end] for name, array in self._arrays.items()}
 
-    def column(self, name: str) -> NDArray[Any]:
-        """One column of the filled slots: a view."""
-        return self._arrays[name][: self.length]
+    def prepare(self, item: Mapping[str, Any]) -> None:
+        """Write what is known of a video into the slot that it takes when `append` gets this very mapping, so that its
+        feedback finds little left to do. Changes nothing else; no room: does nothing.
 
-    def values(self, slot: int, names: Iterable[str]) -> dict[str, Any]:
-        """Some columns of one slot as Python numbers and lists."""
-        arrays = self._arrays
-        return {name: arrays[name][slot].tolist() for name in names}
+        Raises InputError for an unknown column.
+        """
+        if not item.keys() <= ITEM_COLUMNS:
+            raise InputError("not a column of a watched item", got=sorted(set(item) - ITEM_COLUMNS))
+        self._prepared = None
+        if self.length > self.capacity:
+            return
+        arrays, slot = self._arrays, self.length
+        for name, null in _NULLS:
+            arrays[name][slot] = item.get(name, null)
+        self._prepared = item
 
-    def append(self, item: Mapping[str, Any]) -> Change:
-        """Add one watched video; `item` holds WATCHED_COLUMNS values, left-out ones are null.
+    def append(self, item: Mapping[str, Any], feedback: Mapping[str, Any] = _NOTHING) -> Change:
+        """Add one watched video; `item` holds WATCHED_COLUMNS values, left-out ones are null. feedback: more of them.
 
         gap_ms is worked out here from shown_at_ms (to the previous item; null when either is null or negative).
         Raises InputError when the list is full (call `evict_if_full` after each choice) or a column is unknown.
         """
-        if self.length > self.capacity:
+        slot, arrays = self.length, self._arrays
+        if slot > self.capacity:
             raise InputError("watched list is full", got=self.n_watched, fix="call evict_if_full after the choice")
-        if not item.keys() <= ITEM_COLUMNS:
-            raise InputError("not a column of a watched item", got=sorted(set(item) - ITEM_COLUMNS))
-        slot = self.length
-        for name, null in _NULLS:
-            self._arrays[name][slot] = item.get(name, null)
-        self._arrays["gap_ms"][slot] = self._gap(slot)
-        self.length += 1
-        return Change(slot, self.length)
+        if not feedback.keys() <= ITEM_COLUMNS:
+            raise InputError("not a column of a watched item", got=sorted(set(feedback) - ITEM_COLUMNS))
+        if item is not self._prepared:
+            self.prepare(item)
+        self._prepared = None
+        for name, value in feedback.items():
+            arrays[name][slot] = value
+        shown = arrays["shown_at_ms"]
+        now, before = shown.item(slot), shown.item(slot - 1)
+        arrays["gap_ms"][slot] = now - before if slot > 1 and now >= before >= 0 else NULL_INT
+        number = arrays["number"].item(slot)
+        self.at[0, slot], self.at[1, slot] = now if now >= 0 else np.inf, number if number >= 0 else np.inf
+        self.length = slot + 1
+        return Change(slot, slot + 1)
+
+    def gap_ms(self, slot: int) -> int:
+        """Milliseconds from the video before to that of a slot, as `append` found it; -1 = null."""
+        return int(self._arrays["gap_ms"].item(slot))
 
     def restore(self, columns: Mapping[str, NDArray[Any]]) -> None:
         """Fill an empty list with watched videos as they stood, oldest first: columns [n, …] of WATCHED_COLUMNS.
@@ -124,11 +147,13 @@ class WatchedList:
             array[1 : 1 + n] = columns[name]
         self._arrays["start"][1 : 1 + n] = False
         self.length = 1 + n
+        self._prepared = None
+        self._note_times()
 
-    def _gap(self, slot: int) -> int:
-        shown = self._arrays["shown_at_ms"]
-        now, before = int(shown[slot]), int(shown[slot - 1])
-        return now - before if slot > 1 and now >= 0 and before >= 0 and now >= before else NULL_INT
+    def _note_times(self) -> None:
+        """`at` of all slots, after many changed at once."""
+        for row, name in enumerate(_TIMES):
+            self.at[row] = np.where(self._arrays[name] >= 0, self._arrays[name], np.inf)
 
     def evict_if_full(self) -> Change:
         """Drop the oldest L/2 when L videos are held. Call it after the choice has been returned."""
@@ -139,6 +164,8 @@ class WatchedList:
             array[1 : 1 + half] = array[1 + half : 1 + 2 * half].copy()
             array[1 + half :] = WATCHED_COLUMNS[name][2]
         self.length = 1 + half
+        self._prepared = None
+        self._note_times()
         # The oldest kept item has no previous item any more; its frozen gap stays, as training sees it.
         return Change(1, self.length, dropped=half)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from contract.beam import BeamPlan
 from contract.errors import InputError
+from contract.finite import all_finite
 from edge._ahead import search, unfit_plan
 from edge._policy import BEAM, LIMITS, About, ChoicePolicy, Limits, Mask, limits_now
 from edge._pool import PooledPage
@@ -77,17 +78,16 @@ def choose(tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation
     fails, leaves NextOne's choice and `search.problem`. All keep to the policy's limits while these leave anyone.
     """
     start = now.timer_ns()
-    places = [(page, index) for page in tier for index in page.remaining]
-    considered = [page.video_ids[index] for page, index in places]
+    considered = [page.video_ids[index] for page in tier for index in page.remaining]
     failed = None
     try:
         limits = limits_now(now.policy, tier, now.recent, now.device)
     except Exception as error:  # what the app handed in can't be read: a video without limits rather than none
-        failed, every_N = error, np.ones(len(places), bool)
+        failed, every_N = error, np.ones(len(considered), bool)
         limits = Limits(every_N, every_N, LIMITS)
 
     def by_server(reason: str, error: Exception | None = failed) -> Decision:
-        page, index = places[int(np.argmax(limits.allowed_N))]
+        page, index = _place(tier, int(np.argmax(limits.allowed_N)))
         return Decision(page, index, Chooser.SERVER_ORDER, reason, considered, error=error, relaxed=limits.relaxed)
 
     if reranker is None or tier[0].scored is None:
@@ -100,7 +100,7 @@ def choose(tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation
         done = now.timer_ns()
     except Exception as error:  # whatever the engine says, a swipe shows a video; the session keeps the error
         return by_server(str(Reason.ENGINE_ERROR), error)
-    if not np.isfinite(scores_NT).all():
+    if not all_finite(scores_NT):
         return by_server(str(Reason.NON_FINITE_SCORES))
     values_N = reranker.values(scores_NT)
     best = int(values_N.argmax() if limits.free else np.where(limits.allowed_N, values_N, -np.inf).argmax())
@@ -108,8 +108,8 @@ def choose(tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation
     if now.policy.mode == BEAM:
         ahead = look_ahead(tier, reranker, now, scores_NT, now.policy.plan, limits.allowed_N, started_ns=start)
         best = best if ahead.first is None else ahead.first
-    page, index = places[best]
-    value = float(values_N[best])
+    page, index = _place(tier, best)
+    value = values_N.item(best)
     return Decision(
         page,
         index,
@@ -129,6 +129,15 @@ def choose(tier: Sequence[PooledPage], reranker: Reranker | None, now: Situation
     )
 
 
+def _place(tier: Sequence[PooledPage], number: int) -> tuple[PooledPage, int]:
+    """Page and index of the tier's remaining candidate of that number."""
+    for page in tier:
+        if number < len(page.remaining):
+            return page, page.remaining[number]
+        number -= len(page.remaining)
+    raise IndexError(number)
+
+
 def make_ready(reranker: Reranker, now: Situation) -> None:
     """Keys and values up to date, and what depends on now filled in. Raises what the engine raises."""
     reranker.refresh()
@@ -137,7 +146,9 @@ def make_ready(reranker: Reranker, now: Situation) -> None:
 
 def scores_of(reranker: Reranker, tier: Sequence[PooledPage], device: DeviceState) -> Floats:
     """Logits [N, T] of the tier's remaining candidates, nothing placed, after `make_ready`."""
-    parts = [reranker.scores(page.scored, device)[page.remaining] for page in tier if page.scored is not None]
+    parts = [
+        reranker.scores(page.scored, device).take(page.remaining, axis=0) for page in tier if page.scored is not None
+    ]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

@@ -56,13 +56,15 @@ class Past:
 class Memory:
     """The watched list as `swipe` reads it: memory [1, L1, Wm], and memory_mask, since, behind [1, L1] each.
 
-    version: a new object after each change of memory or memory_mask, so that the same ones need not be set again.
+    length: slots in use. version: a new object when memory or memory_mask changed otherwise than by slots joining at
+    the end, so that what a graph holds need not be set again.
     """
 
     memory: Floats
     memory_mask: Floats
     since: Floats
     behind: Floats
+    length: int = 0
     version: object = field(default_factory=object, init=False)  # a copy with other values has another version
 
     def changed(self) -> None:
@@ -83,8 +85,7 @@ class Engine:
         self.spec: FeatureSpec = self.manifest.spec
         self.dense_version = self.manifest.dense_version
         self._allow_no_delegate = allow_no_delegate
-        self._runners: dict[str, GraphRunner] = {}
-        self._given: dict[int, int] = {}  # watch bucket -> slots of `past` that its graph has
+        self._runners: dict[tuple[str, int], GraphRunner] = {}
         self.place_error: Exception | None = None
         self.buckets = self.manifest.buckets("swipe")
         self.watch_buckets = self.manifest.buckets("watch")
@@ -125,18 +126,18 @@ class Engine:
         self.place_error = None
         try:
             for size in self.buckets:
-                if f"place/N{size}" not in self._runners:
+                if ("place", size) not in self._runners:
                     self._runner("place", size).try_out()
         except Exception as error:
             self.place_error = error  # no swipe shall read and refuse the file again; the next call here does
             raise
 
     def _runner(self, name: str, size: int) -> GraphRunner:
-        bucket = f"{'T' if name == 'watch' else 'N'}{size}"
-        key = f"{name}/{bucket}"
-        if key not in self._runners:
-            self._runners[key] = self.load_graph(name, bucket)
-        return self._runners[key]
+        runner = self._runners.get((name, size))
+        if runner is None:
+            runner = self.load_graph(name, f"{'T' if name == 'watch' else 'N'}{size}")
+            self._runners[name, size] = runner
+        return runner
 
     def load_graph(self, name: str, bucket: str, variant: str = "") -> GraphRunner:
         """A runner of its own for a graph, shipped variant or a named one (replay, benchmarks)."""
@@ -161,54 +162,60 @@ class Engine:
         """
         n = max((len(blocks[b]) for b in ("candidate_rows", "candidate_dense") if b in blocks), default=0)
         bucket = self.bucket_for(n)
-        runner = self._runner("page", bucket)
-        _fill(runner, blocks)
-        out = runner.run()
-        return PageState(bucket, n, out)
+        return PageState(bucket, n, self._runner("page", bucket).run(_padded(blocks, bucket)))
 
-    def watch(self, rows_tR: Floats, dense_tF: Floats, first_slot: int, past: Past) -> tuple[Floats, Floats]:
-        """Keys and values of n ≤ max(t) new tokens that take slots first_slot …: new [G, n, D], memory_new [n, Wm].
+    def prepare_watch(self, rows_1R: Floats, first_slot: int, past: Past, mark: object) -> None:
+        """Give the graph of one token what it needs beside watched_dense; `watch` with this mark finds it there."""
+        self._give_watch(self._runner("watch", 1), rows_1R, 1, first_slot, past, mark)
 
-        past: the slots before first_slot.
+    def watch(
+        self, rows_tR: Floats, dense_tF: Floats, first_slot: int, past: Past, mark: object = None
+    ) -> tuple[Floats, Floats]:
+        """Keys and values of n ≤ max(t) new tokens that take slots first_slot …: new [G, n, D], memory_new [n, Wm];
+        views, overwritten by the next run.
+
+        past: the slots before first_slot. mark: of `prepare_watch`, for the same row and slot.
         """
         n = len(dense_tF)
         size = next((t for t in self.watch_buckets if n <= t), 0)
         if not size:
             raise InputError("more watched videos at once than a graph takes", got=n, allowed=self.watch_buckets)
         runner = self._runner("watch", size)
-        position = runner.inputs["position"]
-        position[...] = 0.0
-        for token in range(n):
-            position[0, token, first_slot + token] = 1.0
-        _fill(runner, {"watched_rows": rows_tR, "watched_dense": dense_tF})
-        runner.give(
-            {
-                name: runner.inputs[name]
-                for name in ("watched_rows", "watched_dense", "position")
-                if name in runner.inputs
-            }
-        )
-        if self.planes:
-            self._give_past(runner, size, past, first_slot)
+        self._give_watch(runner, rows_tR, n, first_slot, past, mark)
+        dense = runner.inputs["watched_dense"][0]
+        dense[:n] = dense_tF
+        if n < size:
+            dense[n:] = 0.0
         out = runner.invoke()
         new_GnD = out["new"][0, :, :n] if self.planes else past.planes[0, :, :n]  # no plane: nothing
         return new_GnD, out["memory_new"][0, :n]
 
-    def _give_past(self, runner: GraphRunner, size: int, past: Past, first_slot: int) -> None:
-        """All of it, or what came since the graph's last run with it: at a swipe one slot of a large tensor."""
-        if runner.holds("past", past.version):
-            new = slice(self._given[size], first_slot)
-            runner.write("past", (0, slice(None), new), past.planes[0, :, new])
-            runner.write("past_mask", (0, new), past.mask[0, new])
-        else:
-            runner.give({"past": past.planes, "past_mask": past.mask})
-        self._given[size] = first_slot
+    def _give_watch(
+        self, runner: GraphRunner, rows_tR: Floats, n: int, first_slot: int, past: Past, mark: object
+    ) -> None:
+        """Rows, position and past. Of the past all of it, or what came since the graph's last run with it: at a swipe
+        one slot of a large tensor."""
+        inputs = runner.inputs
+        if not runner.holds("tokens", object() if mark is None else mark):
+            position = inputs["position"]
+            position[...] = 0.0
+            for token in range(n):
+                position[0, token, first_slot + token] = 1.0
+            runner.give(_padded({"watched_rows": rows_tR}, 0, position.shape[1]))
+        if self.planes:
+            given = runner.lacks("past", past.version, first_slot)
+            if given < 0:
+                runner.give({"past": past.planes, "past_mask": past.mask})
+            elif given < first_slot:
+                inputs["past"][0, :, given:first_slot] = past.planes[0, :, given:first_slot]
+                inputs["past_mask"][0, given:first_slot] = past.mask[0, given:first_slot]
 
     def swipe(self, page: PageState, memory: Memory, swipe_dense: Floats, candidate_swipe: Floats) -> Floats:
-        """Logits [n, T] of a page's candidates, nothing placed. swipe_dense [1, Fs], candidate_swipe [1, N, Fcs]."""
+        """Logits [n, T] of a page's candidates, nothing placed. swipe_dense [1, Fs], candidate_swipe [1, N, Fcs]:
+        arrays that nobody writes to again."""
         runner = self._runner("swipe", page.bucket)
         _give_now(runner, page, memory, swipe_dense, candidate_swipe)
-        return runner.invoke()["scores"][0, : page.n]
+        return runner.invoke()["scores"][0, : page.n].copy()
 
     def place(
         self,
@@ -223,16 +230,15 @@ class Engine:
         runner = self._runner("place", page.bucket)
         _give_now(runner, page, memory, swipe_dense, candidate_swipe)
         runner.give({"placed": placed, "placed_mask": placed_mask})
-        return runner.invoke()["scores"][0, :, : page.n]
+        return runner.invoke()["scores"][0, :, : page.n].copy()
 
     def reference_scores(self, blocks: Mapping[str, Floats]) -> Floats:
         """Logits [n, T] by the `whole` graph: page blocks as in `page`, watched_rows [l, Rw], watched_dense [l, Fw],
         memory_mask, since, behind [1, L1], swipe_dense [1, Fs], candidate_swipe [n, Fcs]. Slow; needs fetch="all".
         """
         n = len(blocks["candidate_dense"])
-        runner = self._runner("whole", self.bucket_for(n))
-        _fill(runner, blocks)
-        return runner.run()["scores"][0, :n]
+        bucket = self.bucket_for(n)
+        return self._runner("whole", bucket).run(_padded(blocks, bucket, self.capacity + 1))["scores"][0, :n]
 
     @property
     def delegated(self) -> bool:
@@ -246,26 +252,27 @@ def _give_now(
     """What a graph may take at a swipe: the page and the watched list only where they are others than at the last."""
     if not runner.holds("page", page):
         runner.give(page.outputs)
-    if not runner.holds("memory", memory.version):
+    given, length = runner.lacks("memory", memory.version, memory.length), memory.length
+    if given < 0:
         runner.give({"memory": memory.memory, "memory_mask": memory.memory_mask})
-    runner.give(
-        {
-            "since": memory.since,
-            "behind": memory.behind,
-            "swipe_dense": swipe_dense,
-            "candidate_swipe": candidate_swipe,
-        }
-    )
+    elif given < length:
+        runner.inputs["memory"][0, given:length] = memory.memory[0, given:length]
+        runner.inputs["memory_mask"][0, given:length] = memory.memory_mask[0, given:length]
+    runner.give({"since": memory.since, "behind": memory.behind})
+    if not runner.holds("swipe_dense", swipe_dense):
+        runner.give({"swipe_dense": swipe_dense})
+    if not runner.holds("candidate_swipe", candidate_swipe):
+        runner.give({"candidate_swipe": candidate_swipe})
 
 
-def _fill(runner: GraphRunner, blocks: Mapping[str, Floats]) -> None:
-    """Copy [n, F] (or [1, F]) blocks into the runner's buffers, zeros behind the n."""
-    for name, buffer in runner.inputs.items():
-        block = blocks.get(name)
-        if block is None:
-            continue
-        if buffer.ndim == 3:
-            buffer[0, : len(block)] = block
-            buffer[0, len(block) :] = 0.0
+def _padded(blocks: Mapping[str, Floats], n: int, slots: int = 0) -> dict[str, Floats]:
+    """Blocks as a graph takes them: candidate_* [1, n, F] and watched_* [1, slots, F] out of [m, F], zeros behind."""
+    found = {}
+    for name, block in blocks.items():
+        size = {"candidate": n, "watched": slots}.get(name.partition("_")[0])
+        if size is None:
+            found[name] = block
         else:
-            buffer[...] = block
+            found[name] = padded = np.zeros((1, size, block.shape[1]), np.float32)
+            padded[0, : len(block)] = block
+    return found

@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import InputError
-from contract.rows import decode_rows
 from contract.spec import Column
 from contract.vocabulary import MASK_VALUE
 from edge._choice import Situation, make_ready
@@ -136,7 +135,7 @@ class _Probe:
         for name in blocks.keys() & set(CANDIDATE_BLOCKS):
             self._without[name] = blocks[name].mean(axis=0, keepdims=True)
         for column in spec.columns("user_rows"):
-            default_row = decode_rows(page.page.rows.tables[column.field.table])[0]
+            default_row = page.page.rows.tables[column.field.table].decoded[0]
             self._without["user_rows"][:, column.slice] = default_row
 
     def ablate(self, cases: Sequence[Sequence[Column]]) -> tuple[float, list[float]]:

@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.buckets import INDEX_BOUNDS
-from contract.features import dense_block, pool_rows
+from contract.features import dense_block, pool_column, pool_rows
 from contract.one_video import TokenRows
 from contract.page import CANDIDATE, ROWS_OK, USER, WATCHED, Page
 from contract.spec import FeatureSpec
 from contract.vocabulary import NULL_INT
-from contract.watched import WATCHED_COLUMNS
 from edge._types import DeviceState, Reason
 
 Floats = NDArray[np.float32]
 _OWNER_OF_BLOCK = {"user_rows": USER, "candidate_rows": CANDIDATE, "watched_rows": WATCHED}
 _INDEX_BOUNDS = INDEX_BOUNDS.tolist()
+_SHARED = ("duration", "pxtr")  # features that a candidate and a watched video have alike
 _ITEM_COLUMNS = ("video_id", "author_id", "tags", "duration_ms", "pxtr")
 
 
@@ -38,12 +38,14 @@ def unfit_reason(spec: FeatureSpec, dense_version: str, page: Page) -> str:
         return str(Reason.VERSION_MISMATCH)
     if page.spec_fingerprint != spec.fingerprint:
         return str(Reason.SPEC_MISMATCH)
+    tables, feature_table = page.rows.tables, page.rows.feature_table
     for field in spec.fields:
-        if field.table and field.table not in page.rows.tables:
+        if not field.table:
+            continue
+        if field.table not in tables:
             return str(Reason.NO_ROWS)
-        owner = _OWNER_OF_BLOCK.get(field.block, "")
-        named = page.rows.feature_table.get((owner, field.name), field.table)
-        if field.table and (named != field.table or page.rows.tables[field.table].width != field.width):
+        named = feature_table.get((_OWNER_OF_BLOCK.get(field.block, ""), field.name), field.table)
+        if named != field.table or tables[field.table].width != field.width:
             return str(Reason.SPEC_MISMATCH)
     return ""
 
@@ -83,20 +85,23 @@ def page_features(
     c = page.candidates
     candidate: dict[str, NDArray[Any]] = {name: getattr(c, name)[:n] for name in (*_ITEM_COLUMNS, "upload_age_days")}
     candidate["server_position"] = page.server_position[:n]
-    blocks = {
+    blocks: dict[str, Floats] = {
         "user_rows": rows.block("user_rows", 1),
         "user_dense": _dense(spec, "user_dense", user, 1),
         "candidate_rows": rows.block("candidate_rows", n),
         "candidate_dense": _dense(spec, "candidate_dense", candidate, n),
     }
     listed = rows.block("watched_rows", len(request_ids))
-    start = np.zeros((1, spec.width("watched_rows")), np.float32)
-    none = {column.field.name: np.full((1, 1), -1) for column in spec.columns("watched_rows")}
+    dense = blocks["candidate_dense"]
+    known = {c.field.feature: dense[:, c.slice] for c in spec.columns("candidate_dense") if c.field.feature in _SHARED}
+    start_R = np.zeros(spec.width("watched_rows"), np.float32)
+    for column in spec.columns("watched_rows"):
+        start_R[column.slice] = rows.tables[column.field.table][0]
     return PageFeatures(
         blocks={name: block for name, block in blocks.items() if block.shape[1]},
-        watched_rows_nR=rows.candidates_as_watched(n),
-        tokens_nF=tokens.of_candidates(candidate, n) if tokens.possible else None,
-        start_R=pool_rows(spec, "watched_rows", rows.tables, none, start)[0],
+        watched_rows_nR=rows.as_watched(blocks["candidate_rows"]),
+        tokens_nF=tokens.of_candidates(candidate, n, known) if tokens.possible else None,
+        start_R=start_R,
         request_rows={int(v): row for v, row in zip(request_ids, listed, strict=True)},
         default_rows=rows.default_rows,
     )
@@ -112,24 +117,30 @@ class _RowReader:
 
     def block(self, block: str, n: int) -> Floats:
         """[n, width] of a served block; an index that is absent or of another length gives default rows."""
-        owner = _OWNER_OF_BLOCK[block]
+        owner, out = _OWNER_OF_BLOCK[block], np.zeros((n, self._spec.width(block)), np.float32)
+        if not n:
+            return out
         slots = {}
         for column in self._spec.columns(block):
             field = column.field
             slots[field.name] = found = self._entries(owner, field.name, n, field.max_len)
             if field.max_len == 1:  # a video may well have no tag; it has one id
-                self.default_rows += int((found[:, 0] <= 0).sum())
-        return pool_rows(self._spec, block, self.tables, slots, np.zeros((n, self._spec.width(block)), np.float32))
+                self.default_rows += int(np.count_nonzero(found[:, 0] <= 0))
+        return pool_rows(self._spec, block, self.tables, slots, out)
 
-    def candidates_as_watched(self, n: int) -> Floats:
+    def as_watched(self, candidate_rows_nR: Floats) -> Floats:
         """The rows that the candidates will have once watched: the same feature of the same table, another field."""
-        twins = {(c.field.feature, c.field.table): c.field.name for c in self._spec.columns("candidate_rows")}
-        slots = {
-            c.field.name: self._entries(CANDIDATE, twins.get((c.field.feature, c.field.table), ""), n, c.field.max_len)
-            for c in self._spec.columns("watched_rows")
-        }
+        n = len(candidate_rows_nR)
+        twins = {(c.field.feature, c.field.table): c for c in self._spec.columns("candidate_rows")}
         out = np.zeros((n, self._spec.width("watched_rows")), np.float32)
-        return pool_rows(self._spec, "watched_rows", self.tables, slots, out)
+        for column in self._spec.columns("watched_rows"):
+            field, twin = column.field, twins.get((column.field.feature, column.field.table))
+            if twin is not None and twin.field.max_len == field.max_len:
+                out[:, column.slice] = candidate_rows_nR[:, twin.slice]
+            else:
+                slots = self._entries(CANDIDATE, twin.field.name if twin else "", n, field.max_len)
+                pool_column(self.tables[field.table], slots, out[:, column.slice])
+        return out
 
     def _entries(self, owner: str, feature: str, n: int, max_len: int) -> NDArray[np.int64]:
         slots = self._slots.get((owner, feature))
@@ -143,11 +154,12 @@ def _dense(spec: FeatureSpec, block: str, columns: Mapping[str, NDArray[Any]], n
 
 
 def watched_item(page: Page, index: int, number: int, device: DeviceState) -> dict[str, Any]:
-    """The columns that a candidate brings into the watched list, pXTR as sent with its page, and how it was shown.
+    """The columns that a candidate brings into the watched list, pXTR as sent with its page, and how it was shown:
+    Python numbers and lists.
 
     number: the user's running number of the impression.
     """
-    item = {name: getattr(page.candidates, name)[index] for name in _ITEM_COLUMNS if name in WATCHED_COLUMNS}
+    item = {name: getattr(page.candidates, name)[index].tolist() for name in _ITEM_COLUMNS}
     item["number"] = number
     item["volume"] = np.nan if device.volume is None else device.volume
     item["landscape"] = NULL_INT if device.landscape is None else int(device.landscape)
@@ -178,6 +190,8 @@ class WatchedRows:
         page's default.
         """
         first = len(self.rows)
+        if self.revision[: len(video_ids) + 1].min() >= 0:  # every slot has its row
+            return first
         if self.revision[0] < 0:
             self.rows[0], self.revision[0], first = features.start_R, revision, 0
         for slot, video_id in enumerate(video_ids, start=1):
@@ -189,43 +203,40 @@ class WatchedRows:
 
 
 class SwipeFeatures:
-    """Buffers of what is known at the swipe alone: swipe_dense [1, Fs], candidate_swipe [1, N, Fcs] per bucket."""
+    """What is known at the swipe alone: swipe_dense [1, Fs], candidate_swipe [1, N, Fcs] per bucket.
+
+    Another state is another array: what was returned is never written again, so that a graph may keep it.
+    """
 
     def __init__(self, spec: FeatureSpec, buckets: Sequence[int]):
         self._spec = spec
         self.swipe_dense: Floats = np.zeros((1, spec.width("swipe_dense")), np.float32)
-        self.candidate_swipe = {n: np.zeros((1, n, spec.width("candidate_swipe")), np.float32) for n in buckets}
-        self._columns = {name: np.zeros(1, np.int64) for name in ("network", "decoder", "swipe_index")}
+        width = spec.width("candidate_swipe")
+        self._untold: dict[int, Floats] = {n: np.zeros((1, n, width), np.float32) for n in buckets}
+        for bucket, block in self._untold.items():
+            self._fill(np.full(bucket, NULL_INT, np.int64), block)
         self._filled: tuple[int, int, int] | None = None  # what swipe_dense stands for
-        self._untold: set[int] = set()  # buckets whose candidate_swipe says that nothing was told
 
     def device(self, device: DeviceState, swipe_index: int) -> Floats:
-        """Fill and return swipe_dense."""
+        """swipe_dense of now."""
         now = (device.network, device.decoder, bisect_right(_INDEX_BOUNDS, swipe_index))
         if now == self._filled:
             return self.swipe_dense
-        columns = self._columns
-        columns["network"][0], columns["decoder"][0], columns["swipe_index"][0] = (
-            device.network,
-            device.decoder,
-            swipe_index,
-        )
-        self._filled = None  # until the block is whole
-        dense_block(self._spec, "swipe_dense", columns, self.swipe_dense)
+        values = {"network": device.network, "decoder": device.decoder, "swipe_index": swipe_index}
+        columns = {name: np.array([value]) for name, value in values.items()}
+        self.swipe_dense = dense_block(self._spec, "swipe_dense", columns, np.zeros_like(self.swipe_dense))
         self._filled = now
         return self.swipe_dense
 
     def candidates(self, device: DeviceState, video_ids: Sequence[int], bucket: int) -> Floats:
-        """Fill and return candidate_swipe of a bucket; zeros behind the page's candidates."""
-        out = self.candidate_swipe[bucket]
-        if not device.buffered_ms and bucket in self._untold:
-            return out
-        self._untold.discard(bucket)
+        """candidate_swipe of a bucket; zeros behind the page's candidates."""
+        told = device.buffered_ms
+        if not told:
+            return self._untold[bucket]
         buffered = np.full(bucket, NULL_INT, np.int64)
-        if device.buffered_ms:
-            told = device.buffered_ms
-            buffered[: len(video_ids)] = [max(NULL_INT, told.get(v, NULL_INT)) for v in video_ids]
-        dense_block(self._spec, "candidate_swipe", {"buffered_ms": buffered}, out[0])
-        if not device.buffered_ms:
-            self._untold.add(bucket)
+        buffered[: len(video_ids)] = [max(NULL_INT, told.get(v, NULL_INT)) for v in video_ids]
+        return self._fill(buffered, np.zeros_like(self._untold[bucket]))
+
+    def _fill(self, buffered_ms: NDArray[np.int64], out: Floats) -> Floats:
+        dense_block(self._spec, "candidate_swipe", {"buffered_ms": buffered_ms}, out[0])
         return out

@@ -5,7 +5,7 @@ Not thread-safe: a runner belongs to one engine, an engine to one session.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -21,12 +21,13 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class GraphRunner:
-    """An interpreter for one graph and bucket, one thread, through `set_tensor` / `invoke` / `get_tensor`.
+    """An interpreter for one graph and bucket, one thread, its tensors read and written where they stand.
 
-    `inputs` are zeroed float32 arrays of the contract's shapes, made once: fill them and call `run`. A value of another
-    array may be passed to `run` by name instead, so that a page's or cache's own buffer needs no copy.
+    `inputs` and `outputs` are float32 arrays of the contract's shapes over LiteRT's own memory, bound once: shapes are
+    fixed, so that nothing moves (`try_out` sees whether that is true). Fill inputs, call `invoke`, read outputs before
+    the next run; or `run`, which takes all inputs and gives copies.
     LiteRT leaves a graph's inputs as they are, so what did not change since the last run need not be set again
-    (`holds`, `give`, `invoke`); `try_out` sees whether that is true of this file on this machine.
+    (`holds`, `lacks`, `give`); `try_out` sees that as well.
     Raises NoModelError when the file is no model, does not match its contract, or runs without XNNPACK.
     """
 
@@ -46,9 +47,17 @@ class GraphRunner:
             )
         self._inputs = self._bind(contract.inputs, self._interpreter.get_input_details(), "input")
         self._outputs = self._bind(contract.outputs, self._interpreter.get_output_details(), "output")
-        self.inputs: dict[str, Floats] = {t.name: np.zeros(t.shape, t.dtype) for t in contract.inputs}
+        self.inputs, self.outputs = self._views(self._inputs), self._views(self._outputs)
+        # `Interpreter.invoke` refuses to run while an array over its memory is held, which could move with a resize.
+        self._invoke: Callable[[], object] = self._interpreter._interpreter.Invoke
         self.keeps_inputs = False
         self._held: dict[str, object] = {}
+        self._given: dict[str, int] = {}  # slots of a growing list that stand in the graph
+        for view in self.inputs.values():
+            view[...] = 0.0
+
+    def _views(self, indices: Mapping[str, int]) -> dict[str, Floats]:
+        return {name: self._interpreter.tensor(index)() for name, index in indices.items()}
 
     def _bind(self, tensors: tuple[Tensor, ...], details: list[dict[str, Any]], side: str) -> dict[str, int]:
         """Tensor name -> LiteRT's index, after names, shapes and dtypes were compared."""
@@ -65,56 +74,66 @@ class GraphRunner:
         return {str(d["name"]): int(d["index"]) for d in details}
 
     def try_out(self) -> None:
-        """Run once, so that a broken file is refused here, and see whether the inputs outlive a run."""
-        interpreter = self._interpreter
-        for name, index in self._inputs.items():
-            buffer = self.inputs[name]
-            ramp = np.linspace(-1.0, 1.0, buffer.size, dtype=buffer.dtype)
-            interpreter.set_tensor(index, ramp.reshape(buffer.shape))
-        before = [(index, interpreter.get_tensor(index)) for index in self._inputs.values()]
-        interpreter.invoke()
-        self.keeps_inputs = all(np.array_equal(interpreter.get_tensor(index), value) for index, value in before)
+        """Run once, so that a broken file is refused here, and see whether the inputs outlive a run.
+
+        Raises NoModelError when LiteRT moves a tensor at a run, whose arrays would then be of the past.
+        """
+        for view in self.inputs.values():
+            view[...] = np.linspace(-1.0, 1.0, view.size, dtype=view.dtype).reshape(view.shape)
+        before = [(view, view.copy()) for view in self.inputs.values()]
+        self._invoke()
+        self.keeps_inputs = all(np.array_equal(view, value) for view, value in before)
+        for indices, views in ((self._inputs, self.inputs), (self._outputs, self.outputs)):
+            for name, view in self._views(indices).items():
+                if view.__array_interface__["data"] != views[name].__array_interface__["data"]:
+                    raise NoModelError("graph moves its tensors at a run", where=self.name, got=name)
         self._held.clear()
 
     def run(self, given: Mapping[str, Floats] = NOTHING) -> dict[str, Floats]:
-        """Outputs by name, each a fresh array. `given` replaces `inputs` by name (exact shape, float32)."""
+        """Outputs by name, each a fresh array, for inputs by name (exact shape, float32); what is not given is zero."""
         self._held.clear()
-        self.give({**self.inputs, **given})
-        return self.invoke()
+        for name, view in self.inputs.items():
+            if name not in given:
+                view[...] = 0.0
+        self.give(given)
+        return {name: view.copy() for name, view in self.invoke().items()}
 
     def holds(self, group: str, mark: object) -> bool:
         """Whether what was given as `group` still stands in the graph; if not, the caller gives it now.
 
-        mark: an object of its own for each state of what the group holds.
+        mark: an object of its own for each state of what the group holds, as an array that nobody writes to again.
         """
         if self._held.get(group) is mark and self.keeps_inputs:
             return True
         self._held[group] = mark
         return False
 
+    def lacks(self, group: str, mark: object, length: int) -> int:
+        """From which of a list's `length` slots on the graph lacks them: the caller gives those, or all if it is -1.
+
+        mark: as of `holds`; the same one while slots only join at the end.
+        """
+        given = self._given.get(group, 0) if self.holds(group, mark) else -1
+        self._given[group] = length
+        return given
+
     def give(self, values: Mapping[str, Floats]) -> None:
-        """Set inputs by name, those that the graph has."""
-        inputs, set_tensor = self._inputs, self._interpreter.set_tensor
-        try:
-            for name, value in values.items():
-                index = inputs.get(name)
-                if index is not None:
-                    set_tensor(index, value)
-        except Exception:  # what `holds` promised for these values is not there
-            self._held.clear()
-            raise
+        """Set inputs by name, those that the graph has. Raises ValueError for another shape."""
+        inputs = self.inputs
+        for name, value in values.items():
+            view = inputs.get(name)
+            if view is None:
+                continue
+            if view.shape != value.shape:
+                self._held.clear()  # what `holds` promised for these values is not there
+                raise ValueError(f"{self.name}: input {name} has dimensions {view.shape}, got {value.shape}")
+            view[...] = value
 
-    def write(self, name: str, at: tuple[Any, ...], value: Floats) -> None:
-        """Change a part of an input where it stands, if the graph has it."""
-        index = self._inputs.get(name)
-        if index is not None:
-            self._interpreter.tensor(index)()[at] = value  # the view must not outlive this line: LiteRT would not run
-
-    def invoke(self) -> dict[str, Floats]:
-        """Outputs for what was given, each a fresh array."""
+    def invoke(self) -> Mapping[str, Floats]:
+        """Outputs for what was given: views, overwritten by the next run."""
         try:
-            self._interpreter.invoke()
+            self._invoke()
         except Exception:
             self._held.clear()
             raise
-        return {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}
+        return self.outputs

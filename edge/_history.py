@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,17 +57,26 @@ class Shown:
         Of two that tell the same thing the higher revision stands, and the first of equal ones, in whatever order they
         come.
         """
-        told = {name: getattr(feedback, name) for name in OBSERVED if getattr(feedback, name) is not None}
-        news = False
-        for name, value in (*feedback.signals.items(), *told.items()):
-            if revision <= self.told_at.get(name, -1):
-                continue
-            news, self.told_at[name] = True, revision
-            if name in told:
+        told_at, news = self.told_at, False
+        for name, value in feedback.signals.items():
+            if revision > told_at.get(name, -1):
+                self.signals[name], told_at[name], news = value, revision, True
+        for name in OBSERVED:
+            value = getattr(feedback, name)
+            if value is not None and revision > told_at.get(name, -1):
                 setattr(self, name, value)
-            else:
-                self.signals[name] = value
+                told_at[name], news = revision, True
         return news
+
+    def columns(self) -> dict[str, Any]:
+        """What was observed so far as FEEDBACK_COLUMNS of the watched list."""
+        signals, profile, comment = self.signals, self.profile_stay_ms, self.comment_stay_ms
+        return {
+            "play_time_ms": self.play_time_ms,
+            "signals": [int(signals[name]) if name in signals else NULL_INT for name in SIGNALS],
+            "profile_stay_ms": NULL_INT if profile is None else profile,
+            "comment_stay_ms": NULL_INT if comment is None else comment,
+        }
 
     def whole(self, feedback: Feedback) -> Feedback:
         """The feedback with all that was observed so far, as an event tells it: the last revision stands for all."""
@@ -81,14 +91,16 @@ class Shown:
         )
 
 
-@dataclass(frozen=True)
-class Applied:
-    """What a feedback did. change: of the watched list, when there is one; shown: None for a video never shown."""
+class Applied(NamedTuple):
+    """What a feedback did. change: of the watched list, when there is one; shown: None for a video never shown;
+    observed: all feedback columns of the video now.
+    """
 
     outcome: Outcome
     shown: Shown | None = None
     revision: int = 0
     change: Change | None = None
+    observed: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,27 +153,21 @@ class WatchHistory:
         if revision <= shown.revision and not news:
             return Applied(Outcome.STALE, shown, revision)
         shown.revision = max(shown.revision, revision)
-        observed = {
-            "play_time_ms": shown.play_time_ms,
-            "signals": [int(shown.signals[name]) if name in shown.signals else NULL_INT for name in SIGNALS],
-            **{
-                name: NULL_INT if getattr(shown, name) is None else getattr(shown, name)
-                for name in ("profile_stay_ms", "comment_stay_ms")
-            },
-        }
-        if first:
-            told = (feedback.shown_at_ms, shown.listed_at_ms, shown.impression.shown_at_ms)
-            at = next(at for at in told if at is not None)
-            change = self.watched.append({**shown.item, **observed, "shown_at_ms": at})
-            return Applied(Outcome.APPENDED, shown, revision, change)
-        amended = self.watched.amend(feedback.video_id, observed)
-        return Applied(Outcome.LOGGED if amended is None else Outcome.AMENDED, shown, revision, amended)
+        observed = shown.columns()
+        if not first:
+            amended = self.watched.amend(feedback.video_id, observed)
+            return Applied(Outcome.LOGGED if amended is None else Outcome.AMENDED, shown, revision, amended, observed)
+        at_ms = feedback.shown_at_ms if feedback.shown_at_ms is not None else shown.listed_at_ms
+        observed["shown_at_ms"] = shown.impression.shown_at_ms if at_ms is None else at_ms
+        change = self.watched.append(shown.item, observed)
+        return Applied(Outcome.APPENDED, shown, revision, change, observed)
 
     def needs_room(self, feedback: Feedback) -> bool:
         """Whether this feedback appends and the list is full."""
+        if self.watched.n_watched < self.watched.capacity:
+            return False
         shown = self._shown.get(feedback.video_id)
-        appends = shown is not None and shown.revision < 0
-        return appends and self.watched.n_watched >= self.watched.capacity
+        return shown is not None and shown.revision < 0
 
     def entries(self) -> list[WatchedEntry]:
         """The list as a page request tells it, oldest first."""

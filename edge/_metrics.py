@@ -2,8 +2,8 @@
 
     session.metrics.snapshot()["kir.edge.swipe.duration"]["p99"]        # microseconds
 
-Nothing is sent anywhere. Thread-safe; two numbers of one snapshot may be a swipe apart. A swipe only notes its stages;
-the log-spaced buckets are filled off the swipe path.
+Nothing is sent anywhere. Thread-safe; two numbers of one snapshot may be a swipe apart. What happens is only noted;
+counters and log-spaced buckets are filled off the swipe path.
 """
 
 from __future__ import annotations
@@ -109,18 +109,24 @@ class Metrics:
         stages = [self._histogram("kir.edge.swipe.stage.duration", stage) for stage in SWIPE_STAGES]
         self._swiped = (*stages, self._swipe)
         self._pending: deque[tuple[float, ...]] = deque()
+        self._noted: deque[tuple[str, str, float]] = deque()  # name, value, and how many or how long
         self._lock = threading.Lock()
 
     def add(self, name: str, n: int = 1, value: str = "") -> None:
         """Count. value: of the metric's attribute."""
-        key = _key(name, value)
-        with self._lock:
-            self._counters[key] = self._counters.get(key, 0) + n
+        self._note(name, value, n)
 
     def record(self, name: str, us: float, value: str = "") -> None:
         """A duration in microseconds."""
-        with self._lock:
-            self._histogram(name, value).record(us)
+        self._note(name, value, us)
+
+    def _note(self, name: str, value: str, amount: float) -> None:
+        """Sorted in by `fold`, as swipes are: a feedback counts and times three things."""
+        if name not in METRICS:
+            _key(name, value)
+        self._noted.append((name, value, amount))
+        if len(self._noted) > PENDING_MAX:
+            self.fold()
 
     def swiped(self, *us: float) -> None:
         """The stages of one swipe, in the order of SWIPE_STAGES, and the whole. Sorted into buckets by `fold`."""
@@ -129,8 +135,15 @@ class Metrics:
             self.fold(1)
 
     def fold(self, n: int = PENDING_MAX) -> None:
-        """Take swipes into their histograms; `maintain` and `snapshot` do. From any thread."""
+        """Take what was noted into counters and histograms; `maintain` and `snapshot` do. From any thread."""
         with self._lock:
+            for _ in range(len(self._noted)):
+                name, value, amount = self._noted.popleft()
+                if METRICS[name].kind == HISTOGRAM:
+                    self._histogram(name, value).record(amount)
+                else:
+                    key = _key(name, value)
+                    self._counters[key] = self._counters.get(key, 0) + int(amount)
             for _ in range(min(n, len(self._pending))):
                 for histogram, us in zip(self._swiped, self._pending.popleft(), strict=True):
                     histogram.record(us)

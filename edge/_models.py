@@ -13,7 +13,7 @@ from contract.page import Page
 from edge._ahead import unfit_plan
 from edge._engine import Engine
 from edge._features import unfit_reason
-from edge._history import Applied, KeptRows, WatchHistory
+from edge._history import Applied, KeptRows, Shown, WatchHistory
 from edge._installed import InstalledModel
 from edge._policy import BEAM, ChoicePolicy
 from edge._pool import CandidatePool
@@ -191,6 +191,20 @@ class Models:
             self._evict()
         self._refresh()
 
+    def prepare(self, shown: Shown) -> None:
+        """Do ahead, after `settle`, what the feedback of a video just shown will need whatever it tells."""
+        watched, reranker = self._history.watched, self.reranker
+        if watched.n_watched == watched.capacity:
+            return
+        try:
+            watched.prepare(shown.item)
+            if reranker is None or shown.dense_version != reranker.dense_version:
+                return
+            if shown.row_R is not None and shown.token_F is not None and not reranker.stale:
+                reranker.prepare(shown.row_R, shown.token_F)
+        except Exception as error:  # its feedback meets the same, and says so
+            self._telemetry.swallowed(error)
+
     def apply(self, feedback: Feedback) -> Applied:
         """Take a feedback into the watched list, after `settle`, and work out what it changed there."""
         if self._history.needs_room(feedback):
@@ -204,7 +218,9 @@ class Models:
             row_R, token_F = (shown.row_R, shown.token_F) if same else (None, None)
             if row_R is not None and row_R.shape != self.reranker.rows.rows.shape[1:]:
                 row_R = None  # a state file may hold anything
-            self.reranker.appended(change, row_R, shown.rows_revision, token_F)
+            gap_ms = self._history.watched.gap_ms(change.first_slot)
+            values = None if token_F is None else {**shown.item, **applied.observed, "gap_ms": gap_ms}
+            self.reranker.appended(change, row_R, shown.rows_revision, token_F, values)
         else:
             self.reranker.changed(change)
         self._refresh()
@@ -218,8 +234,10 @@ class Models:
             self.reranker.changed(change)
 
     def _refresh(self) -> None:
+        reranker = self.reranker
+        if reranker is None or not reranker.stale:
+            return
         try:
-            if self.reranker is not None:
-                self.reranker.refresh()
+            reranker.refresh()
         except Exception as error:  # the swipe tries once more and says engine_error
             self._telemetry.swallowed(error)

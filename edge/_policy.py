@@ -86,9 +86,11 @@ def limits_now(
     policy: ChoicePolicy, tier: Sequence[PooledPage], recent: Sequence[About], device: DeviceState
 ) -> Limits:
     """What of the tier may be shown. recent: the videos shown last, the newest at the end."""
-    n = sum(len(page.remaining) for page in tier)
+    n = 0
+    for page in tier:
+        n += len(page.remaining)
     every_N = _EVERY[:n] if n <= len(_EVERY) else np.ones(n, bool)
-    if not policy.remembers and not policy.preloaded_only:
+    if not (policy.author_gap or policy.topic_gap or policy.preloaded_only):
         return Limits(every_N, every_N, free=True)
     author_N, topic_N = _other_authors(policy, tier, recent, every_N), _other_topics(policy, tier, recent, every_N)
     diverse_N, relaxed = _diverse(every_N, author_N, topic_N)

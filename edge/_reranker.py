@@ -6,16 +6,18 @@ Not thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.ages import Ages
 from contract.errors import NoModelError
-from contract.features import dense_block, since_watched, videos_behind
+from contract.features import dense_block
 from contract.golden import fused_values
-from contract.one_video import READ, TokenRows
+from contract.one_video import TokenRows
 from contract.page import Page
 from contract.watched import Change, WatchedList
 from edge._cache import WatchCache
@@ -49,8 +51,10 @@ class Reranker:
         self.cache = WatchCache(engine)
         self._swipe = SwipeFeatures(self._spec, engine.buckets)
         self._tokens = TokenRows(self._spec)
+        self._ages = Ages(engine.capacity + 1)
         self._watched_dense: Floats = np.zeros((engine.capacity + 1, self._spec.width("watched_dense")), np.float32)
-        self._written = -1  # the slot whose token stands in _watched_dense already
+        self._written = -1  # the slot whose token stands in _watched_dense already, and what it was made of
+        self._token_F: Floats | None = None
 
     def open_page(self, page: Page, request_ids: Sequence[int]) -> ScoredPage:
         """Decode the page's rows, take what it brings for the watched list, run `page`, bring the cache up to date.
@@ -71,23 +75,38 @@ class Reranker:
 
     def changed(self, change: Change) -> None:
         """After an amendment or an eviction."""
-        self._written = -1
+        self._written, self._token_F = -1, None
         if change.dropped:
             self.rows.evict(change.dropped)
         self.cache.stale_from(change.first_slot)
 
-    def appended(self, change: Change, row_R: Floats | None, revision: int, token_F: Floats | None = None) -> None:
+    def prepare(self, row_R: Floats, token_F: Floats) -> None:
+        """A video was shown whose feedback will probably come next: set up its token's run. Raises as the engine does.
+
+        row_R, token_F: its rows of a page's features, of this version.
+        """
+        self.cache.prepare(self.watched.length, row_R[None], token_F)
+
+    def appended(
+        self,
+        change: Change,
+        row_R: Floats | None,
+        revision: int,
+        token_F: Floats | None = None,
+        values: Mapping[str, Any] | None = None,
+    ) -> None:
         """After an append; None when no row of this version is known: the default row until a page brings it.
 
-        token_F: the video's row of `PageFeatures.tokens_nF`, of this version; None: the token is a batch of one.
+        token_F: the video's row of `PageFeatures.tokens_nF`, of this version, with the columns `one_video.READ` as
+        values; None: the token is a batch of one.
         """
         slot = change.first_slot
         self.rows.put(slot, row_R, revision)
         self.cache.stale_from(slot)
-        self._written = -1
-        if token_F is not None:
-            self._tokens.write(self.watched.values(slot, READ), token_F, self._watched_dense[slot])
-            self._written = slot
+        self._written, self._token_F = -1, None
+        if token_F is not None and values is not None:
+            self._tokens.write(values, token_F, self._watched_dense[slot])
+            self._written, self._token_F = slot, token_F
 
     @property
     def stale(self) -> bool:
@@ -98,7 +117,7 @@ class Reranker:
         """Work out keys and values that are not up to date; nothing before the first page, which brings the start."""
         if self.stale and self.rows.revision[0] >= 0:
             with self._span("watch"):
-                self.cache.refresh(self.watched.length, self._blocks)
+                self.cache.refresh(self.watched.length, self._blocks, self._token_F)
 
     def _blocks(self, first: int, end: int) -> tuple[Floats, Floats]:
         dense = self._watched_dense[first:end]
@@ -111,9 +130,7 @@ class Reranker:
 
     def device(self, now_ms: int, device: DeviceState, swipe_index: int, number: int) -> None:
         """Fill what depends on now: how long and how many videos ago each was watched, and the device's state."""
-        watched, memory = self.watched, self.cache.memory
-        since_watched(now_ms, watched.column("shown_at_ms"), memory.since[0, : watched.length])
-        videos_behind(number, watched.column("number"), memory.behind[0, : watched.length])
+        self._ages.write(now_ms, number, self.watched.at, self.cache.ages)
         self._swipe.device(device, swipe_index)
 
     def scores(self, page: ScoredPage, device: DeviceState) -> Floats:
@@ -128,8 +145,7 @@ class Reranker:
         """
         if self.engine.place_error is not None:
             raise NoModelError("the place graph did not load", where=self.dense_version) from self.engine.place_error
-        # A copy: two pages of one bucket would share the buffer.
-        candidate_swipe = self._swipe.candidates(device, page.video_ids, page.state.bucket).copy()
+        candidate_swipe = self._swipe.candidates(device, page.video_ids, page.state.bucket)
 
         def place(placed: Floats, placed_mask: Floats) -> Floats:
             now = (self.cache.memory, self._swipe.swipe_dense, candidate_swipe)

@@ -30,7 +30,7 @@ from edge._clock import Clock, SessionTime, SystemClock
 from edge._config import SessionConfig as SessionConfig
 from edge._engine import Engine
 from edge._explain import Explanation, explain
-from edge._history import WatchHistory
+from edge._history import Shown, WatchHistory
 from edge._installed import InstalledModel
 from edge._intake import PageIntake
 from edge._keeper import Keeper
@@ -47,7 +47,7 @@ from edge._told import Pending, Reporter, choice_of, stages_of
 from edge._trace import Trace
 from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Search
 from edge._upload import FeedbackUploader
-from edge._wire import Impression, PageRequest
+from edge._wire import PageRequest
 
 
 class EdgeSession:
@@ -103,6 +103,7 @@ class EdgeSession:
         )
         self._recent: list[About] = []
         self._pending: Pending | None = None
+        self._shown: Shown | None = None  # the video shown last, until its feedback is prepared for
         self._last: tuple[PooledPage, int, int] | None = None  # page, candidate and time of the last choice
         self._device = DeviceState()
         self._keeper: Keeper | None = None
@@ -310,24 +311,24 @@ class EdgeSession:
         if decision.reason:
             self.metrics.add("kir.edge.fallbacks", 1, decision.reason.partition(":")[0])
         self._telemetry.swipe(start, settled, decision.began_ns, end, stages, len(decision.considered))
-        choice = choice_of(decision, self.position, self._reranker, stages)
-        impression = Impression(self.user_id, self.session_id, choice, now_ms, self._device)
-        self._pending = Pending(decision, page.scored, impression, self._number)
+        choice = choice_of(decision, self.position, self._models.reranker, stages)
+        self._pending = Pending(page, page.scored, choice, now_ms, self._device, self._number)
         self.position += 1
         self._models.chosen()
         return choice
 
     def _note(self) -> None:
         """Take down what the last choice showed: it can wait until the choice is out."""
-        if self._pending is None:
-            return
         pending, self._pending = self._pending, None
-        shown = pending.shown()
+        if pending is None:
+            return
+        shown = pending.shown(self.user_id, self.session_id)
         self._history.show(shown)
+        self._shown = shown
         if self._keeper is not None:
             self._keeper.shown(shown)
         if self.config.policy.remembers:
-            self._recent.append(about(pending.decision.page, pending.decision.index))
+            self._recent.append(about(pending.page, pending.choice.candidate_index))
             del self._recent[: -self.config.policy.remembers]
 
     # -- off the swipe path
@@ -340,6 +341,9 @@ class EdgeSession:
         with self._telemetry.span("maintain"):
             self._settle()
             self._intake.take_arrived()
+            if self._shown is not None:
+                self._models.prepare(self._shown)
+                self._shown = None
             if self.pool.wants_page(self._clock.monotonic_ms()):
                 self._intake.ask()
             if self._keeper is not None:
@@ -347,7 +351,8 @@ class EdgeSession:
             self.metrics.fold()
 
     def _settle(self) -> None:
-        self._note()
+        if self._pending is not None:
+            self._note()
         self._models.settle()
 
     def feedback(self, feedback: Feedback) -> Outcome:

@@ -9,29 +9,32 @@ from edge._choice import Decision
 from edge._features import watched_item
 from edge._history import Applied, Shown
 from edge._keeper import Keeper
+from edge._pool import PooledPage
 from edge._reranker import Reranker, ScoredPage
-from edge._types import Choice, Feedback, Outcome
+from edge._types import Choice, DeviceState, Feedback, Outcome
 from edge._upload import Event, FeedbackUploader
 from edge._wire import Impression, feedback_event
 
 
 def stages_of(decision: Decision, start_ns: int, settled_ns: int, end_ns: int) -> dict[str, float]:
     """Microseconds per stage of a swipe, as `Choice.stages_us` has them."""
-    stages = {
-        "maintain": (settled_ns - start_ns) / 1e3,
-        "features": decision.features_us,
-        "engine": decision.engine_us,
-        **({"search": decision.search.search_us} if decision.search else {}),
-    }
+    maintain, features, engine = (settled_ns - start_ns) / 1e3, decision.features_us, decision.engine_us
     total = (end_ns - start_ns) / 1e3
-    return stages | {"choice": total - sum(stages.values()), "total": total}
+    stages = {"maintain": maintain, "features": features, "engine": engine}
+    search_us = 0.0
+    if decision.search is not None:
+        stages["search"] = search_us = decision.search.search_us
+    stages["choice"], stages["total"] = total - maintain - features - engine - search_us, total
+    return stages
 
 
 def choice_of(decision: Decision, position: int, reranker: Reranker | None, stages: Mapping[str, float]) -> Choice:
     """What the app is told, after the candidate left the pool. reranker: of the model at work."""
     page, index = decision.page, decision.index
     by_model = reranker if decision.values_N is not None else None
-    return Choice(
+    # Past `__init__`, which sets each field of a frozen dataclass through `object.__setattr__`, at a tenth of the time.
+    choice = object.__new__(Choice)
+    choice.__dict__.update(
         video_id=page.video_ids[index],
         page_id=page.page.page_id,
         candidate_index=index,
@@ -51,23 +54,26 @@ def choice_of(decision: Decision, position: int, reranker: Reranker | None, stag
         value=decision.value,
         best_value=decision.best_value,
     )
+    return choice
 
 
 class Pending(NamedTuple):
     """A choice that was returned and not yet noted. scored: the page's features then, should its model go meanwhile."""
 
-    decision: Decision
+    page: PooledPage
     scored: ScoredPage | None
-    impression: Impression
+    choice: Choice
+    shown_at_ms: int
+    device: DeviceState
     number: int
 
-    def shown(self) -> Shown:
+    def shown(self, user_id: int, session_id: int) -> Shown:
         """The impression, with what it brings into the watched list."""
-        page, index = self.decision.page.page, self.decision.index
+        page, index = self.page.page, self.choice.candidate_index
         features = None if self.scored is None else self.scored.features
         return Shown(
-            self.impression,
-            watched_item(page, index, self.number, self.impression.device),
+            Impression(user_id, session_id, self.choice, self.shown_at_ms, self.device),
+            watched_item(page, index, self.number, self.device),
             None if features is None else features.watched_rows_nR[index],
             page.dense_version,
             page.rows_revision,

@@ -206,3 +206,35 @@ def test_unknown_or_derived_columns_are_refused(item) -> None:
 def test_capacity_must_halve(capacity) -> None:
     with pytest.raises(InputError, match="even"):
         WatchedList(capacity)
+
+
+def columns_after(prepared: dict | None, item: dict, feedback: dict, full: bool = False) -> dict:
+    watched = WatchedList(2)
+    watched.append({"video_id": 7, "shown_at_ms": 1_000, "tags": [1, 2, 3]})
+    if full:
+        watched.append({"video_id": 8, "shown_at_ms": 2_000})
+    if prepared is not None:
+        watched.prepare(prepared)
+    assert watched.n_watched == 1 + full
+    if full:
+        watched.evict_if_full()
+    watched.append(item, feedback)
+    return {name: column.tolist() for name, column in watched.columns().items()} | {"at": watched.at.tolist()}
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_was_prepared_shows_in_nothing(full: bool) -> None:
+    item = {"video_id": 9, "shown_at_ms": 5_000, "number": 4, "pxtr": [0.5] * 7}
+    other = {"video_id": 10, "author_id": 3, "volume": 0.5}
+    feedback = {"play_time_ms": 800, "signals": [1] + [-1] * 8}
+    want = str(columns_after(None, item, feedback, full))
+    assert str(columns_after(item, item, feedback, full)) == want
+    assert str(columns_after(other, item, feedback, full)) == want
+    assert str(columns_after(None, {**item, **feedback}, {}, full)) == want
+
+
+def test_a_prepared_item_with_an_unknown_column_is_refused() -> None:
+    with pytest.raises(InputError, match="not a column"):
+        WatchedList(2).prepare({"share": 1})
+    with pytest.raises(InputError, match="not a column"):
+        WatchedList(2).append({}, {"gap_ms": 1})

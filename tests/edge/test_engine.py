@@ -96,7 +96,7 @@ class TestEngine:
         dense = rng.normal(0, 1, (n, SPEC.width("watched_dense"))).astype(np.float32)
         past = np.zeros((1, G, L1, D), np.float32)
         mask = np.full((1, L1), MASK_VALUE, np.float32)
-        together, memory = engine.watch(rows, dense, 1, Past(past, mask))
+        together, memory = (out.copy() for out in engine.watch(rows, dense, 1, Past(past, mask)))
         assert together.shape == (G, n, D)
         for i in range(n):
             new, memory_new = engine.watch(rows[i : i + 1], dense[i : i + 1], 1 + i, Past(past, mask))
@@ -125,6 +125,25 @@ class TestEngine:
         for kept, whole in zip(grow(fresh=False), grow(fresh=True), strict=True):
             for one, other in zip(kept, whole, strict=True):
                 np.testing.assert_array_equal(one, other)
+
+    @pytest.mark.parametrize("between", ["nothing", "another token", "another past"])
+    def test_a_token_prepared_for_is_the_token_given_whole(self, engine: Engine, between: str) -> None:
+        """Whatever ran meanwhile: what the graph no longer holds is given again."""
+        rng = np.random.default_rng(6)
+        rows = rng.normal(0, 1, (2, 1, SPEC.width("watched_rows"))).astype(np.float32)
+        dense = rng.normal(0, 1, (2, 1, SPEC.width("watched_dense"))).astype(np.float32)
+        planes = rng.normal(0, 1, (1, G, L1, D)).astype(np.float32)
+        mask = np.full((1, L1), MASK_VALUE, np.float32)
+        mask[0, :2] = 0.0
+        past, mark = Past(planes, mask), object()
+        want = [out.copy() for out in engine.watch(rows[0], dense[0], 2, Past(planes, mask))]
+        engine.prepare_watch(rows[0], 2, past, mark)
+        if between == "another token":
+            engine.watch(rows[1], dense[1], 3, past)
+        elif between == "another past":
+            engine.watch(rows[0], dense[1], 2, Past(2 * planes, mask))
+        for got, whole in zip(engine.watch(rows[0], dense[0], 2, past, mark), want, strict=True):
+            np.testing.assert_array_equal(got, whole)
 
     def test_too_many_watched_at_once(self, engine: Engine) -> None:
         block = np.zeros((4, SPEC.width("watched_dense")), np.float32)
@@ -300,7 +319,7 @@ class TestWhatAGraphHolds:
         mark = object()
         assert not runner.holds("all", mark)
         runner.give({name: np.ones_like(value) for name, value in runner.inputs.items()})
-        first = runner.invoke()["query"]
+        first = runner.invoke()["query"].copy()
         assert runner.holds("all", mark)
         np.testing.assert_array_equal(runner.invoke()["query"], first)
 
@@ -330,15 +349,38 @@ class TestWhatAGraphHolds:
         assert not runner.holds("all", mark)
 
     def test_a_part_is_written_where_it_stands(self, runner: GraphRunner) -> None:
-        runner.run()
-        zero = runner.invoke()["query"]
-        runner.write("user_dense", (0, slice(0, 2)), np.ones(2, np.float32))
-        runner.write("no such input", (0,), np.ones(1, np.float32))
-        part = runner.invoke()["query"]
+        zero = runner.run()["query"]
+        runner.inputs["user_dense"][0, :2] = 1.0
+        part = runner.invoke()["query"].copy()
         whole = np.zeros_like(runner.inputs["user_dense"])
         whole[0, :2] = 1.0
         np.testing.assert_array_equal(part, runner.run({"user_dense": whole})["query"])
         assert np.abs(part - zero).max() > 0
+
+    def test_what_a_run_gives_is_the_callers_own(self, runner: GraphRunner) -> None:
+        first = runner.run()["query"]
+        kept = first.copy()
+        runner.run({name: np.ones_like(value) for name, value in runner.inputs.items()})
+        np.testing.assert_array_equal(first, kept)
+
+    def test_of_a_growing_list_it_lacks_what_joined(self, runner: GraphRunner) -> None:
+        runner.try_out()
+        mark = object()
+        assert runner.lacks("list", mark, 2) == -1
+        assert runner.lacks("list", mark, 5) == 2
+        assert runner.lacks("list", mark, 5) == 5
+        assert runner.lacks("list", object(), 3) == -1
+
+    def test_where_inputs_do_not_last_a_list_is_lacked_whole(self, runner: GraphRunner) -> None:
+        mark = object()
+        runner.lacks("list", mark, 2)
+        assert runner.lacks("list", mark, 3) == -1
+
+    def test_tensors_that_move_are_refused(self, runner: GraphRunner) -> None:
+        """Arrays over LiteRT's memory are bound once: a graph whose tensors move would be read where they were."""
+        runner.outputs["query"] = runner.outputs["query"].copy()
+        with pytest.raises(NoModelError, match=r"page/N4.*moves its tensors.*query"):
+            runner.try_out()
 
 
 def test_tiny_model_sizes_are_the_manifests(published: Open) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import sys
@@ -246,6 +247,7 @@ class TestPlay:
 
     def test_a_recording_holds_what_was_seen(self, tty: Pty, session: EdgeSession, tmp_path: Path) -> None:
         tty.type("lsq")
+        assert select.select([tty.person], [], [], 30)[0]  # the kernel echoes in its own time
         assert tty.seen() == "lsq"  # the terminal's own echo, before the player
         play_at(tty, session, tmp_path / "new" / "session.cast")
         header, *events = [json.loads(line) for line in (tmp_path / "new" / "session.cast").read_text().splitlines()]
