@@ -6,18 +6,17 @@
     kir bench edge --soak 10000                           # memory and p99 over a long session
 
 A swipe is feedback in, next video out, through `EdgeSession`, with `maintain` outside as the player calls it. The
-session's graphs are first held to the whole net's scores (replay of the golden cases). Everything takes turns in
-rounds, on one thread, so that noise falls on all alike: read the ratios (kind: host).
+session's graphs are first held to the whole net's scores (replay of the golden cases). Session and LiteRT run in a
+process of their own, without torch (benchmarks/edge_swiper.py), onnxruntime and torch in this one. Everything takes
+turns in rounds, on one thread, so that noise falls on all alike: read the ratios (kind: host).
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,17 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.edge_models import START_MS, Subject, make_subject
+from benchmarks.edge_models import Subject, make_subject
+from benchmarks.edge_swiper import WHOLE, SwiperProcess, timed
 from benchmarks.flops import Floor, Product, products_of, total_flops
 from benchmarks.stats import machine, percentiles
 from contract.errors import InputError, KirError, VerificationFailed
-from edge import DeviceState, EdgeSession, Engine, FakeClock, Feedback, PoolConfig, SessionConfig, replay
+from edge import Engine, replay
 
 Call = Callable[[], Any]
 SQUARE = Product(1, 256, 256, 256)  # its rate is the floor's
-ROUNDS, PEER_CALLS = 20, 20
-WATCH_MS = 8_000
-DEVICE = DeviceState(network=6, decoder=1)
+ROUNDS, PEER_CALLS, PAGES = 20, 20, 6
 LITERT, ORT, EAGER = "whole net, LiteRT float32", "whole net, onnxruntime float32", "whole net, torch eager"
 # What issue and reader look for: name -> (largest value, words).
 TARGETS = {
@@ -48,57 +46,6 @@ TARGETS = {
     "cold_start_ms": (150.0, "cold start to the first choice, ms"),
     "memory_mib": (10.0, "model and state, MiB"),
 }
-
-
-class Swiper:
-    """A session that swipes without end over pages of n candidates. Raises KirError when the model does not choose."""
-
-    def __init__(self, engine: Engine, pages: Sequence[bytes], n: int):
-        pool = PoolConfig(max_pages=1, prefetch_below=1, seen=1)
-        self.clock = FakeClock(wall_ms=START_MS)
-        self.session = EdgeSession(1, engine, clock=self.clock, config=SessionConfig(pool=pool))
-        self.session.start()
-        self._pages, self._n, self._number = pages, n, 0
-        self._feedback: Feedback | None = None
-        self.swipe_us: list[float] = []
-        self.page_us: list[float] = []
-        self.stages: dict[str, list[float]] = defaultdict(list)
-
-    def page(self) -> None:
-        data = self._pages[self._number % len(self._pages)]
-        self._number += 1
-        start = time.perf_counter_ns()
-        self.session.on_page(data)
-        self.page_us.append((time.perf_counter_ns() - start) / 1e3)
-
-    def swipe(self) -> None:
-        """One swipe, timed; a page before it when a third of the last one is gone."""
-        if len(self.session.pool) <= self._n * 2 // 3:
-            self.page()
-        self.clock.advance(WATCH_MS + 1_000)
-        start = time.perf_counter_ns()
-        if self._feedback is not None:
-            self.session.feedback(self._feedback)
-        taken = time.perf_counter_ns()
-        choice = self.session.next(DEVICE)
-        end = time.perf_counter_ns()
-        if choice.reason:
-            raise KirError("the model did not choose", where=choice.page_id, got=str(self.session.last_error))
-        if self._feedback is not None:
-            self.swipe_us.append((end - start) / 1e3)
-            self.stages["feedback"].append((taken - start) / 1e3)
-            for name, value in choice.stages_us.items():
-                if name != "total":
-                    self.stages[name].append(value)
-        self.session.maintain()
-        liked = self._number % 3 == 0
-        self._feedback = Feedback(choice.video_id, play_time_ms=WATCH_MS, signals={"like": liked, "long_view": True})
-
-    def forget(self) -> None:
-        """Drop what was timed so far."""
-        self.swipe_us.clear()
-        self.page_us.clear()
-        self.stages.clear()
 
 
 def measure_edge(
@@ -120,6 +67,7 @@ def measure_edge(
     if checkpoint is not None and len(lengths) > 1:
         raise InputError("a checkpoint has one L; --l is for random weights", got=list(lengths))
     torch.set_num_threads(1)
+    middle = candidates[len(candidates) // 2]  # soak and cold start
     cases = []
     for length in lengths:
         with tempfile.TemporaryDirectory(prefix="kir-edge-") as folder:
@@ -130,12 +78,8 @@ def measure_edge(
                 raise VerificationFailed("golden cases do not replay on this machine", got=report.table())
             for n in candidates:
                 log(f"timing L {subject.source.capacities['L']}, N {n}")
-                cases.append(_case(subject, n, swipes))
-            cold = _cold_start(subject, Path(folder), candidates[len(candidates) // 2])
-            if soak:
-                log(f"soak: {soak} swipes")
-                cold |= {"soak": _soak(subject, candidates[len(candidates) // 2], soak)}
-            cases[-1] |= cold
+                cases.append(_case(subject, Path(folder), n, swipes, soak if n == middle else 0))
+            cases[-1] |= _cold_start(subject, Path(folder), middle)
     result = {
         "benchmark": "edge",
         "kind": "host",
@@ -148,83 +92,74 @@ def measure_edge(
     return result, edge_table(result)
 
 
-def _case(subject: Subject, n: int, swipes: int) -> dict[str, Any]:
+def _case(subject: Subject, folder: Path, n: int, swipes: int, soak: int) -> dict[str, Any]:
     import onnx
 
     engine = Engine(subject.installed)
     bucket = f"N{engine.bucket_for(n)}"
-    swiper = Swiper(engine, [subject.page(n, number) for number in range(6)], n)
-    for _ in range(engine.capacity + 10):  # past the first eviction
-        swiper.swipe()
-    engine_calls, peers = _engine_calls(subject, bucket), _peers(subject, bucket)
+    graphs = ("watch/T1", f"swipe/{bucket}")
+    if (shipped := subject.installed.manifest.graph(WHOLE, bucket).ship) != "float32":
+        raise InputError("the whole net is compared in float32", where=f"{WHOLE}/{bucket}", got=shipped)
+    pages = folder / f"pages-{n}"
+    pages.mkdir()
+    for number in range(PAGES):
+        (pages / f"{number}.bin").write_bytes(subject.page(n, number))
+    peers = _peers(subject, bucket)
     multiply_adds = {
         key: total_flops(products_of(onnx.load(str(subject.onnx[key])), 1)) // 2
-        for key in ("watch/T1", f"swipe/{bucket}", f"page/{bucket}", f"whole/{bucket}")
+        for key in (*graphs, f"page/{bucket}", f"whole/{bucket}")
     }
     gemm = Floor({SQUARE: 1})
     times: dict[str, list[float]] = defaultdict(list)
     rates = []
-    gc.collect()
-    gc.disable()  # a collection is the app's own business; the soak leaves it on
-    try:
+    with SwiperProcess(folder / "cache", pages, n, bucket) as phone:
         for number in range(ROUNDS + 1):
-            for _ in range(max(swipes // ROUNDS, 1)):
-                swiper.swipe()
-            for name, call in (engine_calls | peers).items():
-                times[name] += _timed(call, PEER_CALLS)
+            turn = phone.ask(swipes=max(swipes // ROUNDS, 1), calls=PEER_CALLS)
+            found = {"swipe": turn["swipe_us"], "page": turn["page_us"], LITERT: turn["calls_us"].pop(WHOLE)}
+            found |= turn["calls_us"] | {f"stage {name}": values for name, values in turn["stages_us"].items()}
+            found |= {name: timed(call, PEER_CALLS) for name, call in peers.items()}
             rates.append(SQUARE.flops / 2 / gemm.seconds())
-            if number == 0:
-                swiper.forget()
-                times.clear()
+            if number == 0:  # the first round warms caches and clocks
                 rates.clear()
-    finally:
-        gc.enable()
-    swipe = percentiles(swiper.swipe_us)
-    engine_us = sum(float(np.median(times[name])) for name in engine_calls)
+                continue
+            for name, values in found.items():
+                times[name] += values
+        endurance = {"soak": _soak(phone, soak)} if soak else {}
+    stages = {name.partition(" ")[2]: values for name, values in times.items() if name.startswith("stage ")}
+    p50 = {name: float(np.median(values)) for name, values in times.items() if values}
+    engine_us = sum(p50[name] for name in graphs)
     floor_us = (multiply_adds["watch/T1"] + multiply_adds[f"swipe/{bucket}"]) / float(np.median(rates)) * 1e6
-    p50 = {name: float(np.median(times[name])) for name in peers}
     return {
         "L": engine.capacity,
         "N": n,
-        "variants": {graph: subject.installed.manifest.graph(*graph.split("/")).ship for graph in engine_calls},
-        "swipe_us": swipe,
-        "page_us": percentiles(swiper.page_us),
-        "stages_us": {name: float(np.median(values)) for name, values in swiper.stages.items()},
-        "engine_us": {name: percentiles(times[name]) for name in engine_calls},
-        "peers_us": {name: percentiles(times[name]) for name in peers},
+        "variants": {graph: subject.installed.manifest.graph(*graph.split("/")).ship for graph in graphs},
+        "swipe_us": percentiles(times["swipe"]),
+        "page_us": percentiles(times["page"]),
+        "stages_us": {name: float(np.median(values)) for name, values in stages.items()},
+        "engine_us": {name: percentiles(times[name]) for name in graphs},
+        "peers_us": {name: percentiles(times[name]) for name in (LITERT, *peers)},
         "multiply_adds": multiply_adds,
         "floor_us": floor_us,
-        "swipe_p50_us": swipe["p50"],
-        "page_p50_us": percentiles(swiper.page_us)["p50"],
-        "engine_share": engine_us / swipe["p50"],
+        "swipe_p50_us": p50["swipe"],
+        "page_p50_us": p50["page"],
+        "engine_share": engine_us / p50["swipe"],
         "engine_over_floor": engine_us / floor_us,
-        "over_litert": swipe["p50"] / p50[LITERT],
-        "over_onnxruntime": swipe["p50"] / p50[ORT],
-        "over_torch": swipe["p50"] / p50[EAGER],
-    }
-
-
-def _engine_calls(subject: Subject, bucket: str) -> dict[str, Call]:
-    """The two graphs of a swipe as shipped, invoked alone."""
-    engine = Engine(subject.installed)
-    runners = {key: engine.load_graph(*key.split("/")) for key in ("watch/T1", f"swipe/{bucket}")}
-    for runner in runners.values():
-        runner.run()
-    return {key: runner.invoke for key, runner in runners.items()}
+        "over_litert": p50["swipe"] / p50[LITERT],
+        "over_onnxruntime": p50["swipe"] / p50[ORT],
+        "over_torch": p50["swipe"] / p50[EAGER],
+    } | endurance
 
 
 def _peers(subject: Subject, bucket: str) -> dict[str, Call]:
-    """The whole net, inputs set and outputs read, in every runtime."""
+    """The whole net, inputs set and outputs read, in the runtimes that no phone has beside LiteRT."""
     import torch
 
     from convert.onnx_export import OnnxGraph
-    from convert.tflite import TfliteGraph
 
     key = f"whole/{bucket}"
     whole = subject.installed.manifest.graph(*key.split("/"))
     case = np.load(subject.installed.paths[subject.installed.manifest.golden.tensors[key]])
     feeds = {tensor.name: case[tensor.name] for tensor in whole.inputs}
-    litert = TfliteGraph(subject.installed.read(whole.variant("float32").file))
     ort = OnnxGraph(subject.onnx[key])
     module = subject.source.graphs[key].module
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in feeds.items()}
@@ -233,17 +168,7 @@ def _peers(subject: Subject, bucket: str) -> dict[str, Call]:
         with torch.inference_mode():
             return module(**tensors)
 
-    return {LITERT: lambda: litert.run(feeds), ORT: lambda: ort.run(feeds), EAGER: eager}
-
-
-def _timed(call: Call, calls: int) -> list[float]:
-    call()
-    found = []
-    for _ in range(calls):
-        start = time.perf_counter_ns()
-        call()
-        found.append((time.perf_counter_ns() - start) / 1e3)
-    return found
+    return {ORT: lambda: ort.run(feeds), EAGER: eager}
 
 
 def _cold_start(subject: Subject, folder: Path, n: int) -> dict[str, Any]:
@@ -261,24 +186,11 @@ def _cold_start(subject: Subject, folder: Path, n: int) -> dict[str, Any]:
     return {name: float(np.median(values)) for name, values in found.items()}
 
 
-def _soak(subject: Subject, n: int, swipes: int) -> dict[str, Any]:
+def _soak(phone: SwiperProcess, swipes: int) -> dict[str, Any]:
     """Resident memory and p99 in the first and the last tenth of a long session; the collector as Python has it."""
-    from benchmarks.edge_cold import resident_mib
-
-    swiper = Swiper(Engine(subject.installed), [subject.page(n, number) for number in range(6)], n)
-    tenth = max(swipes // 10, 1)
-    memory = []
-    for _ in range(10):
-        for _ in range(tenth):
-            swiper.swipe()
-        memory.append(resident_mib())
-    first, last = swiper.swipe_us[tenth // 10 : tenth], swiper.swipe_us[-tenth:]
-    return {
-        "swipes": tenth * 10,
-        "resident_mib": memory,
-        "first_tenth_us": percentiles(first),
-        "last_tenth_us": percentiles(last),
-    }
+    found = phone.ask(soak=swipes)
+    first, last = (percentiles(found.pop(name)) for name in ("first_us", "last_us"))
+    return found | {"first_tenth_us": first, "last_tenth_us": last}
 
 
 def edge_table(result: dict[str, Any]) -> str:

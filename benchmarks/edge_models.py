@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.edge_swiper import START_MS
 from contract.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 KEYS_A_TABLE = 2_000
 WINDOWS = 24  # held-out samples of the verification: random weights rank nothing worth more
-START_MS = 1_760_000_000_000
 
 
 @dataclass(frozen=True, eq=False)

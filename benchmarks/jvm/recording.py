@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,16 +26,17 @@ class Run:
 
 
 class RecordingRunner(GraphRunner):
-    """A GraphRunner whose runs are kept. The inputs are read back from LiteRT: what the graph saw, buffers reused."""
+    """A GraphRunner whose runs are kept, copied from LiteRT's own memory: what the graph saw, buffers reused."""
 
     def __init__(self, content: bytes, contract: Graph, runs: list[Run], *, allow_no_delegate: bool):
         super().__init__(content, contract, allow_no_delegate=allow_no_delegate)
         self._graph, self._runs = contract, runs
 
-    def invoke(self) -> dict[str, Floats]:
-        inputs = {name: self._interpreter.get_tensor(index) for name, index in self._inputs.items()}
+    def invoke(self) -> Mapping[str, Floats]:
+        inputs = {name: view.copy() for name, view in self.inputs.items()}
         outputs = super().invoke()
-        self._runs.append(Run(self._graph.name, self._graph.bucket, inputs, outputs))
+        copies = {name: view.copy() for name, view in outputs.items()}
+        self._runs.append(Run(self._graph.name, self._graph.bucket, inputs, copies))
         return outputs
 
 
