@@ -243,6 +243,9 @@ def connect(serial: str | None) -> AdbDevice:
 
     Raises NoDevice, SeveralDevices, DeviceOffline, DeviceUnauthorised.
     """
+    emulated = {running.serial: running.adb_port for running in running_devices()}
+    if serial in emulated:  # without asking for the user's adb server, which that would start
+        return AdbDevice(serial, emulated[serial])
     there = list_devices()
     if serial is None:
         if len(there) > 1:

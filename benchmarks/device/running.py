@@ -14,6 +14,7 @@ from benchmarks.device.cache import cache_root
 from contract.files import replacing
 
 END_S = 10.0
+ABANDONED_S = 600.0  # a boot takes less; whoever booted was killed
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ def running_folder() -> Path:
 def running_devices() -> list[Running]:
     """Those that run. What a killed one left behind is ended and deleted."""
     found = []
+    for folder in running_folder().iterdir():
+        if not (folder / "running.json").exists() and time.time() - folder.stat().st_mtime > ABANDONED_S:
+            shutil.rmtree(folder, ignore_errors=True)
     for path in sorted(running_folder().glob("*/running.json")):
         try:
             told = json.loads(path.read_text())
