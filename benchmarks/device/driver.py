@@ -21,10 +21,11 @@ import signal
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from adbutils import AdbError
+from adbutils import AdbConnection, AdbError
 from adbutils.errors import AdbTimeout
 
 from benchmarks.device.adb import client_of, device_error, run_adb, user_server_port
@@ -53,7 +54,6 @@ class AdbDevice:
     def __init__(self, serial: str, server_port: int):
         self.serial, self.root = serial, ROOT
         self.server_port = server_port
-        self._adb = client_of(server_port).device(serial)
         self.kind = "emulated-arm64" if self._shell("getprop ro.kir.emulated").strip() == "1" else "device"
 
     def push(self, local: Path, remote: str) -> int:
@@ -130,7 +130,7 @@ class AdbDevice:
     def reverse(self, device_port: int, host_port: int) -> None:
         """Let the device reach a port of this computer's loopback as `device_port` of its own."""
         try:
-            self._adb.reverse(f"tcp:{device_port}", f"tcp:{host_port}")
+            client_of(self.server_port).device(self.serial).reverse(f"tcp:{device_port}", f"tcp:{host_port}")
         except (AdbError, OSError) as error:
             raise device_error(str(error), self.serial) from None
 
@@ -145,9 +145,7 @@ class AdbDevice:
         """Both outputs of a script. Raises DeviceTimeout past the deadline, DeviceOffline when the connection ends."""
         parts: dict[int, bytearray] = {STDOUT: bytearray(), STDERR: bytearray()}
         try:
-            with self._adb.open_transport(timeout=max(1.0, deadline - time.monotonic())) as link:
-                link.send_command(f"shell,v2,raw:{script}")
-                link.check_okay()
+            with self._shell_link(script, max(1.0, deadline - time.monotonic())) as link:
                 while True:
                     link.conn.settimeout(max(0.001, deadline - time.monotonic()))
                     header = link.read_exact(5)
@@ -160,8 +158,19 @@ class AdbDevice:
             said = (parts[STDOUT] + parts[STDERR]).decode(errors="replace")[-300:]
             raise DeviceTimeout(f"{program} did not end in time and was killed", where=self.serial, got=said) from None
         except (AdbError, EOFError, OSError) as error:
-            raise device_error(str(error) or "EOF", self.serial) from None
+            raise device_error(f"connection closed: {error}", self.serial) from None
         return parts[STDOUT].decode(errors="replace"), parts[STDERR].decode(errors="replace")
+
+    @contextmanager
+    def _shell_link(self, script: str, timeout_s: float) -> Iterator[AdbConnection]:
+        """A connection on which a script runs. adbutils' own leaves its socket open when the device is gone."""
+        with client_of(self.server_port).make_connection(timeout=timeout_s) as link:
+            link.send_command(f"host:tport:serial:{self.serial}")
+            link.check_okay()
+            link.read_exact(8)  # the transport's number
+            link.send_command(f"shell,v2,raw:{script}")
+            link.check_okay()
+            yield link
 
     def _kill_group(self, told: str, mark: str) -> None:
         """End what a script started; adbd makes each script the head of a process group."""
@@ -169,9 +178,7 @@ class AdbDevice:
         if not found:
             return
         try:
-            with self._adb.open_transport(timeout=STEP_S) as link:
-                link.send_command(f"shell,v2,raw:kill -9 -{found.group(1)}")
-                link.check_okay()
+            with self._shell_link(f"kill -9 -{found.group(1)}", STEP_S) as link:
                 link.read_until_close(encoding=None)
         except (AdbError, EOFError, OSError):
             return  # the timeout is told; a device that died as well has nothing left to end
