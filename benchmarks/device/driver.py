@@ -45,6 +45,8 @@ from contract.errors import InputError
 ROOT = "/data/local/tmp/kir"  # /data/local/tmp is where a phone lets its shell user write and execute
 STEP_S = 60.0  # for the driver's own small commands
 TRANSFER_S = 600.0
+ELF = ["7f", "45", "4c", "46"]
+ELF_MACHINES = {"arm64-v8a": "b7", "armeabi-v7a": "28", "x86_64": "3e", "x86": "03"}  # the low byte of e_machine
 STDOUT, STDERR, EXIT = 1, 2, 3  # packets of adb's shell protocol, version 2
 
 
@@ -185,13 +187,19 @@ class AdbDevice:
 
     def _judge(self, ran: Ran, program: str) -> None:
         said = ran.stderr[-300:]
-        if ran.returncode in (126, 127) and re.search(r"exec format|not executable: \d+-bit|bad elf", said, re.I):
-            abi = self._shell("getprop ro.product.cpu.abi").strip()
-            raise WrongAbi("the device can't execute this program", where=program, got=said, allowed=abi)
+        # A shell that can't execute a file may take it for a script, so what it says does not suffice.
+        if ran.returncode in (1, 2, 126, 127) and re.search(r"format|syntax error|not executable|elf", said, re.I):
+            abi, *head = self._shell(f"getprop ro.product.cpu.abi; {self._head_of(program)}").split()
+            if head[:4] == ELF and head[18:19] != [ELF_MACHINES.get(abi, "")]:
+                raise WrongAbi("the device can't execute this program", where=program, got=said, allowed=abi)
         if ran.returncode > 128:
             number = ran.returncode - 128
             name = next((sign.name for sign in signal.Signals if sign == number), f"signal {number}")
             raise DeviceCrashed(f"{program} was ended by {name}", signal=number, where=self.serial, got=said)
+
+    def _head_of(self, program: str) -> str:
+        """A command that prints the first bytes of a program, two hexadecimal digits each, or nothing."""
+        return f"cd {ROOT} && head -c 20 {shlex.quote(program)} 2>/dev/null | od -An -tx1 || true"
 
     def _differing(self, files: Mapping[str, Path], folder: str) -> list[str]:
         """Names of the files that are not in a folder of the device with the same content."""

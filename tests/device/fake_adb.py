@@ -5,11 +5,13 @@ It serves the few requests that the driver makes: version, devices, a transport,
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socketserver
 import threading
 from collections.abc import Callable
 
+GROUP = 4711  # the process group of every script
 Reply = tuple[bytes, bytes, int | None]  # standard output, standard error, status; None: the connection breaks first
 
 
@@ -27,9 +29,9 @@ class FakeAdb:
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
-                while (request := self.request_text()) is not None:
-                    if not outer.answer(request, self.wfile.write):
-                        return
+                with contextlib.suppress(OSError):  # a driver that waited long enough hangs up
+                    while (request := self.request_text()) is not None and outer.answer(request, self.wfile.write):
+                        pass
 
             def request_text(self) -> str | None:
                 head = self.rfile.read(4)
@@ -72,12 +74,13 @@ class FakeAdb:
     def _shell(self, script: str, write: Callable[[bytes], object]) -> None:
         mark = re.match(r"echo ([0-9a-f]+):", script)
         self.scripts.append(script)
-        stdout, stderr, status = self.shell(script)
         write(b"OKAY")
         if mark is None:
             return
         name = mark.group(1).encode()
-        write(packet(1, name + b":4711\n" + stdout) + packet(2, stderr))
+        write(packet(1, name + b":%d\n" % GROUP))
+        stdout, stderr, status = self.shell(script)
+        write(packet(1, stdout) + packet(2, stderr))
         if status is not None:
             write(packet(1, name + b"=%d\n" % status))
             write(packet(3, b"\0"))

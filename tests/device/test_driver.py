@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from benchmarks.device.device import (
     WrongAbi,
 )
 from benchmarks.device.driver import AdbDevice, connect
-from tests.device.fake_adb import FakeAdb, Reply
+from tests.device.fake_adb import GROUP, FakeAdb, Reply
 
 PHONE = "R5CT123"
 
@@ -31,10 +32,11 @@ class Shell:
 
     def __init__(self) -> None:
         self.reply: Reply = (b"", b"", 0)
+        self.head = b""
 
     def __call__(self, script: str) -> Reply:
         if "getprop ro.product.cpu.abi" in script:
-            return b"arm64-v8a\n", b"", 0
+            return b"arm64-v8a\n" + self.head, b"", 0
         return self.reply if "; program" in script else (b"", b"", 0)
 
 
@@ -85,29 +87,30 @@ class TestRun:
             device.run(["program"], timeout_s=10)
         assert caught.value.signal == number
 
-    @pytest.mark.parametrize("said", [b"sh: program: Exec format error", b"program: not executable: 64-bit ELF file"])
+    @pytest.mark.parametrize(
+        "said",
+        [
+            b"sh: program: Exec format error",
+            b"program: not executable: 64-bit ELF file",
+            b"program[1]: syntax error: unexpected '('",  # mksh takes it for a script
+        ],
+    )
     def test_a_program_for_another_processor(self, device: AdbDevice, shell: Shell, said: bytes) -> None:
-        shell.reply = (b"", said, 126)
+        shell.reply, shell.head = (b"", said, 1), b"7f 45 4c 46 " + b"00 " * 14 + b"3e 00\n"
         with pytest.raises(WrongAbi, match="arm64-v8a"):
             device.run(["program"], timeout_s=10)
 
-    def test_what_does_not_end_is_killed_by_its_group(self, device: AdbDevice, adb: FakeAdb, shell: Shell) -> None:
-        import threading
+    def test_a_script_with_a_mistake_is_no_wrong_processor(self, device: AdbDevice, shell: Shell) -> None:
+        shell.reply, shell.head = (b"", b"program[1]: syntax error", 1), b"23 21 2f 62\n"
+        assert device.run(["program"], timeout_s=10).returncode == 1
 
+    def test_what_does_not_end_is_killed_by_its_group(self, device: AdbDevice, adb: FakeAdb) -> None:
         release = threading.Event()
-        shell_reply = shell.__call__
-
-        def hang(script: str) -> Reply:
-            if "; program" in script:
-                release.wait(20)
-            return shell_reply(script)
-
-        adb.shell = hang
-        try:
-            with pytest.raises(DeviceTimeout):
-                device.run(["program"], timeout_s=0.2)
-        finally:
-            release.set()
+        adb.shell = lambda script: (b"", b"", 0 if release.wait(20) else None)
+        with pytest.raises(DeviceTimeout):
+            device.run(["program"], timeout_s=0.2)
+        release.set()
+        assert adb.scripts[-1] == f"kill -9 -{GROUP}"
 
 
 class TestConnect:
