@@ -107,7 +107,10 @@ def start(config: MachineConfig, log: Callable[[str], None], *, keep: bool) -> E
 
 
 def die_with_parent() -> Callable[[], None]:
-    """For a child before it becomes another program: the kernel kills it when its parent ends, however that ends."""
+    """For a child before it becomes another program: the kernel kills it when its parent ends, however that ends.
+
+    The parent is the thread that starts it, so a machine is booted from a thread that lives as long as it is needed.
+    """
     libc, parent = ctypes.CDLL(None), os.getpid()
 
     def ask() -> None:
