@@ -13,7 +13,7 @@ ROOMS = $(patsubst %/__init__.py,%,$(wildcard contract/__init__.py training/__in
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile -q
 DEMO_OUT ?= demo-out
 
-.PHONY: help venv install test test-slow demo lint format proto clean
+.PHONY: help venv install test test-slow device demo lint format proto clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ test: $(STAMP) ## every test that is not slow
 # pytest's 5 = nothing collected, which is no failure here.
 test-slow: $(STAMP) ## the slow tests
 	$(PYTEST) -m slow || { code=$$?; test $$code -eq 5; }
+
+device: $(STAMP) ## build the emulated arm64 device (root, once; kept in ~/.cache/kir-edge)
+	$(BIN)/kir device build
 
 demo: $(STAMP) ## the whole loop into demo-out; make demo DATA=kuairand:PATH takes real events
 	$(BIN)/kir demo --out $(DEMO_OUT) $(if $(DATA),--data $(DATA))

@@ -53,6 +53,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "replay": Command("edge.cli", "", "replay the golden cases of a published model on this machine"),
     "bench": Command("benchmarks.cli", "bench", "retrieval | encoder | swipe | …: a table and one JSON line"),
+    "device": Command("benchmarks.device.cli", "bench", "build | start | stop | list: emulated arm64 devices, phones"),
     "demo": Command("benchmarks.cli", "all", "the whole loop here: events, training, conversion, serving, swipes"),
 }
 

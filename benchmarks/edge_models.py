@@ -45,8 +45,11 @@ class Subject:
         return make_page(self.source, self.log, at, 0, f"page-{number}", START_MS)
 
 
-def make_subject(checkpoint: Path | None, preset: str, L: int, buckets: Sequence[int], folder: Path) -> Subject:
-    """Convert and publish under `folder`. checkpoint: None = random weights of `preset` with L."""
+def make_subject(
+    checkpoint: Path | None, preset: str, L: int, buckets: Sequence[int], folder: Path, recipes: Sequence[str] = ()
+) -> Subject:
+    """Convert and publish under `folder`. checkpoint: None = random weights of `preset` with L. recipes: none named =
+    those that `kir convert` takes."""
     from convert.model import convert_model
     from convert.publish import publish
     from convert.source import load_source
@@ -55,7 +58,8 @@ def make_subject(checkpoint: Path | None, preset: str, L: int, buckets: Sequence
 
     made = _random(preset, L, buckets, folder / "checkpoint") if checkpoint is None else checkpoint
     stages = folder / "stages"
-    convert_model(made, folder / "converted", windows=WINDOWS, stages=stages)
+    chosen: dict[str, Any] = {"recipes": recipes, "allow_synthetic": True} if recipes else {}
+    convert_model(made, folder / "converted", windows=WINDOWS, stages=stages, **chosen)
     publish(folder / "converted", folder / "cdn")
     store = ModelStore(folder / "cache", folder / "cdn", fetch="all")
     version = store.update()

@@ -17,7 +17,7 @@ from convert.quantize import FLOAT
 
 FORMAT = "kir-verification/1"
 FLOAT_TOLERANCE, INT8_TOLERANCE = 1e-5, 1e-4
-FLOAT_MARGIN, INT8_MARGIN = 8.0, 0.01
+FLOAT_MARGIN, INT8_MARGIN = 8.0, 1.0
 SHARES = ("tau", "top1", "cosine")  # gates that no model passes above 1
 
 
@@ -129,7 +129,8 @@ class Verification:
         """How far another CPU's outputs may lie from the golden ones.
 
         Float arithmetic, also on dequantised weights: eight times what ONNX, LiteRT and torch differ by here. int8
-        products: an activation at a rounding border takes another step, a hundredth of the variant's own error.
+        products: most inputs give the same, but an activation at a rounding border takes another step, and layers on
+        it is up to 0.6 of the variant's own error (arm64 against x86): neither strays further than that from float.
         """
         row = self.row(graph, variant)
         if row.integer:

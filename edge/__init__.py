@@ -5,6 +5,8 @@ What is listed here is the public surface; modules that begin with an underscore
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from contract.beam import BeamPlan
 from contract.errors import (
     DownloadError,
@@ -16,7 +18,6 @@ from contract.errors import (
     ServerUnavailable,
     TrustError,
 )
-from edge._async import AsyncEdgeSession
 from edge._client import FakePageClient, PageClient, PageSource, Retry
 from edge._clock import Clock, FakeClock, SystemClock
 from edge._config import SessionConfig
@@ -36,6 +37,9 @@ from edge._trace import Trace
 from edge._types import Choice, Chooser, DeviceState, Feedback, Outcome, PageReport, Reason, Search
 from edge._upload import FeedbackClient, FeedbackUploader
 from edge._wire import PageRequest
+
+if TYPE_CHECKING:
+    from edge._async import AsyncEdgeSession
 
 __all__ = [
     "AsyncEdgeSession",
@@ -84,3 +88,12 @@ __all__ = [
     "TrustError",
     "replay",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`AsyncEdgeSession`, once it is asked for: asyncio takes 7 MB, and most phones drive a session by a thread."""
+    if name == "AsyncEdgeSession":
+        from edge._async import AsyncEdgeSession
+
+        return AsyncEdgeSession
+    raise AttributeError(f"module 'edge' has no attribute '{name}'")

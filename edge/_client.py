@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import Protocol
-
-import grpc
+from typing import TYPE_CHECKING, Protocol
 
 from contract.errors import InputError, ServerError, ServerUnavailable
 from contract.page import PAGE_BYTES_MAX, Page, encode_page
-from contract.v1 import page_pb2, page_pb2_grpc
+from contract.v1 import page_pb2
 from edge._wire import PageRequest
 
-RETRY_CODES = frozenset(
-    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
-)
+if TYPE_CHECKING:
+    import grpc
+
+# gRPC is imported where a channel is opened: a session on pages that the app brings itself saves its 15 MB.
+RETRY_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", PAGE_BYTES_MAX + 64 * 1024),
     ("grpc.enable_retries", 0),  # retries are ours: bounded by one deadline, and told
@@ -50,6 +50,8 @@ class Retry:
 
 def open_channel(target: str, *, tls: bool = False, ca_certificates: bytes | None = None) -> grpc.Channel:
     """A channel to HOST:PORT. tls: encrypted; ca_certificates: PEM of the roots to trust instead of the system's."""
+    import grpc
+
     if tls or ca_certificates is not None:
         credentials = grpc.ssl_channel_credentials(root_certificates=ca_certificates)
         return grpc.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
@@ -81,10 +83,14 @@ class PageClient:
     ):
         self.target, self._deadline_s, self._retry, self._sleep = target, deadline_s, retry, sleep
         self._channel = open_channel(target, tls=tls, ca_certificates=ca_certificates)
+        from contract.v1 import page_pb2_grpc
+
         self._stub = page_pb2_grpc.PageServiceStub(self._channel)
 
     def get_page(self, request: PageRequest) -> page_pb2.Page:
         """Raises ServerUnavailable after the last attempt, ServerError for a refusal that no retry mends."""
+        import grpc
+
         message = request.to_message()
         for attempt in range(1, self._retry.attempts + 1):
             last = attempt == self._retry.attempts
@@ -92,7 +98,7 @@ class PageClient:
             try:
                 response = self._stub.GetPage(message, timeout=self._deadline_s)
             except grpc.RpcError as error:
-                if error.code() not in RETRY_CODES:
+                if error.code().name not in RETRY_CODES:
                     raise ServerError(
                         "page request failed", where=self.target, got=f"{error.code().name}: {error.details()}"
                     ) from None

@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
-
-import urllib3
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from contract.errors import DownloadError
+
+if TYPE_CHECKING:
+    import urllib3
 
 CHUNK_BYTES = 64 * 1024
 READ_S_MAX = 60.0  # for a small file, whole: each read has a timeout, but a CDN may let bytes trickle for ever
@@ -74,6 +75,8 @@ class HttpSource:
     def __init__(self, base_url: str, timeout_s: float = 10.0, attempts: int = 3):
         self.base_url = base_url.rstrip("/")
         self.attempts = attempts
+        import urllib3  # here: a session that needs no network does not hold its libraries in memory
+
         self._http = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=timeout_s, read=timeout_s), retries=False, maxsize=2
         )
@@ -138,10 +141,12 @@ class HttpSource:
             response.close()
 
     def _with_retries(self, path: str, attempt: Callable[[], Result]) -> Result:
+        from urllib3.exceptions import HTTPError
+
         for number in range(1, self.attempts + 1):
             try:
                 return attempt()
-            except urllib3.exceptions.HTTPError as error:
+            except HTTPError as error:
                 if number == self.attempts:
                     raise DownloadError(
                         "the CDN can't be reached or broke off",

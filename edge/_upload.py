@@ -13,10 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-import grpc
-
 from contract.errors import InputError, ServerError, ServerUnavailable
-from contract.v1 import feedback_pb2, feedback_pb2_grpc
+from contract.v1 import feedback_pb2
 from edge._client import RETRY_CODES, Retry, open_channel
 
 Event = feedback_pb2.FeedbackEvent
@@ -37,15 +35,19 @@ class FeedbackClient:
     ):
         self.target, self._deadline_s = target, deadline_s
         self._channel = open_channel(target, tls=tls, ca_certificates=ca_certificates)
+        from contract.v1 import feedback_pb2_grpc
+
         self._stub = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
 
     def report(self, events: list[Event]) -> feedback_pb2.ReportFeedbackResponse:
+        import grpc
+
         request = feedback_pb2.ReportFeedbackRequest(events=events)
         try:
             response: feedback_pb2.ReportFeedbackResponse = self._stub.ReportFeedback(request, timeout=self._deadline_s)
             return response
         except grpc.RpcError as error:
-            kind = ServerUnavailable if error.code() in RETRY_CODES else ServerError
+            kind = ServerUnavailable if error.code().name in RETRY_CODES else ServerError
             got = f"{error.code().name}: {error.details()}"
             raise kind("feedback was not taken", where=self.target, got=got) from None
 

@@ -1,6 +1,7 @@
 """What all tests share: one thread per process, where the real data lie, and which tests this machine can't run.
 
-Tests marked `realdata` read `../shared/data` (beside the repository) or `$KIR_DATA`; tests marked `device` need root.
+Tests marked `realdata` read `../shared/data` (beside the repository) or `$KIR_DATA`; tests marked `device` need root
+and the commands that the emulated arm64 device is built and run with.
 What can't run is deselected, and one line per mark says so before pytest's closing line.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -45,6 +47,8 @@ def missing_means() -> dict[str, str]:
         missing["realdata"] = f"no data at {DATA}; set KIR_DATA to the folder that holds kuairand-pure"
     if os.geteuid() != 0:
         missing["device"] = "the emulated device needs root"
+    elif absent := [command for command in ("qemu-system-aarch64", "mmdebstrap") if shutil.which(command) is None]:
+        missing["device"] = f"the emulated device needs {' and '.join(absent)}; .ci/run names the packages"
     return missing
 
 

@@ -72,6 +72,7 @@ class TestTable:
                 "swipe",
                 "replay",
                 "bench",
+                "device",
                 "demo",
             ]
         )

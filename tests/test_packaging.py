@@ -192,7 +192,7 @@ def test_licence_text_is_whole() -> None:
     assert "END OF TERMS AND CONDITIONS" in text
 
 
-@pytest.mark.parametrize("verb", ["venv", "install", "test", "test-slow", "demo", "lint", "proto"])
+@pytest.mark.parametrize("verb", ["venv", "install", "test", "test-slow", "device", "demo", "lint", "proto"])
 def test_make_has_the_verb(verb: str) -> None:
     assert re.search(rf"^{verb}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
 
@@ -205,6 +205,7 @@ def test_ci_calls_the_same_verbs_as_a_person() -> None:
         "make install",
         "make lint",
         "make test",
+        "make device",
         "make test-slow",
     ]
     assert "set -euo pipefail" in lines

@@ -18,6 +18,7 @@ from contract.beam import BeamPlan
 from contract.errors import IntegrityError, KirError, NoModelError
 from contract.golden import Ahead, FeedbackStep, GoldenSession, PageStep, SwipeStep
 from edge import DeviceState, EdgeSession, FakeClock, InstalledModel, Search, replay
+from edge._replay import _session_tolerance
 from tests.edge.tiny_model import BUCKETS, VERSIONS, K, P, point_at
 
 
@@ -266,3 +267,12 @@ def test_a_model_without_goldens_is_not_ok(again: Republish) -> None:
     report = replay(InstalledModel.open_published(again.folder))
     assert not report.ok
     assert report.table().endswith("0 of 0 golden cases agree")
+
+
+@pytest.mark.parametrize(("told", "allowed"), [(None, 3e-4), (2e-4, 2e-4), (1e-6, 1e-4), (1.0, 3e-4)])
+def test_a_session_may_differ_by_what_rounding_costs_it(
+    published: Callable[[str], InstalledModel], told: float | None, allowed: float
+) -> None:
+    verification = {} if told is None else {"session_to_float_whole": {"scores_max_abs": told}}
+    manifest = dataclasses.replace(published("kir-a").manifest, verification=verification)
+    assert _session_tolerance(manifest) == pytest.approx(allowed)

@@ -1,0 +1,137 @@
+"""The adb client and server: a user's own server for phones, one of our own for each emulated device.
+
+`adbutils` brings Google's adb, so that nobody needs an SDK; an adb in PATH is taken first, since two versions of it end
+each other's servers.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from adbutils import AdbClient, AdbError, adb_path
+
+from benchmarks.device.device import (
+    DeviceError,
+    DeviceFull,
+    DeviceOffline,
+    DeviceReadOnly,
+    DeviceTimeout,
+    DeviceUnauthorised,
+    NoDevice,
+)
+
+SERVER_START_S = 20.0
+
+
+def user_server_port() -> int:
+    """Where the user's adb server listens: $ANDROID_ADB_SERVER_PORT, or adb's default."""
+    return int(os.environ.get("ANDROID_ADB_SERVER_PORT", "5037"))
+
+
+def client_of(port: int) -> AdbClient:
+    """A client of the adb server on a loopback port."""
+    return AdbClient("127.0.0.1", port)
+
+
+def free_port() -> int:
+    """A loopback port from the kernel, let go again: whoever takes it must be ready to ask for another."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def own_server(port: int, home: Path, before_exec: Callable[[], None] | None, keep: bool) -> subprocess.Popen[bytes]:
+    """Start an adb server on `port` that takes no phone, emulator or announced device away from a user's server.
+
+    home: folder for its key and log. before_exec: run in the child before it becomes adb. keep: in a session of its
+    own. Raises DeviceError when it does not answer.
+    """
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "ADB_USB": "0",
+        "ADB_MDNS": "0",
+        "ADB_LOCAL_TRANSPORT_MAX_PORT": "0",
+        "TMPDIR": str(home),
+    }
+    command = [adb_path(), "-P", str(port), "--one-device", "none", "server", "nodaemon"]
+    with open(home / "adb.log", "ab") as log:
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            preexec_fn=before_exec,
+            start_new_session=keep,
+        )
+    deadline = time.monotonic() + SERVER_START_S
+    while time.monotonic() < deadline and server.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return server
+        time.sleep(0.05)
+    server.kill()
+    server.wait()
+    raise DeviceError("the adb server did not start", where=home / "adb.log", got=(home / "adb.log").read_text()[-400:])
+
+
+def run_adb(port: int, serial: str, words: Sequence[str], timeout_s: float) -> str:
+    """One adb command on a device; returns its output. Raises a DeviceError that says what went wrong."""
+    environment = {**os.environ, "ANDROID_ADB_SERVER_PORT": str(port)}
+    try:
+        done = subprocess.run(
+            [adb_path(), "-P", str(port), "-s", serial, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired:
+        raise DeviceTimeout(f"adb {words[0]} did not end", where=serial, got=f"{timeout_s:g} s") from None
+    if done.returncode:
+        raise device_error(done.stdout, serial)
+    return done.stdout
+
+
+def device_error(text: str, serial: str) -> DeviceError:
+    """The typed error for what adb, adbd or a device's shell said."""
+    said = " ".join(text.split())[-400:]
+    low = said.lower()
+    if "no space left" in low:
+        return DeviceFull("no space left on the device", where=serial, got=said, fix="delete what is not needed there")
+    if "read-only file system" in low or "permission denied" in low:
+        return DeviceReadOnly("the device does not let this be written", where=serial, got=said)
+    if "unauthorized" in low or "authoriz" in low:
+        fix = "unlock the phone and allow USB debugging for this computer"
+        return DeviceUnauthorised("the device has not allowed this computer", where=serial, fix=fix)
+    if "not found" in low and "device" in low:
+        return NoDevice("no such device", where=serial, fix="`kir device list` shows what is there")
+    if any(word in low for word in ("offline", "closed", "connect", "eof", "reset", "no devices", "broken pipe")):
+        return DeviceOffline("the device went away", where=serial, got=said, fix="check the cable, or start it again")
+    return DeviceError("adb failed", where=serial, got=said)
+
+
+def connect_tcp(port: int, address: str, timeout_s: float) -> None:
+    """`adb connect` to a device's TCP port, until it is usable. Raises DeviceOffline when it is not in time."""
+    client = client_of(port)
+    deadline = time.monotonic() + timeout_s
+    said = ""
+    while time.monotonic() < deadline:
+        try:
+            said = client.connect(address, timeout=max(0.1, deadline - time.monotonic()))
+            if any(info.serial == address and info.state == "device" for info in client.list()):
+                return
+            said = f"{said}; {[info.state for info in client.list()]}"
+        except (AdbError, OSError) as error:
+            said = str(error)
+        time.sleep(0.1)
+    raise DeviceOffline("the device did not answer adb", where=address, got=said)

@@ -1,0 +1,74 @@
+"""What is built once and kept: ~/.cache/kir-edge, or $KIR_CACHE.
+
+A folder's name holds the hash of what makes it, so that another recipe builds anew. Two builders of the same thing
+wait for each other; a folder gets its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from contract.files import flush
+
+
+def cache_root() -> Path:
+    """The cache folder; made when it is not there."""
+    root = Path(os.environ.get("KIR_CACHE") or Path.home() / ".cache" / "kir-edge")
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def digest_of(recipe: Any) -> str:
+    """12 hex digits of a recipe's JSON form."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """One holder of `name` at a time, over processes; the lock goes with the process that holds it."""
+    with open(cache_root() / f"{name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def place_of(name: str, recipe: Any) -> Path:
+    """Where a recipe's folder stands, built or not."""
+    return cache_root() / f"{name}-{digest_of(recipe)}"
+
+
+def built(name: str, recipe: Any, make: Callable[[Path], None], log: Callable[[str], None]) -> Path:
+    """The folder that `make` fills, from the cache or made now: aside, flushed, renamed. log: gets a line then."""
+    place = place_of(name, recipe)
+    if place.is_dir():
+        return place
+    with locked(place.name):
+        if place.is_dir():  # the holder before made it
+            return place
+        log(f"building {name} …")
+        aside = place.with_name(f".{place.name}.part")
+        remove_tree(aside)
+        aside.mkdir()
+        try:
+            make(aside)
+            for path in aside.rglob("*"):
+                if path.is_file():
+                    flush(path)
+            os.replace(aside, place)
+            flush(place.parent)
+        finally:
+            remove_tree(aside)
+    return place
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)

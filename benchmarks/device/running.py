@@ -1,0 +1,89 @@
+"""Which emulated devices run: one file each, so that another process finds, lists and ends them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.device.cache import cache_root
+from contract.files import replacing
+
+END_S = 10.0
+ABANDONED_S = 600.0  # a boot takes less; whoever booted was killed
+
+
+@dataclass(frozen=True)
+class Running:
+    """An emulated device that was started. pids: its processes, each with its start time as /proc tells it.
+
+    page_bytes, memory_mib, icount: what it was started with. folder: its log and state, deleted with it.
+    """
+
+    serial: str
+    adb_port: int
+    pids: dict[int, str]
+    page_bytes: int
+    memory_mib: int
+    icount: bool
+    folder: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether all its processes run."""
+        return bool(self.pids) and all(start_time(pid) == told for pid, told in self.pids.items())
+
+    def save(self) -> None:
+        """Let other processes find it."""
+        with replacing(Path(self.folder, "running.json")) as file:
+            file.write(json.dumps(asdict(self)).encode())
+
+    def end(self) -> None:
+        """Kill its processes, wait for them, delete its folder. Processes that are not ours any more are left alone."""
+        for pid, told in self.pids.items():
+            if start_time(pid) == told:
+                os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + END_S
+        while any(start_time(pid) == told for pid, told in self.pids.items()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def start_time(pid: int) -> str:
+    """When a process started, in ticks since boot: with its number it names one process for good. "" = it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def running_folder() -> Path:
+    """Where the folders of running devices stand."""
+    folder = cache_root() / "running"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def running_devices() -> list[Running]:
+    """Those that run. What a killed one left behind is ended and deleted."""
+    found = []
+    for folder in running_folder().iterdir():
+        if not (folder / "running.json").exists() and time.time() - folder.stat().st_mtime > ABANDONED_S:
+            shutil.rmtree(folder, ignore_errors=True)
+    for path in sorted(running_folder().glob("*/running.json")):
+        try:
+            told = json.loads(path.read_text())
+            told["pids"] = {int(pid): started for pid, started in told["pids"].items()}
+            running = Running(**told)
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # being written or deleted by its owner
+        if running.alive:
+            found.append(running)
+        else:
+            running.end()
+    return found

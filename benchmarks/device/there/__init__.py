@@ -1,0 +1,1 @@
+"""Scripts that are sent to a device and run there, with `edge` and `contract` alone to import."""
