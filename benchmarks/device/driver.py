@@ -112,7 +112,10 @@ class AdbDevice:
         return ran
 
     def properties(self) -> dict[str, str]:
-        """abi, model, page_size (bytes), memory_kb, fingerprint, kernel, cpu_features; "" = not told."""
+        """abi, model, page_size (bytes), memory_kb, fingerprint, kernel, cpu_features; "" = not told.
+
+        icount: "1" on an emulated device whose clock counts instructions.
+        """
         asked = {
             "abi": "getprop ro.product.cpu.abi",
             "model": "getprop ro.product.model",
@@ -123,7 +126,9 @@ class AdbDevice:
             "cpu_features": "sed -n 's/^Features[^:]*: *//p' /proc/cpuinfo | head -n 1",
         }
         told = self._shell("; ".join(f'echo "{name}=$({command} 2>/dev/null)"' for name, command in asked.items()))
-        return {name: value.strip() for name, _, value in (line.partition("=") for line in told.splitlines())}
+        found = {name: value.strip() for name, _, value in (line.partition("=") for line in told.splitlines())}
+        counts = any(one.serial == self.serial and one.icount for one in running_devices())
+        return found | {"icount": "1" if counts else ""}
 
     def logcat(self) -> str:
         """Android's log so far, "" on a device that has none."""

@@ -107,8 +107,8 @@ def open_target(serial: str | None, kind: str = "", log: Log = lambda line: None
         finally:
             host.close()
         return
-    from benchmarks.device.driver import connect  # type: ignore[import-not-found]
-    from benchmarks.device.runtime import install_runtime  # type: ignore[import-not-found]
+    from benchmarks.device.driver import connect
+    from benchmarks.device.runtime import install_runtime
 
     device = connect(serial)
     yield target_of(device, install_runtime(device, log), kind)
