@@ -24,12 +24,16 @@ def add_replay_arguments(add: Callable[..., Any]) -> None:
 
 
 def run_replay(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Result and table. Raises InputError for a checkpoint of another version than the published model."""
+    """Result and table.
+
+    Raises InputError for a checkpoint of another version than the published model, or trained on what it would replay.
+    """
     from benchmarks.log_replay import replay_log
     from benchmarks.stats import machine
     from edge import InstalledModel
     from training.checkpoint import load_checkpoint
     from training.days import cut_before_last_days
+    from training.evaluation import trained_until
     from training.readers import LogData, open_data
 
     if min(*args.sizes, args.max_pages, args.holdout_days) < 1 or min(args.sizes) < 2:
@@ -42,6 +46,13 @@ def run_replay(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if not isinstance(data, LogData):
         raise InputError("a replay needs impressions with feedback", got=args.data, allowed="events:PATH")
     start_ms = cut_before_last_days(data.events, args.holdout_days, args.utc_offset_hours)
+    until_ms = trained_until(args.checkpoint)
+    if until_ms is None or until_ms > start_ms:
+        seen = (
+            "it does not say how far" if until_ms is None else f"trained up to {until_ms} ms, replay from {start_ms} ms"
+        )
+        fix = f"kir train kir --holdout-days {args.holdout_days} --utc-offset-hours {args.utc_offset_hours:g} …"
+        raise InputError("the model may have seen what it would be judged on", where=args.checkpoint, got=seen, fix=fix)
     found = replay_log(
         data.events, installed, checkpoint.tables, sizes=args.sizes, start_ms=start_ms, max_pages=args.max_pages
     )
@@ -51,6 +62,8 @@ def run_replay(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "command": shlex.join(["kir", *sys.argv[1:]]),
         "machine": machine(),
         "model": installed.dense_version,
+        "trained_until_ms": until_ms,
+        "replayed_from_ms": start_ms,
         **found,
     }
     return result, replay_table(result)

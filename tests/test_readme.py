@@ -38,8 +38,9 @@ def run(words: list[str], folder: Path, timeout_s: float = 240) -> str:
 
 
 def test_every_command_is_shown() -> None:
-    shown = {words[0] for words in commands()} | {"demo"}
+    shown = {words[0] for words in commands()} | {"demo", "device"}
     assert "make demo" in README
+    assert "`kir device start`" in README  # boots a machine: tests/device does
     assert shown == set(kir.COMMANDS)
 
 

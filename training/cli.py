@@ -130,7 +130,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--holdout-days",
         type=int,
-        help="last days kept for the metrics; 0 = train on all (default: 1, with --events 0)",
+        help="last days kept for the metrics; 0 = train on all (default: 1, with --events 0). kir: last days left out "
+        "besides the tenth kept for its metrics, as `kir bench replay` wants it (default: 0)",
     )
     parser.add_argument(
         "--utc-offset-hours", type=float, help="where the users' days begin (default: kuairand 8, else 0)"
@@ -268,17 +269,21 @@ def _train(args: argparse.Namespace, data: LogData) -> Checkpoint:
     if args.recipe or args.set:
         raise InputError("recipes are kuaiformer's", got=f"train {args.model} with --recipe or --set")
     if args.model == "kir":
-        names = ("steps", "resume", "utc_offset_hours")
+        names = ("steps", "resume")
         refused = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
         if refused:
             fix = "cut it short with --max-seconds or --epochs"
-            raise InputError("kir is trained in one go, its last tenth held out", got=" ".join(refused), fix=fix)
+            raise InputError("kir is trained in one go", got=" ".join(refused), fix=fix)
+        from training.days import cut_before_last_days, split_at
         from training.kir_train import train_kir
 
+        events, offset = data.events, _utc_offset(args)
+        if args.holdout_days:
+            events, _ = split_at(events, cut_before_last_days(events, args.holdout_days, offset), offset)
         kir: dict[str, Any] = {"max_seconds": args.max_seconds, "seed": args.seed or 0, "overwrite": args.overwrite}
         if args.epochs is not None:
             kir["epochs"] = args.epochs
-        return train_kir(data.events, args.out, args.preset or "tiny", **kir, log=_to_stderr)
+        return train_kir(events, args.out, args.preset or "tiny", **kir, log=_to_stderr)
     if args.resume == "" or (args.resume and not Path(args.resume).is_dir()):
         raise InputError("no such checkpoint directory", where=f"--resume {args.resume}".rstrip())
     options: dict[str, Any] = {name: getattr(args, name) for name in ("steps", "overwrite", "resume")}

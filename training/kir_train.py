@@ -240,6 +240,7 @@ def train_kir(
         "users": len(np.unique(data.events["user_id"])), "plan": asdict(plan), "result": result.to_dict(),
         "task_weights": {task: TASK_WEIGHTS[task] for task in config.tasks}, "key_dropout": KEY_DROPOUT,
         "watch_share_threshold": threshold,
+        "trained_until_ms": int(data.events["time_ms"][train].max(initial=-1)) + 1,
         "server_baseline": server_scores(data, np.arange(min(len(data), 10_000)))[1], "pxtr_only": pxtr_only,
     }  # fmt: skip
     return save_checkpoint(

@@ -35,6 +35,15 @@ def test_rows_of_another_version_are_refused(small_loop: SmallLoop, capsys: pyte
     assert small_loop.second in told
 
 
+def test_days_that_the_model_was_trained_on_are_refused(
+    small_loop: SmallLoop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(small_loop, "kir-1", "--holdout-days", "2") == 2
+    told = capsys.readouterr().err
+    assert "may have seen what it would be judged on" in told
+    assert "--holdout-days 2" in told
+
+
 @pytest.mark.parametrize("flags", [("--sizes", "1"), ("--holdout-days", "0")])
 def test_sizes_that_make_no_page(
     small_loop: SmallLoop, capsys: pytest.CaptureFixture[str], flags: tuple[str, str]
