@@ -9,18 +9,15 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.device.device import DeviceCrashed, DeviceError, DeviceFull, DeviceTimeout, Ran
 from benchmarks.stats import machine
 from contract.files import replacing
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 NOT_FOUND = 127  # what a shell says of a program that is not there
 
 
@@ -87,18 +84,6 @@ class HostDevice:
 
     def logcat(self) -> str:
         return ""
-
-
-@dataclass(frozen=True)
-class HostRuntime:
-    """This Python, with this tree's `edge` and `contract`."""
-
-    device: HostDevice
-    folder: str = str(REPOSITORY)
-
-    def python(self, argv: Sequence[str], *, timeout_s: float) -> Ran:
-        """-P is not given: the script's own folder holds nothing that could hide a module."""
-        return self.device.run([sys.executable, *argv], timeout_s=timeout_s, env={"PYTHONPATH": self.folder})
 
 
 def _copy(source: Path, target: Path) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.device.device import DelegateMissing, Device, Ran
-from benchmarks.device.host import HostDevice, HostRuntime
+from benchmarks.device.host import HostDevice
 from contract.errors import InputError, IntegrityError, KirError, ManifestError, NoModelError, PageError
 
 KINDS = ("host", "emulated-arm64", "device")
@@ -100,15 +100,16 @@ def kind_of(device: Device, properties: Mapping[str, str], asked: str) -> str:
 @contextmanager
 def open_target(serial: str | None, kind: str = "", log: Log = lambda line: None) -> Iterator[Target]:
     """serial: "host", an adb serial, or None for the only device there is. Raises the errors of `device.py`."""
+    from benchmarks.device.runtime import install_runtime
+
     if serial == "host":
         host = HostDevice()
         try:
-            yield target_of(host, HostRuntime(host), kind)
+            yield target_of(host, install_runtime(host, log), kind)
         finally:
             host.close()
         return
     from benchmarks.device.driver import connect
-    from benchmarks.device.runtime import install_runtime
 
     device = connect(serial)
     yield target_of(device, install_runtime(device, log), kind)

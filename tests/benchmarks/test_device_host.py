@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.device.device import DeviceCrashed, DeviceError, DeviceFull, DeviceTimeout
-from benchmarks.device.host import HostDevice, HostRuntime
+from benchmarks.device.host import HostDevice
+from benchmarks.device.runtime import install_runtime
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ class TestRun:
 
 
 def test_the_runtime_is_this_trees(host: HostDevice, repository: Path) -> None:
-    ran = HostRuntime(host).python(["-c", "import contract; print(contract.__file__)"], timeout_s=60)
+    ran = install_runtime(host).python(["-c", "import contract; print(contract.__file__)"], timeout_s=60)
     assert Path(ran.stdout.strip()) == repository / "contract" / "__init__.py"
 
 
