@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from adbutils import AdbClient, AdbError, adb_path
@@ -24,6 +24,7 @@ from benchmarks.device.device import (
     DeviceUnauthorised,
     NoDevice,
 )
+from benchmarks.device.running import dying_with_parent
 
 SERVER_START_S = 20.0
 
@@ -45,11 +46,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def own_server(port: int, home: Path, before_exec: Callable[[], None] | None, keep: bool) -> subprocess.Popen[bytes]:
+def own_server(port: int, home: Path, keep: bool) -> subprocess.Popen[bytes]:
     """Start an adb server on `port` that takes no phone, emulator or announced device away from a user's server.
 
-    home: folder for its key and log. before_exec: run in the child before it becomes adb. keep: in a session of its
-    own. Raises DeviceError when it does not answer.
+    home: folder for its key and log. keep: it outlives this process. Raises DeviceError when it does not answer.
     """
     environment = {
         **os.environ,
@@ -62,12 +62,11 @@ def own_server(port: int, home: Path, before_exec: Callable[[], None] | None, ke
     command = [adb_path(), "-P", str(port), "--one-device", "none", "server", "nodaemon"]
     with open(home / "adb.log", "ab") as log:
         server = subprocess.Popen(
-            command,
+            command if keep else dying_with_parent(command),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=environment,
-            preexec_fn=before_exec,
             start_new_session=keep,
         )
     deadline = time.monotonic() + SERVER_START_S

@@ -9,10 +9,8 @@ nothing about a phone; with `icount` its clock counts instructions instead.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -27,12 +25,11 @@ from benchmarks.device.debian import tool
 from benchmarks.device.device import DeviceError, DeviceOffline
 from benchmarks.device.driver import AdbDevice
 from benchmarks.device.machine_image import machine_image
-from benchmarks.device.running import Running, running_folder, start_time
+from benchmarks.device.running import Running, dying_with_parent, running_folder, start_time
 
 CPU = "cortex-a76"  # `max`, the default, computes int8 wrongly in qemu 7.2
 BOOT_S = 120.0
 PORT_TRIES = 5
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -85,11 +82,10 @@ def start(config: MachineConfig, log: Callable[[str], None], *, keep: bool) -> E
     processes: list[subprocess.Popen[bytes]] = []
     try:
         begun = time.monotonic()
-        before_exec = None if keep else die_with_parent()
-        qemu, port = _start_qemu(config, image, data, folder, before_exec, keep)
+        qemu, port = _start_qemu(config, image, data, folder, keep)
         processes.append(qemu)
         adb_port = free_port()
-        processes.append(own_server(adb_port, folder, before_exec, keep))
+        processes.append(own_server(adb_port, folder, keep))
         serial = f"127.0.0.1:{port}"
         _await_console(qemu, folder / "console.log", begun + BOOT_S)
         connect_tcp(adb_port, serial, max(1.0, begun + BOOT_S - time.monotonic()))
@@ -104,21 +100,6 @@ def start(config: MachineConfig, log: Callable[[str], None], *, keep: bool) -> E
             process.wait()
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def die_with_parent() -> Callable[[], None]:
-    """For a child before it becomes another program: the kernel kills it when its parent ends, however that ends.
-
-    The parent is the thread that starts it, so a machine is booted from a thread that lives as long as it is needed.
-    """
-    libc, parent = ctypes.CDLL(None), os.getpid()
-
-    def ask() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before we could ask
-            os._exit(1)
-
-    return ask
 
 
 def command_of(config: MachineConfig, image: Path, data: Path, port: int, folder: Path) -> list[str]:
@@ -140,20 +121,20 @@ def command_of(config: MachineConfig, image: Path, data: Path, port: int, folder
 
 
 def _start_qemu(
-    config: MachineConfig, image: Path, data: Path, folder: Path, before_exec: Callable[[], None] | None, keep: bool
+    config: MachineConfig, image: Path, data: Path, folder: Path, keep: bool
 ) -> tuple[subprocess.Popen[bytes], int]:
     """qemu and the loopback port of its adbd. A port may be taken between asking and binding: then another one."""
     said = ""
     for _ in range(PORT_TRIES):
         port = free_port()
+        command = command_of(config, image, data, port, folder)
         with open(folder / "qemu.log", "wb") as log:
             qemu = subprocess.Popen(
-                command_of(config, image, data, port, folder),
+                command if keep else dying_with_parent(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "TMPDIR": str(folder)},  # the snapshot's changes lie there
-                preexec_fn=before_exec,
                 start_new_session=keep,
             )
         try:

@@ -87,3 +87,13 @@ def running_devices() -> list[Running]:
         else:
             running.end()
     return found
+
+
+def dying_with_parent(command: list[str]) -> list[str]:
+    """The command so that the kernel kills it when its parent ends, however that ends; it keeps its process number.
+
+    The parent is the thread that starts it, so a machine is booted from a thread that lives as long as it is needed.
+    By util-linux's setpriv and not subprocess's preexec_fn, which forks the Python way: JAX and others warn of that.
+    """
+    unless_it_ended_before = '[ "$PPID" = "$0" ] && exec "$@"'
+    return ["setpriv", "--pdeathsig", "KILL", "sh", "-c", unless_it_ended_before, str(os.getpid()), *command]

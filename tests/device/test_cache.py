@@ -96,8 +96,8 @@ def test_a_process_that_only_has_the_number_of_a_dead_one_is_left_alone() -> Non
 def test_a_child_dies_with_a_parent_that_is_killed() -> None:
     code = (
         "import subprocess, time, sys\n"
-        "from benchmarks.device.emulated import die_with_parent\n"
-        "child = subprocess.Popen(['sleep', '600'], preexec_fn=die_with_parent())\n"
+        "from benchmarks.device.running import dying_with_parent\n"
+        "child = subprocess.Popen(dying_with_parent(['sleep', '600']))\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
