@@ -87,6 +87,7 @@ def test_the_compiled_net_stands_in_the_row_too(tmp_path: Path, monkeypatch: pyt
     assert (ORT_INT8 in runs) != any("leaves encoder/L24 out" in line for line in said)
 
 
+@pytest.mark.slow
 def test_recipes_with_fixed_ranges_are_calibrated_on_the_data(checkpoint: Path, tmp_path: Path) -> None:
     from convert.source import load_source
     from convert.windows import synthetic_events
@@ -119,6 +120,7 @@ def test_without_data_all_recipes_but_those_that_calibrate(checkpoint: Path, mon
     assert not {"int8-fc", "int8-full", "int16-act"} & set(asked)
 
 
+@pytest.mark.slow
 def test_a_wrong_graph_is_not_timed(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*_: Any, **__: Any) -> None:
         raise VerificationFailed("swipe/N9 in TFLite float: differs from torch")

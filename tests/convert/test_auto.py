@@ -143,6 +143,7 @@ class TestSpeed:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_the_search_stands_in_the_directory(self, checkpoint: Path, tmp_path: Path) -> None:
         said: list[str] = []
         result = convert_model(

@@ -9,6 +9,8 @@ import pytest
 import kir
 from tests.e2e.conftest import SmallLoop
 
+pytestmark = pytest.mark.slow  # beside the session's tests it would only wait for the loop they build
+
 
 def run(loop: SmallLoop, checkpoint: str, *flags: str) -> int:
     words = [str(loop.paths.checkpoint(checkpoint)), "--model", str(loop.paths.cdn)]
