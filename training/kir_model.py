@@ -39,6 +39,7 @@ from training.kir_layers import (
 
 PAGE_BLOCKS = ("user_rows", "user_dense", "candidate_rows", "candidate_dense")
 STEEPEST = 8.0  # of the attention biases at the start: exp(-8 · log1p(s)/8) = 1/(1 + s), for s seconds
+LOUDEST_GAIN = 8.0
 
 
 class Kir(nn.Module):
@@ -46,6 +47,8 @@ class Kir(nn.Module):
 
     Source: KIR at CIKM 2022 (Figure 3: attention over watched and placed, MMoE) and the 2020 talk (two stacks, DeepFM).
     """
+
+    candidate_gain: Tensor
 
     def __init__(self, config: KirConfig, spec: FeatureSpec):
         super().__init__()
@@ -74,6 +77,7 @@ class Kir(nn.Module):
                 if config.fm:
                     n_out = self.n_fields[block] * config.fm
                     self.fm_in[block] = input_layer(spec, block, self._field_mask(block), n_out)
+        self.register_buffer("candidate_gain", torch.ones(spec.width("candidate_dense")))  # `balance` moves it
         self.bottom_fm = dense_layer(config.fm, config.bottom) if config.fm else None
         self.page_out = dense_layer(config.bottom + config.fm, sum(self.out_widths))
         # swipe
@@ -128,6 +132,23 @@ class Kir(nn.Module):
                 module.mean.copy_(mean_X)
                 module.std.copy_(std_X.clamp(min=0.1))
 
+    @torch.no_grad()
+    def balance(self) -> None:
+        """Move loud columns of the candidate's dense layer into the features they read; what the net computes stays.
+
+        A feature whose values are small is given large weights, and int8 has one step a row of the matrix, which its
+        largest column sets. Features may grow up to the range of the standardised pXTR beside them, eightfold.
+        Source: equalisation of a layer's columns (Nagel et al. 2019, arXiv:1906.04721, section 4.1), here on inputs.
+        """
+        layers = [side["candidate_dense"] for side in (self.page_in, self.fm_in) if "candidate_dense" in side]
+        if not layers:
+            return
+        loudest = layers[0].effective().abs().amax(0)
+        gain = (loudest / loudest[loudest > 0].median()).clamp(1.0, LOUDEST_GAIN)
+        for layer in layers:
+            layer.weight /= gain
+        self.candidate_gain *= gain
+
     def folded(self) -> Kir:
         """A frozen copy with masks folded into plain linear layers: what is exported."""
         plain = copy.deepcopy(self).eval().requires_grad_(False)
@@ -138,8 +159,11 @@ class Kir(nn.Module):
         return plain
 
     def scaled(self, blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same blocks with pXTR logits standardised."""
-        return {name: self.scalers[name](x) if name in self.scalers else x for name, x in blocks.items()}
+        """The same blocks as the layers read them: pXTR logits standardised, the candidate's features balanced."""
+        found = {name: self.scalers[name](x) if name in self.scalers else x for name, x in blocks.items()}
+        if "candidate_dense" in found:
+            found["candidate_dense"] = found["candidate_dense"] * self.candidate_gain
+        return found
 
     # page ------------------------------------------------------------------------------------------------------------
 

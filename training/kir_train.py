@@ -232,6 +232,7 @@ def train_kir(
     rate = rate / 5 if init_from else rate
     plan = TrainConfig(epochs=epochs, max_seconds=max_seconds, seed=seed, learning_rate=rate)
     result = Trainer(task, batches.epoch, len(batches), plan, label="kir", quiet=log is None).run()
+    net.balance()
     threshold = float(np.nanmean(data.labels_nT[train, TASKS.index("watch_time")]))
     metrics = evaluate(task, data, ~train, threshold, view)
     say(f"trained {result.steps} steps in {result.seconds:.1f} s; " + _headline(metrics))

@@ -17,6 +17,7 @@ from contract.watched import WatchedList
 from training import kir_config
 from training.kir import Graph, Kir, KirConfig, cost, example_inputs, graph_inputs, graph_outputs, graphs
 from training.kir_layers import causal_mask
+from training.kir_model import PAGE_BLOCKS
 
 L = 8
 TINY = KirConfig.of("tiny", watched=L, buckets=(6,))
@@ -323,6 +324,26 @@ def test_a_rare_head_makes_no_loud_weights():
     kir.set_pxtr_constants(torch.full((7,), -7.0), torch.full((7,), 0.15))
     layer = kir.page_in["candidate_dense"]
     assert torch.equal(kir.folded().page_in["candidate_dense"].weight, layer.weight * layer.mask)
+
+
+@pytest.mark.parametrize(("spec_name", "config"), CASES, ids=NAMES)
+@torch.no_grad()
+def test_loud_columns_move_into_their_features_and_nothing_else_changes(spec_name, config):
+    kir = make_kir(spec_name, config)
+    layer = kir.page_in["candidate_dense"]
+    layer.weight[:, 3] *= 6.0
+    layer.weight[:, 5] *= 50.0
+    random = np.random.default_rng(0)
+    widths = {block: kir.spec.width(block) for block in PAGE_BLOCKS if kir.spec.width(block)}
+    blocks = {b: torch.from_numpy(random.normal(size=(2, 4, n)).astype(np.float32)) for b, n in widths.items()}
+    before = kir.page(blocks)
+    for _ in range(2):
+        kir.balance()
+        for ours, theirs in zip(kir.page(blocks), before, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
+    loudest = layer.effective().abs().amax(0)
+    assert float(loudest.max() / loudest.median()) < 1.01, "twice, so that the fiftyfold column is within reach"
+    assert 3.0 < float(kir.candidate_gain[3]) < 12.0
 
 
 @pytest.mark.parametrize(("spec_name", "config"), CASES, ids=NAMES)

@@ -113,7 +113,8 @@ class Slow:
         """query, candidate_pre, placed_kv of candidate i."""
         kir = self.kir
         x = {b: blocks[b][0] if b.startswith("user") else blocks[b][0, i] for b in PAGE_BLOCKS}
-        x["candidate_dense"] = self.scaled("candidate_dense", x["candidate_dense"])
+        gain = kir.candidate_gain.double().numpy()
+        x["candidate_dense"] = self.scaled("candidate_dense", x["candidate_dense"]) * gain
         mixed = sum(self.layer(kir.page_in[b], x[b]) for b in PAGE_BLOCKS)
         fields = []
         for b in PAGE_BLOCKS:
@@ -177,6 +178,7 @@ def kir() -> Kir:
     torch.manual_seed(5)
     kir = Kir(CONFIG, SPEC).eval()
     kir.set_pxtr_constants(torch.linspace(-1.0, 0.5, 7), torch.linspace(1.0, 2.0, 7))
+    kir.candidate_gain.copy_(torch.linspace(1.0, 3.0, len(kir.candidate_gain)))
     with torch.no_grad():
         for name, parameter in kir.named_parameters():
             if name.endswith("bias"):
