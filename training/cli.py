@@ -114,8 +114,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="size of the model; the rest follows from it. kuaiformer: tiny, small, paper, seed; ranker: tiny, small; "
-        "kir: tiny, kir, kir2020, kir2022 (default: tiny, or the recipe's)",
+        help="size of the model; the rest follows from it, beside --recipe too, which then says how it is trained. "
+        "kuaiformer: tiny, small, paper, seed; ranker: tiny, small; kir: tiny, kir, kir2020, kir2022 (default: tiny, "
+        "or the recipe's)",
     )
     parser.add_argument(
         "--epochs", type=_positive, help="passes over the data (default: kuaiformer 10, ranker 2, kir 4)"
@@ -199,7 +200,7 @@ def _train_kuaiformer(args: argparse.Namespace) -> Checkpoint | None:
 
     recipe = read_recipe(args.recipe) if args.recipe else Recipe()
     if args.preset:
-        recipe = replace(recipe, preset=args.preset)
+        recipe = replace(recipe, preset=args.preset, model={})  # the recipe's sizes are changes to its own preset
     recipe = recipe.changed([*_train_settings(args), *args.set])
     if args.resume:
         raise InputError(
@@ -223,6 +224,7 @@ def _train_kuaiformer(args: argparse.Namespace) -> Checkpoint | None:
         overwrite=args.overwrite,
         quiet=False,
         parallel=DataParallel.from_environment(recipe.train.device),
+        say=_to_stderr,
     )
 
 
