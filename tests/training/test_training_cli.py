@@ -80,13 +80,16 @@ def test_train_then_evaluate(tmp_path, capsys, model, metric, protocol):
     assert written["metrics"][metric] == pytest.approx(checkpoint.metrics[metric], abs=1e-9)
 
 
-def test_steps_and_resume_end_where_one_run_does(tmp_path):
+def test_steps_and_resume_end_where_one_run_does(tmp_path, capsys):
     train = ("train", "kuaiformer", "--data", SIM, "--epochs", 1, "--holdout-days", 0, "--set", "data.batch=128")
     assert run(*train, "--out", tmp_path / "whole") == 0
     assert run(*train, "--out", tmp_path / "parts", "--steps", 3) == 0
     whole, part = (load_checkpoint(tmp_path / name) for name in ("whole", "parts"))
     assert part.config["training"]["result"]["steps"] == 3
     assert run(*train, "--out", tmp_path / "parts", "--resume") == 2, "the checkpoint of step 3 stands there"
+    assert run(*train, "--out", tmp_path / "parts", "--resume", "--overwrite", "--epochs", 4) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "; got train.epochs 4; allowed: train.epochs 1; resume with" in told, "the keys that differ, and no others"
     assert run(*train, "--out", tmp_path / "parts", "--resume", "--overwrite") == 0
     assert part.version != whole.version == load_checkpoint(tmp_path / "parts").version
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole"]
