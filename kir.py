@@ -38,7 +38,10 @@ COMMANDS: dict[str, Command] = {
     "simulate": Command("training.cli", "train", "write synthetic users, videos and events as Parquet"),
     "annotate": Command("training.cli", "train", "fill events with the server ranker's predictions, without leaks"),
     "train": Command("training.cli", "train", "train a model on events and save a checkpoint directory"),
-    "evaluate": Command("training.cli", "train", "score a checkpoint on held-out data, or a dump of ranked lists"),
+    # training's command, called where the baselines can be opened as well
+    "evaluate": Command(
+        "benchmarks.baselines.cli", "train", "score a checkpoint on held-out data, or a dump of ranked lists"
+    ),
     "describe": Command(
         "training.cli", "train", "features, parameters, bytes and cost of a checkpoint or published model"
     ),

@@ -86,11 +86,13 @@ def run_ablation(
     utc_offset_hours: float = 0.0,
     history: int | None = None,
     quiet: bool = False,
+    command: str = "",
 ) -> tuple[dict[str, Any], str]:
     """Train what isn't trained, judge, compare. Returns the result and its table.
 
     only     arms to run now; the table holds all that are done
     history  positives before a query that models may read (default: the data's protocol)
+    command  what was typed, for the result
     Raises InputError for unknown arms, too few queries, and arms in `out` that were trained otherwise.
     """
     from training.autosave import Autosave
@@ -125,7 +127,8 @@ def run_ablation(
     found = {arm: _judge(arm, by_seed, split, queries) for arm, by_seed in done.items()}
     costs = measured_costs({arm: next(iter(by_seed.values())) for arm, by_seed in done.items()})
     result: dict[str, Any] = {
-        "plan": plan_name, "data": data, "seeds": list(seeds), "machine": machine(),
+        "benchmark": "ablation", "command": command, "plan": plan_name, "data": data, "seeds": list(seeds),
+        "machine": machine(),
         "protocol": f"{split.chosen('val').protocol}; judged: {len(queries)} queries"
         + (f" with {plan.min_history} positives or more before them" if plan.min_history else ""),
         "arms": {arm: _facts(plan, arm, done[arm], found[arm], costs[arm]) for arm in found},

@@ -36,6 +36,7 @@ from benchmarks.conversion_doc import add_conversion_doc_arguments, run_conversi
 from benchmarks.device.bench_cli import add_device_arguments, run_device
 from benchmarks.edge_cli import add_edge_arguments, run_edge
 from benchmarks.replay_cli import add_replay_arguments, run_replay
+from benchmarks.typed import PARSER, typed
 from contract.errors import InputError
 
 
@@ -145,6 +146,8 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust_arguments(swipe)
     swipe.add_argument("--repeats", type=int, default=2000, help="timed calls of each part (default: %(default)s)")
     swipe.add_argument("--json", type=Path, help="write the result here as well")
+    for kind in kinds.choices.values():
+        kind.set_defaults(**{PARSER: kind})
 
 
 def _add_ablation_arguments(add: Callable[..., Any]) -> None:
@@ -239,6 +242,7 @@ def _run_ablation(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         history=args.history,
         holdout_days=args.holdout_days,
         utc_offset_hours=_offset(args),
+        command=typed(args),
     )
 
 
@@ -380,6 +384,7 @@ def _run_encoder(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         rounds=args.rounds,
         compiled=not args.no_compile,
         size={"hidden": args.hidden} if args.hidden is not None else None,
+        command=typed(args),
     )
 
 
@@ -388,7 +393,8 @@ def _run_training(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from training.recipe import Recipe, read_recipe
 
     recipe = read_recipe(args.recipe) if args.recipe else Recipe.from_dict({"preset": args.preset}, "--preset")
-    return measure_training(recipe, args.data, rounds=args.rounds, steps=args.steps, rows=args.rows)
+    counts = {name: getattr(args, name) for name in ("rounds", "steps", "rows")}
+    return measure_training(recipe, args.data, **counts, command=typed(args))
 
 
 def _run_ranking(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

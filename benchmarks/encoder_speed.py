@@ -75,8 +75,9 @@ def measure_encoder(
     compiled: bool = True,
     size: dict[str, Any] | None = None,
     seed: int = 0,
+    command: str = "",
 ) -> tuple[dict[str, Any], str]:
-    """Returns the result and its table. size: KuaiFormerConfig fields in place of DEFAULT's.
+    """Returns the result and its table. size: KuaiFormerConfig fields in place of DEFAULT's; command: what was typed.
 
     Raises VerificationFailed when a runtime's answers differ from eager torch, InputError for rounds or batches < 1.
     """
@@ -93,6 +94,7 @@ def measure_encoder(
     graph = encoder_graph(net.encoder, width)
     result: dict[str, Any] = {
         "benchmark": "encoder",
+        "command": command,
         "kind": "host",
         "machine": machine(),
         "weights": "random" if checkpoint is None else "trained",

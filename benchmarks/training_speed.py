@@ -34,14 +34,18 @@ if TYPE_CHECKING:
 
 SIM = "sim:users=400,days=4"
 PRECISIONS = ("float32", "bfloat16")
+# The part of a step that stays in float32 outruns emulated products, so a share of their rate may pass 100 %.
+EMULATED = "this machine has no bfloat16 in hardware: its products are emulated and no rate to take a share of"
 GEMM = 1024  # side of the square products that stand for the machine's rate
 TABLE_WIDTH, TABLE_READS = 64, 40_000
 
 
 def measure_training(
-    recipe: Recipe, data: str = SIM, *, rounds: int = 5, steps: int = 4, rows: int = 1_000_000, seed: int = 0
-) -> tuple[dict[str, Any], str]:
-    """Returns the result and its table. steps: of each precision in a round; rows: of the table for the optimisers.
+    recipe: Recipe, data: str = SIM, *, rounds: int = 5, steps: int = 4, rows: int = 1_000_000, seed: int = 0,
+    command: str = "",
+) -> tuple[dict[str, Any], str]:  # fmt: skip
+    """Returns the result and its table. steps: of each precision in a round; rows: of the table for the optimisers;
+    command: what was typed.
 
     Raises InputError for rounds, steps or rows below 1.
     """
@@ -62,17 +66,20 @@ def measure_training(
             if number:  # the first round warms caches and clocks
                 gemm[name].append(rate)
                 cpu_s[name].append(spent / steps)
+    in_hardware = has_bfloat16(torch.device("cpu"))
+    whys = {"float32": "", "bfloat16": "" if in_hardware else EMULATED}
     result: dict[str, Any] = {
         "benchmark": "training",
+        "command": command,
         "kind": "host",
         "machine": machine(),
         "threads": torch.get_num_threads(),
-        "bfloat16_in_hardware": has_bfloat16(torch.device("cpu")),
+        "bfloat16_in_hardware": in_hardware,
         "data": data,
         "recipe": recipe.to_dict(),
         "targets_per_step": targets,
         "gflop_per_step": flops / 1e9,
-        "steps": {name: _told(cpu_s[name], gemm[name], flops, targets) for name in PRECISIONS},
+        "steps": {name: _told(cpu_s[name], gemm[name], flops, targets, whys[name]) for name in PRECISIONS},
         "bfloat16_over_float32": _ratio(cpu_s["bfloat16"], cpu_s["float32"]),
         "autosave": _autosave(trainers["float32"]),
         "table_optimizers_ms": _table_optimizers(rows, rounds, seed),
@@ -135,15 +142,17 @@ def _gemm_flops_per_s(dtype: torch.dtype) -> float:
     return float(2 * GEMM**3 / seconds)
 
 
-def _told(cpu_s: list[float], gemm: list[float], flops: float, targets: float) -> dict[str, Any]:
+def _told(cpu_s: list[float], gemm: list[float], flops: float, targets: float, no_share: str = "") -> dict[str, Any]:
+    """no_share: why there is none of the square products' rate; "" where there is."""
     middle = float(np.median(cpu_s))
-    return {
+    found: dict[str, Any] = {
         "cpu_ms": percentiles([1e3 * s for s in cpu_s]),
         "targets_per_cpu_s": targets / middle,
         "gflops": flops / middle / 1e9,
         "gemm_gflops": float(np.median(gemm)) / 1e9,
-        "share_of_gemm": flops / middle / float(np.median(gemm)),
+        "share_of_gemm": None if no_share else flops / middle / float(np.median(gemm)),
     }
+    return {**found, "no_share": no_share} if no_share else found
 
 
 def _ratio(ones: list[float], others: list[float]) -> dict[str, float]:
@@ -198,12 +207,12 @@ def _table(result: dict[str, Any]) -> str:
     for name, row in result["steps"].items():
         lines.append(
             f"{name:<12}{row['cpu_ms']['p50']:>9.1f}{row['targets_per_cpu_s']:>15.0f}{row['gflops']:>9.1f}"
-            f"{row['share_of_gemm']:>15.0%} "
+            + ("–".rjust(15) if row["share_of_gemm"] is None else f"{row['share_of_gemm']:>15.0%}")
         )
     ratio, save = result["bfloat16_over_float32"], result["autosave"]
     lines += [
         f"bfloat16 / float32: {ratio['p50']:.2f} [{ratio['p25']:.2f}, {ratio['p75']:.2f}] of the time"
-        + ("" if result["bfloat16_in_hardware"] else "; this machine has no bfloat16 in hardware"),
+        + ("" if result["bfloat16_in_hardware"] else f"; {EMULATED}"),
         f"a save: {save['megabytes']:.1f} MB in {save['wall_ms']:.0f} ms of wall time",
         f"an update of {result['table_rows']} x {TABLE_WIDTH} rows by {TABLE_READS} reads, CPU ms: "
         + ", ".join(f"{kind} {ms:.1f}" for kind, ms in result["table_optimizers_ms"].items()),

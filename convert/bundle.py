@@ -23,7 +23,7 @@ from contract.errors import InputError, VersionMismatch
 from contract.parquet import read_events
 from contract.rows import encode_rows
 from convert.build import Progress
-from convert.files import copy_in, flush, flush_tree, sha256_of, write_durably, written_aside
+from convert.files import flush, flush_tree, read_and_copy, sha256_of, write_durably, written_aside
 from convert.server_models import RetrievalChoices, export_ranker, export_retrieval
 from convert.source import FIRST_ROWS_REVISION
 from training.checkpoint import Checkpoint, load_checkpoint
@@ -93,10 +93,10 @@ def write_bundle(
     int8 encoder that was asked for fails its gate, InputError when OUT exists.
     """
     with written_aside(Path(out), overwrite) as aside:
-        items = read_catalogue(copy_in(catalogue, aside / CATALOGUE))
-        read_users(copy_in(users, aside / "users.parquet"))
+        items = read_and_copy(catalogue, aside / CATALOGUE, read_catalogue)
+        read_and_copy(users, aside / "users.parquet", read_users)
         if histories is not None:
-            read_events(copy_in(histories, aside / "histories.parquet"))
+            read_and_copy(histories, aside / "histories.parquet", read_events)
         progress("retrieval")
         encoder = load_checkpoint(retrieval, kind="kuaiformer")
         for line in export_retrieval(encoder, items, aside / "retrieval", choices):

@@ -100,7 +100,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "retrieval", help="KuaiFormer checkpoint alone -> encoder, item vectors and their index"
     )
     retrieval.add_argument("checkpoint", type=Path, help="KuaiFormer checkpoint directory")
-    retrieval.add_argument("--catalogue", type=Path, required=True, help="catalogue.parquet")
+    retrieval.add_argument("--catalogue", type=Path, help="catalogue.parquet (default: the videos of --data)")
     retrieval.add_argument("--out", type=Path, required=True, help="directory to write; `kir retrieve` takes it")
     for job in (server, retrieval):
         _add_choices(job)

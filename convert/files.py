@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from contract.errors import InputError
 from contract.files import flush, replacing
 from training.checkpoint import swap_directory
+
+T = TypeVar("T")
 
 
 def sha256_of(path: str | Path) -> str:
@@ -69,3 +72,13 @@ def copy_in(source: str | Path, target: Path) -> Path:
         raise InputError("file does not exist", where=source)
     shutil.copyfile(source, target)
     return target
+
+
+def read_and_copy(source: str | Path, target: Path, read: Callable[[Path], T]) -> T:
+    """What `read` finds in a file, and the file copied to `target`.
+
+    It is read where it lies, so that what `read` raises names the file that was given. Raises InputError as `copy_in`.
+    """
+    found = read(Path(source))
+    copy_in(source, target)
+    return found

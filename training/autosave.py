@@ -35,6 +35,7 @@ from training.checkpoint import TrainingState
 
 STATE = "state.safetensors"
 BEST = "best."
+_ABSENT = "not told"
 
 
 class Autosave:
@@ -119,13 +120,15 @@ class Autosave:
             return
         parts = sorted({*saved, *self.told})
         theirs = {part: _filled(saved.get(part), self._blank.get(part)) for part in parts}
-        other = {part: (theirs[part], self.told.get(part)) for part in parts if theirs[part] != self.told.get(part)}
+        other = {part: _apart(part, self.told.get(part), theirs[part]) for part in parts}
+        other = {part: pairs for part, pairs in other.items() if pairs}
         if other:
+            pairs = [pair for found in other.values() for pair in found]
             raise CheckpointError(
                 f"training state of another run ({', '.join(other)})",
                 where=self.directory,
-                got=[was for was, _ in other.values()],
-                allowed=[now for _, now in other.values()],
+                got=", ".join(now for now, _ in pairs),
+                allowed=", ".join(was for _, was in pairs),
                 fix="resume with the same data and recipe, or train without --resume",
             )
 
@@ -140,6 +143,14 @@ def _as_json(value: Any) -> Any:
 
 def _filled(part: Any, blank: Any) -> Any:
     return {**blank, **part} if isinstance(part, dict) and isinstance(blank, dict) else part
+
+
+def _apart(part: str, now: Any, was: Any) -> list[tuple[str, str]]:
+    """What differs, key by key: ("train.epochs 4", "train.epochs 3") for now and then."""
+    if not (isinstance(now, dict) and isinstance(was, dict)):
+        return [] if now == was else [(f"{part} {now}", f"{part} {was}")]
+    names = [name for name in sorted({*now, *was}) if now.get(name, _ABSENT) != was.get(name, _ABSENT)]
+    return [(f"{part}.{name} {now.get(name, _ABSENT)}", f"{part}.{name} {was.get(name, _ABSENT)}") for name in names]
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:

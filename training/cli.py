@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
     from training.ranker_train import RankerPlan
     from training.readers import LogData
+    from training.retrieval_rank import Scorer
 
 MODELS = ("kuaiformer", "ranker", "kir")
 RANKER_PRESETS = ("tiny", "small")
@@ -114,8 +115,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="size of the model; the rest follows from it. kuaiformer: tiny, small, paper, seed; ranker: tiny, small; "
-        "kir: tiny, kir, kir2020, kir2022 (default: tiny, or the recipe's)",
+        help="size of the model; the rest follows from it, beside --recipe too, which then says how it is trained. "
+        "kuaiformer: tiny, small, paper, seed; ranker: tiny, small; kir: tiny, kir, kir2020, kir2022 (default: tiny, "
+        "or the recipe's)",
     )
     parser.add_argument(
         "--epochs", type=_positive, help="passes over the data (default: kuaiformer 10, ranker 2, kir 4)"
@@ -199,7 +201,7 @@ def _train_kuaiformer(args: argparse.Namespace) -> Checkpoint | None:
 
     recipe = read_recipe(args.recipe) if args.recipe else Recipe()
     if args.preset:
-        recipe = replace(recipe, preset=args.preset)
+        recipe = replace(recipe, preset=args.preset, model={})  # the recipe's sizes are changes to its own preset
     recipe = recipe.changed([*_train_settings(args), *args.set])
     if args.resume:
         raise InputError(
@@ -223,6 +225,7 @@ def _train_kuaiformer(args: argparse.Namespace) -> Checkpoint | None:
         overwrite=args.overwrite,
         quiet=False,
         parallel=DataParallel.from_environment(recipe.train.device),
+        say=_to_stderr,
     )
 
 
@@ -303,8 +306,8 @@ def _ranker_plan(args: argparse.Namespace) -> RankerPlan:
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("checkpoint", type=Path, nargs="?", help="checkpoint directory (kuaiformer, ranker or kir)")
-    add("--data", help=f"{DATA_HELP} | ml-1m:PATH | amazon-beauty:PATH (sequences: kuaiformer alone)")
+    add("checkpoint", type=Path, nargs="?", help="checkpoint directory (kuaiformer, a baseline, ranker or kir)")
+    add("--data", help=f"{DATA_HELP} | ml-1m:PATH | amazon-beauty:PATH (sequences: retrieval alone)")
     add("--split", choices=("val", "test"), help="retrieval's queries; logs have val alone (default: val)")
     add("--from-ms", type=int, help="score what was shown from here on (default: where training ended)")
     add("--holdout-days", type=int, help="score the log's last days instead")
@@ -325,8 +328,11 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="write the metrics there as well")
 
 
-def run_evaluate(args: argparse.Namespace) -> int:
-    """Score a checkpoint on what it was not trained on; the protocol stands above the figures."""
+def run_evaluate(args: argparse.Namespace, open_baseline: Callable[[Path, str], Scorer] | None = None) -> int:
+    """Score a checkpoint on what it was not trained on; the protocol stands above the figures.
+
+    open_baseline  opens what `kir bench baseline` saved, for those who may import it; `kir evaluate` does
+    """
     given = [flag for flag in ("checkpoint", "data", "from_dump") if getattr(args, flag) is not None]
     if given not in (["checkpoint", "data"], ["from_dump"]):
         raise InputError("give a checkpoint and --data, or --from-dump alone", got=given)
@@ -337,7 +343,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     else:
         cut = Cut(args.from_ms, args.holdout_days, _utc_offset(args))
         options = {name: getattr(args, name) for name in ("split", "dump", "top", "real_time")}
-        done = evaluate_checkpoint(args.checkpoint, args.data, cut, **options)
+        done = evaluate_checkpoint(args.checkpoint, args.data, cut, open_baseline=open_baseline, **options)
     print(done.text)
     _write_json(args.json, done.found)
     return 0

@@ -29,6 +29,7 @@ from training.description import (
     spec_sections,
 )
 from training.kir import Graph, KirConfig, cost, graphs, load_kir
+from training.kuaiformer import KuaiFormerConfig, preset_label
 
 SWIPE_TARGET, SWIPE_L, SWIPE_N = 0.25, 50, 32  # share of (swipe + watch of one video) in the whole, at L and N
 
@@ -48,7 +49,7 @@ def describe_checkpoint(path: Path) -> Description:
     facts: dict[str, Any] = {
         "kind": checkpoint.kind,
         "version": checkpoint.version,
-        "preset": str(checkpoint.model_config.get("preset", "none")),
+        "preset": _preset(checkpoint),
         "sizes": ", ".join(f"{name} {_word(value)}" for name, value in sizes.items()),
         "data": str(training.get("data") or "not said"),
         "seed": str(training.get("seed", "not said")),
@@ -68,6 +69,12 @@ def describe_checkpoint(path: Path) -> Description:
         data |= found.data
         sections += found.sections
     return Description(str(path), facts, sections, data)
+
+
+def _preset(checkpoint: Checkpoint) -> str:
+    if checkpoint.kind == "kuaiformer":
+        return preset_label(KuaiFormerConfig.from_dict(checkpoint.model_config))
+    return str(checkpoint.model_config.get("preset", "none"))
 
 
 def kir_costs(checkpoint: Checkpoint) -> Description:

@@ -9,7 +9,7 @@ kir evaluate --from-dump lists.parquet
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from contract.events import Events
 from training import within_user
 from training.checkpoint import CONFIG, Checkpoint, load_checkpoint
 from training.days import cut_before_last_days
+from training.known_items import KnownItems, known_items
 from training.readers import LogData, open_data
 from training.retrieval_eval import KuaiFormerScorer, Popularity, evaluate
 from training.retrieval_rank import Scorer
@@ -119,22 +120,18 @@ def evaluate_dump(path: Path) -> Evaluation:
 
 def evaluate_checkpoint(
     path: Path, data_name: str, cut: Cut, *, split: str | None = None, dump: Path | None = None, top: int = 100,
-    real_time: bool = False,
+    real_time: bool = False, open_baseline: Callable[[Path, str], Scorer] | None = None,
 ) -> Evaluation:  # fmt: skip
     """Score a checkpoint of any kind; split and top are for retrieval, real_time (`training.real_time`) is for the
-    ranker. Raises InputError where they don't fit."""
+    ranker. open_baseline(path, name): the scorer of a baseline's checkpoint, whose code is not this room's; without it
+    such a checkpoint is refused. Raises InputError where they don't fit."""
     kind = kind_of(path)
     if real_time and kind != "ranker":
         raise InputError("--real-time is a setting of the ranker", where=path, got=f"a checkpoint of kind {kind}")
-    if kind == "baseline":
-        raise InputError(
-            "a baseline is evaluated beside others, by the benchmarks",
-            where=path,
-            fix=f"kir bench retrieval {path} --data {data_name} --out DIR",
-        )
     checkpoint = load_checkpoint(path)
-    if checkpoint.kind == "kuaiformer":
-        return _retrieval(checkpoint, data_name, cut, split or "val", dump, top)
+    if kind in ("kuaiformer", "baseline"):
+        scorer = _scorer(checkpoint, data_name, open_baseline)
+        return _retrieval(checkpoint, scorer, data_name, cut, split or "val", dump, top)
     if split is not None:
         raise InputError("--split is for retrieval", where=path, got=f"a checkpoint of kind {kind}")
     data = open_data(data_name)
@@ -148,16 +145,36 @@ def evaluate_checkpoint(
 
         cut_ms = cut.of(data.events, trained_until(path))
         metrics, scored = evaluate_ranker(checkpoint, data.events, cut_ms, live=real_time)
+    known = known_items(checkpoint, data.events["video_id"], data_name)
     facts: dict[str, Any] = {"version": checkpoint.version, "data": data_name, "cut_ms": cut_ms, "metrics": metrics}
+    facts["known_items"] = known and known.to_json()
     if dump is not None and not scored:
         raise InputError("no long_view was observed, so there is nothing to dump", where=f"--data {data_name}")
+    text = _below(known, metrics_text(checkpoint.version, metrics))
     if not scored:
-        return Evaluation(metrics_text(checkpoint.version, metrics), facts)
+        return Evaluation(text, facts)
     about = {"version": checkpoint.version, "data": data_name, "cut_ms": cut_ms}
     results = [within_user.evaluate(replace(one, about=about)) for one in scored]
     if dump is not None:
         within_user.write_scores(dump, results[0].scored)
-    return _ranked(metrics_text(checkpoint.version, metrics), facts, results, real_time)
+    return _ranked(text, facts, results, real_time)
+
+
+def _scorer(checkpoint: Checkpoint, data_name: str, open_baseline: Callable[[Path, str], Scorer] | None) -> Scorer:
+    if checkpoint.kind == "kuaiformer":
+        return scorer_of(checkpoint)
+    if open_baseline is None:
+        raise InputError(
+            "a baseline is opened by the benchmarks, which this room can't import",
+            where=checkpoint.path,
+            fix=f"kir evaluate {checkpoint.path} --data {data_name}",
+        )
+    return open_baseline(checkpoint.path, checkpoint.version)
+
+
+def _below(known: KnownItems | None, text: str) -> str:
+    """The text, with what there is to say on the items above it."""
+    return f"{known.line}\n{text}" if known and known.line else text
 
 
 def _ranked(
@@ -176,14 +193,19 @@ def _ranked(
     return Evaluation(f"{text}\n{slices_table(gains)}", {**facts, "real_time": [one.to_dict() for one in gains]})
 
 
-def _retrieval(checkpoint: Checkpoint, data_name: str, cut: Cut, which: str, dump: Path | None, top: int) -> Evaluation:
+def _retrieval(
+    checkpoint: Checkpoint, scorer: Scorer, data_name: str, cut: Cut, which: str, dump: Path | None, top: int
+) -> Evaluation:
     until_ms = trained_until(checkpoint.path)
     split = open_split(data_name, cut, until_ms)
     about = {"version": checkpoint.version, "data": data_name, "trained_until_ms": until_ms}
-    ours = evaluate(split, which, scorer_of(checkpoint), dump=dump, top=top, about=about)
+    known = known_items(checkpoint, split.items.video_id, data_name)
+    ours = evaluate(split, which, scorer, dump=dump, top=top, about=about)
     floor = evaluate(split, which, Popularity())
     against = compare(ours, floor)
-    return Evaluation(_retrieval_text(ours, floor, against), _retrieval_facts(ours, floor, against, data_name))
+    facts = _retrieval_facts(ours, floor, against, data_name)
+    text = _below(known, _retrieval_text(ours, floor, against))
+    return Evaluation(text, {**facts, "known_items": known and known.to_json()})
 
 
 def _retrieval_text(ours: RetrievalResult, floor: RetrievalResult, against: Comparison) -> str:

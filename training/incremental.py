@@ -97,6 +97,8 @@ def train_incremental(
     origins = tables.grow(known_keys(days.split, net.config))
     tables.dropout = recipe.data.key_dropout
     say(_grown(origins))
+    if told := recipe.loss.told(days.split.n_items):
+        say(told)
     new_data = segments_of(days.only(days.new_P), recipe, net.config, tables)
     old_data = segments_of(days.only(days.old_P), recipe, net.config, tables) if replay and days.old_P.any() else None
     data = WithReplay(new_data, old_data, replay)

@@ -146,6 +146,16 @@ def preset_config(preset: str, **changes: Any) -> KuaiFormerConfig:
     return KuaiFormerConfig.from_dict({"preset": preset, **PRESETS[preset], **changes})
 
 
+def preset_label(config: KuaiFormerConfig) -> str:
+    """The preset, and in what the sizes are not the preset's: "paper", "paper, changed: interests 4".
+
+    `without` is the data's doing and no change.
+    """
+    sizes = preset_config(config.preset, without=config.without).to_dict()
+    changed = [f"{name} {value}" for name, value in config.to_dict().items() if value != sizes[name]]
+    return ", changed: ".join([config.preset, *([", ".join(changed)] if changed else [])])
+
+
 def unit(x: Tensor) -> Tensor:
     """x / |x| over the last axis; a zero vector stays zero."""
     return x * torch.rsqrt((x * x).sum(dim=-1, keepdim=True) + 1e-12)

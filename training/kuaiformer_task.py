@@ -29,7 +29,7 @@ class LossConfig:
 
     candidates    full = the catalogue, in-batch = the batch's items, sampled = those and `negatives` drawn for all;
                   auto = full up to FULL_UP_TO_ITEMS items, else in-batch
-    correction    none, logq or corrected; a full softmax needs none and gets none
+    correction    none, logq or corrected; a full softmax needs none and gets none (`acting`), which training says
     except_owned  what a target's user also liked is no negative
     except_seen   what stands in the history is no negative: it is not ranked then either, where the protocol masks it
     """
@@ -47,15 +47,27 @@ class LossConfig:
             if getattr(self, name) not in allowed:
                 raise InputError(f"unknown {name}", got=getattr(self, name), allowed=allowed)
         if not 0.0 <= self.alpha < 1.0 or self.negatives < 1:
-            raise InputError(
-                "loss out of range", got=(self.alpha, self.negatives), allowed="alpha in [0, 1), negatives"
-            )
+            got = {"alpha": self.alpha, "negatives": self.negatives}
+            raise InputError("loss out of range", got=got, allowed="alpha from 0 to below 1, negatives from 1")
 
     def chosen(self, n_items: int) -> str:
         """The candidates that `auto` stands for."""
         if self.candidates != "auto":
             return self.candidates
         return "full" if n_items <= FULL_UP_TO_ITEMS else "in-batch"
+
+    def acting(self, n_items: int) -> str:
+        """The correction that acts: none where the softmax goes over the whole catalogue."""
+        return "none" if self.chosen(n_items) == "full" else self.correction
+
+    def told(self, n_items: int) -> str:
+        """A line for a person where the correction can't act; "" where it does, or none was asked for."""
+        if self.acting(n_items) == self.correction:
+            return ""
+        return (
+            f"loss: a softmax over all {n_items} items has nothing to correct, so loss.correction={self.correction} "
+            "does not act; it does with loss.candidates=in-batch or sampled"
+        )
 
 
 class KuaiFormerTask(nn.Module):
@@ -77,7 +89,7 @@ class KuaiFormerTask(nn.Module):
         super().__init__()
         self.net, self.tables, self.estimator, self.config = net, tables, estimator, config
         self.n_items = len(next(iter(item_slots.values())))
-        self.candidates = config.chosen(self.n_items)
+        self.candidates, self.correction = config.chosen(self.n_items), config.acting(self.n_items)
         self.scale = 1.0 / net.config.temperature if net.config.normalise else 1.0
         self.seed = seed
         self._fields = list(item_slots)
@@ -111,7 +123,7 @@ class KuaiFormerTask(nn.Module):
             target_T,
             scale=self.scale,
             log_q_C=log_q_C,
-            correction="none" if log_q_C is None else self.config.correction,
+            correction=self.correction,
             owned=owned,
             weight_T=batch.weight,
             smoothing=self.config.smoothing,
@@ -124,7 +136,7 @@ class KuaiFormerTask(nn.Module):
         """Catalogue rows ascending (None = all of them) and log Q, None where there is nothing to correct."""
         if self.candidates == "full":
             return None, None
-        correct = self.config.correction != "none"
+        correct = self.correction != "none"
         if self.candidates == "in-batch":
             rows_C, _ = in_batch_candidates(item_T)
             self.estimator.update(rows_C)

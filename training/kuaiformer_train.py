@@ -7,7 +7,7 @@ kir train kuaiformer --data ml-1m:PATH --out runs/ml-1m --recipe ml-1m          
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from training.candidates import OwnedItems
 from training.checkpoint import Checkpoint, TrainingState, model_card, save_checkpoint
 from training.distributed import DataParallel
 from training.frequency import FrequencyEstimator
-from training.kuaiformer import KuaiFormer, KuaiFormerConfig
+from training.kuaiformer import KuaiFormer, KuaiFormerConfig, preset_label
 from training.kuaiformer_task import KuaiFormerTask
 from training.recipe import Recipe
 from training.retrieval_eval import KuaiFormerScorer, Popularity, evaluate
@@ -110,11 +110,13 @@ def train_kuaiformer(
     overwrite: bool = False,
     quiet: bool = True,
     parallel: DataParallel | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Checkpoint | None:
     """Train on what the split allows, measure on `val`, save to `out_dir`. None on the ranks that do not lead.
 
     steps    stop after so many steps in all and save a checkpoint of that state
     resume   go on from the state that an earlier call (killed, interrupted or stopped by `steps`) left beside `out_dir`
+    say      takes lines for a person; of ranks, the one that leads
     Without `val` (all days trained on) every epoch of the recipe is trained and the last one kept.
     Raises InputError for data without positives and a metric that `val` does not have, CheckpointError for an existing
     `out_dir` without `overwrite` and for a state of other data or another recipe, Interrupted after a signal (the state
@@ -132,6 +134,9 @@ def train_kuaiformer(
     config = recipe.train if "val" in split.queries else replace(recipe.train, patience=None)
     task, data = make_task(split, recipe)
     scorer = KuaiFormerScorer(task.net, task.tables)
+    told = recipe.loss.told(split.n_items)
+    if told and (parallel is None or parallel.leads):
+        say(told)
 
     def validate() -> dict[str, float]:
         return _figures(evaluate(split, "val", scorer, quick=True))
@@ -214,10 +219,10 @@ def save_trained(
         "data": split.name, "seed": recipe.train.seed, "positives": len(places), "items": split.n_items,
         "trained_until_ms": split.cut_ms if split.cut_ms is not None else int(split.index.time_ms.max(initial=-1)) + 1,
         "utc_offset_hours": utc_offset_hours, "recipe": recipe.to_dict(), "candidates": task.candidates,
-        "result": result, **(about or {}),
+        "correction": task.correction, "result": result, **(about or {}),
     }  # fmt: skip
-    card: dict[str, Any] = {"preset": config.preset, "interests": config.interests, "width": config.width}
-    card |= {name: training[name] for name in ("data", "seed", "positives", "candidates")}
+    card: dict[str, Any] = {"preset": preset_label(config), "interests": config.interests, "width": config.width}
+    card |= {name: training[name] for name in ("data", "seed", "positives", "candidates", "correction")}
     return save_checkpoint(
         out_dir,
         kind="kuaiformer",

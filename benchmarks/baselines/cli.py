@@ -1,7 +1,8 @@
-"""`kir bench baseline`: its flags and its call. Light at import.
+"""`kir bench baseline`, and `kir evaluate`, which is training's with these models added. Light at import.
 
 kir bench baseline sasrec --data events:runs/data --out runs/sasrec --epochs 2
 kir bench baseline item-cf --data events:runs/data
+kir evaluate runs/sasrec --data events:runs/data
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.baselines import COUNTED, TRAINED
+from benchmarks.baselines import COUNTED, TRAINED, load_baseline
 from contract.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,3 +97,17 @@ def _train(
     facts = {"benchmark": "baseline", "name": recipe.name, "data": args.data, "version": saved.version}
     facts |= {"path": str(saved.path), "metrics": dict(saved.metrics), "training": saved.config["training"]}
     return facts, f"{metrics_text(saved.version, saved.metrics)}\nsaved to {saved.path}"
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `kir evaluate`: training's."""
+    from training.cli import add_evaluate_arguments as add
+
+    add(parser)
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """`kir evaluate` for any checkpoint: the training room can't import the baselines, so they are handed to it."""
+    from training.cli import run_evaluate as run
+
+    return run(args, load_baseline)

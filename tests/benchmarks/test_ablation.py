@@ -33,7 +33,8 @@ def test_a_plan_is_run_in_pieces(tmp_path):
     assert set(result["arms"]) == {"base", "raw"}
     assert "Queries" in table
     before = (tmp_path / "out" / "base-0" / "model.safetensors").stat().st_mtime_ns
-    result, table = run_ablation(plan, DATA, tmp_path / "out", quiet=True)
+    result, table = run_ablation(plan, DATA, tmp_path / "out", quiet=True, command="kir bench ablation mine")
+    assert json.loads((tmp_path / "out" / "ablation.json").read_text())["command"] == "kir bench ablation mine"
     assert (tmp_path / "out" / "base-0" / "model.safetensors").stat().st_mtime_ns == before, "not trained again"
     assert set(result["arms"]) == {"base", "raw", "one"}
     assert set(result["groups"]["Windows"]) == {"raw"}

@@ -228,3 +228,11 @@ def test_checkpoints_of_every_kind_meet_on_the_same_queries(tmp_path, capsys):
     assert "CAUTION" not in line["protocol"]
     trained = load_checkpoint(tmp_path / "sasrec").metrics["mrr"]
     assert line["arms"]["sasrec"]["metrics"]["mrr"]["mean"] == pytest.approx(trained, abs=1e-9)
+    dump, again = tmp_path / "lists.parquet", tmp_path / "again.json"
+    words = [str(tmp_path / "sasrec"), "--data", SIM, "--dump", str(dump), "--json", str(again)]
+    assert kir.main(["evaluate", *words]) == 0
+    assert f"from {later} ms on" in capsys.readouterr().out
+    told = json.loads(again.read_text())
+    assert told["version"] == load_checkpoint(tmp_path / "sasrec").version
+    assert told["metrics"]["mrr"] == pytest.approx(trained, abs=1e-9), "kir evaluate opens baselines as well"
+    assert RetrievalResult.load(dump).values["mrr"] == pytest.approx(trained, abs=1e-9)

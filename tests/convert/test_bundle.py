@@ -200,9 +200,14 @@ class TestWholeOrNotAtAll:
             write_bundle(tmp_path / "new" / "bundle", **{**parts, part: tmp_path / "nowhere"})
         assert list((tmp_path / "new").iterdir()) == []
 
-    def test_a_catalogue_that_is_none(self, parts: dict[str, Any], tmp_path: Path) -> None:
-        with pytest.raises(EventError):
-            write_bundle(tmp_path / "bundle", **{**parts, "catalogue": parts["users"]})
+    def test_a_wrong_file_is_named_where_it_lies(self, parts: dict[str, Any], tmp_path: Path) -> None:
+        wrong = {"catalogue": parts["users"], "users": parts["catalogue"], "histories": parts["catalogue"]}
+        for part, path in wrong.items():
+            with pytest.raises(EventError) as refused:
+                write_bundle(tmp_path / "bundle", **{**parts, part: path})
+            assert str(path) in str(refused.value)
+            assert ".part" not in str(refused.value)
+        assert list(tmp_path.iterdir()) == []
 
     def test_overwriting_is_explicit(self, parts: dict[str, Any], tmp_path: Path) -> None:
         (tmp_path / "bundle").mkdir()

@@ -156,6 +156,16 @@ def test_a_save_of_a_run_told_otherwise_is_refused(tmp_path):
         Autosave(tmp_path / "s", {**newer, "data": {**newer["data"], "half_life": 0.5}}, blank).load()
 
 
+def test_the_refusal_prints_what_differs_and_nothing_else(tmp_path):
+    saver = Autosave(tmp_path / "s", {"data": {"batch": 4, "cap": None}, "train": {"epochs": 3, "rate": 0.1}})
+    saver.save(state_of(1, -1))
+    now = {"data": {"batch": 4}, "train": {"epochs": 5, "rate": 0.1}, "preset": "tiny"}
+    with pytest.raises(CheckpointError, match=r"another run \(data, preset, train\)") as refused:
+        Autosave(tmp_path / "s", now).load()
+    assert refused.value.got == "data.cap not told, preset tiny, train.epochs 5"
+    assert refused.value.allowed == "data.cap None, preset None, train.epochs 3"
+
+
 def test_metrics_of_numpy_and_nan_do_not_end_a_training(tmp_path):
     saver, log = Autosave(tmp_path / "saves"), tmp_path / "log.jsonl"
     trainer = trainer_of(Toy(), saver, None, epochs=2, log_path=log)

@@ -12,7 +12,8 @@ import kir
 from contract.errors import InputError
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.days import DAY_MS
-from training.evaluation import Cut, kind_of, open_split, trained_until
+from training.evaluation import Cut, evaluate_checkpoint, kind_of, open_split, trained_until
+from training.known_items import KnownItems
 from training.kuaiformer import KuaiFormer, preset_config
 from training.readers import open_data
 from training.retrieval_result import RetrievalResult, compare
@@ -27,15 +28,15 @@ def run(*words: object) -> int:
     return kir.main([str(word) for word in words])
 
 
-def checkpoint_of(path, split, training):
-    """An untrained KuaiFormer that knows the split's items."""
+def checkpoint_of(path, split, training, kind="kuaiformer"):
+    """An untrained KuaiFormer that knows the split's items; kind: what it says it is."""
     spec = CONFIG.spec()
     items = {name: getattr(split.items, name) for name in ("video_id", "author_id", "tags", "duration_ms")}
     keys = table_keys(spec, [("history_rows", split.index.columns), ("item_rows", items)])
     torch.manual_seed(0)
     return save_checkpoint(
         path,
-        kind="kuaiformer",
+        kind=kind,
         model=KuaiFormer(CONFIG, spec),
         tables=SparseTables.from_spec_and_keys(spec, keys),
         spec=spec,
@@ -59,7 +60,9 @@ def cut_ms(log):
 @pytest.fixture(scope="module")
 def model(log, cut_ms, tmp_path_factory):
     split = split_of(log, "sim", cut_ms=cut_ms)
-    return checkpoint_of(tmp_path_factory.mktemp("model") / "m", split, {"trained_until_ms": cut_ms}).path
+    return checkpoint_of(
+        tmp_path_factory.mktemp("model") / "m", split, {"trained_until_ms": cut_ms, "data": "sim"}
+    ).path
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,8 @@ def test_a_log_is_cut_where_training_ended(model, cut_ms, capsys, tmp_path):
     difference = found["metrics"]["mrr"] - found["metrics"]["popularity_mrr"]
     assert found["comparison"]["metrics"]["mrr"]["mean"] == pytest.approx(difference)
     assert found["result"]["about"]["trained_until_ms"] == cut_ms
+    assert (found["known_items"]["items"], found["known_items"]["share"] > 0.9) == (120, True)
+    assert "has rows for" not in printed, "nothing to say of data that it knows"
     assert found["result"]["speed"]["queries_per_second"] > 0
 
 
@@ -100,6 +105,25 @@ def test_an_earlier_cut_is_said_aloud(model, cut_ms, capsys):
     assert "CAUTION" in capsys.readouterr().out
     assert run("evaluate", model, "--data", SIM, "--holdout-days", 1) == 0
     assert "CAUTION" not in capsys.readouterr().out
+
+
+def test_data_that_the_checkpoint_does_not_know_are_said_aloud(model, sequences, tmp_path, capsys):
+    data = f"ml-1m:{sequences}"
+    assert run("evaluate", model, "--data", data, "--json", tmp_path / "f.json") == 0
+    n = split_of(open_data(data), "ml-1m").n_items
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "has rows for" in line]
+    assert line.startswith(f"CAUTION: trained on sim, asked about ml-1m: the checkpoint has rows for 0 of {n} items")
+    known = json.loads((tmp_path / "f.json").read_text())["known_items"]
+    assert known == {"known": 0, "items": n, "trained_on": "sim", "asked": "ml-1m", "share": 0.0}
+
+
+def test_what_is_said_of_known_items():
+    assert KnownItems(9, 10, "sim", "sim").line == ""
+    assert KnownItems(9, 10, "", "events").line == "", "nothing says that the data are others"
+    assert KnownItems(9, 10, "sim", "events").line.startswith("note: trained on sim, asked about events: ")
+    few = KnownItems(1, 10, "sim", "sim")
+    assert few.line == "CAUTION: the checkpoint has rows for 1 of 10 items of these data (10%)"
+    assert KnownItems(0, 0, "sim", "sim").share == 0
 
 
 def test_a_dump_gives_the_same_table(model, capsys, tmp_path):
@@ -198,7 +222,6 @@ def test_kinds_are_read_without_the_rest(model, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("BASELINE", "--data", SIM), "kir bench retrieval"),
         (("MODEL", "--data", SIM, "--split", "test"), "no such split"),
         (("MODEL", "--data", "ml-1m:SEQUENCES", "--from-ms", 5), "not cut by time"),
         (("MODEL", "--data", SIM, "--from-ms", 5, "--holdout-days", 1), "both say where to cut"),
@@ -211,15 +234,20 @@ def test_kinds_are_read_without_the_rest(model, tmp_path):
 )
 def test_mistakes_end_in_one_line(model, sequences, tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "baseline").mkdir()
-    (tmp_path / "baseline" / "config.json").write_text('{"kind": "baseline"}')
-    names = {"MODEL": model, "SEQUENCES": sequences, "BASELINE": "baseline"}
+    names = {"MODEL": model, "SEQUENCES": sequences}
     for name, path in names.items():
         words = [str(word).replace(name, str(path)) for word in words]
     assert run("evaluate", *words) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("kir evaluate: ")
     assert message in line
+
+
+def test_a_baseline_is_refused_where_nothing_opens_it(tmp_path):
+    """The command hands over what does; tests/benchmarks/test_retrieval_bench.py asks it."""
+    checkpoint = checkpoint_of(tmp_path / "m", split_of(open_data(SIM), "sim"), {}, kind="baseline")
+    with pytest.raises(InputError, match="opened by the benchmarks"):
+        evaluate_checkpoint(checkpoint.path, SIM, Cut())
 
 
 def test_without_an_end_of_training_a_cut_must_be_given(log, cut_ms, tmp_path, capsys):

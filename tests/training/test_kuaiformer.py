@@ -12,7 +12,7 @@ from contract.errors import InputError, SpecError
 from convert.onnx_export import OnnxGraph, TorchGraph, export_onnx
 from tests.training import kuaiformer_reference as slow
 from tests.training.kuaiformer_makers import PAPER, PLANS, config_of, histories, net_of
-from training.kuaiformer import PRESETS, KuaiFormer, KuaiFormerConfig, preset_config, score
+from training.kuaiformer import PRESETS, KuaiFormer, KuaiFormerConfig, preset_config, preset_label, score
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +79,13 @@ def test_wrong_configurations_are_refused():
         KuaiFormerConfig.from_dict({"size": 3})
     with pytest.raises(SpecError, match="video's own row"):
         KuaiFormer(config_of(), config_of().spec().without(["item_video_id"]))
+
+
+def test_a_label_tells_sizes_that_are_not_the_presets():
+    assert preset_label(preset_config("paper", without=("history_gap",))) == "paper", "the data's doing"
+    assert preset_label(preset_config("paper", interests=4)) == "paper, changed: interests 4"
+    changed = KuaiFormerConfig.from_dict({**preset_config("tiny").to_dict(), "layers": 4, "windows": [8]})
+    assert preset_label(changed) == "tiny, changed: layers 4, windows (8,)"
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -265,6 +265,20 @@ def test_auto_takes_the_catalogue_while_it_is_small():
     assert made({"candidates": "auto"})[0].candidates == "full"
 
 
+def test_a_correction_that_can_not_act_is_told():
+    for correction in ("logq", "corrected"):
+        full, sampled = (LossConfig(candidates=name, correction=correction) for name in ("full", "sampled"))
+        assert (full.acting(N_ITEMS), sampled.acting(N_ITEMS)) == ("none", correction)
+        assert f"all {N_ITEMS} items" in full.told(N_ITEMS)
+        assert f"loss.correction={correction} does not act" in full.told(N_ITEMS)
+        assert sampled.told(N_ITEMS) == ""
+        assert made(vars(full))[0].correction == "none"
+    assert LossConfig(candidates="full", correction="none").told(N_ITEMS) == "", "nothing was asked for"
+    auto = LossConfig(correction="corrected")
+    assert auto.told(FULL_UP_TO_ITEMS)
+    assert not auto.told(FULL_UP_TO_ITEMS + 1)
+
+
 def test_everything_moves_with_the_task():
     """What the loss reads lies where the batch lies: nothing stays behind on the CPU."""
     task, _ = made({**FULL, "except_owned": True})

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +19,14 @@ from contract.catalogue import read_catalogue, read_users
 from contract.parquet import read_events
 from training import cli
 from training.checkpoint import load_checkpoint
+from training.kuaiformer import preset_config
+from training.recipe import Recipe, read_recipe
 
 SIM = "sim:users=40,items=150,days=3"
+GUIDE = (Path(__file__).parents[2] / "docs" / "kuaiformer.md").read_text()
+KUAIFORMER_COMMANDS = [
+    shlex.split(line, comments=True) for line in GUIDE.splitlines() if line.startswith("kir train kuaiformer")
+]
 
 
 def run(*words: str) -> int:
@@ -72,19 +80,22 @@ def test_train_then_evaluate(tmp_path, capsys, model, metric, protocol):
     assert written["metrics"][metric] == pytest.approx(checkpoint.metrics[metric], abs=1e-9)
 
 
-def test_steps_and_resume_end_where_one_run_does(tmp_path):
+def test_steps_and_resume_end_where_one_run_does(tmp_path, capsys):
     train = ("train", "kuaiformer", "--data", SIM, "--epochs", 1, "--holdout-days", 0, "--set", "data.batch=128")
     assert run(*train, "--out", tmp_path / "whole") == 0
     assert run(*train, "--out", tmp_path / "parts", "--steps", 3) == 0
     whole, part = (load_checkpoint(tmp_path / name) for name in ("whole", "parts"))
     assert part.config["training"]["result"]["steps"] == 3
     assert run(*train, "--out", tmp_path / "parts", "--resume") == 2, "the checkpoint of step 3 stands there"
+    assert run(*train, "--out", tmp_path / "parts", "--resume", "--overwrite", "--epochs", 4) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "; got train.epochs 4; allowed: train.epochs 1; resume with" in told, "the keys that differ, and no others"
     assert run(*train, "--out", tmp_path / "parts", "--resume", "--overwrite") == 0
     assert part.version != whole.version == load_checkpoint(tmp_path / "parts").version
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole"]
 
 
-def test_a_recipe_and_changes_to_it_reach_the_checkpoint(tmp_path):
+def test_a_recipe_and_changes_to_it_reach_the_checkpoint(tmp_path, capsys):
     recipe = {"preset": "tiny", "model": {"layers": 1}, "train": {"epochs": 3, "seed": 5, "learning_rate": 0.004}}
     (tmp_path / "mine.json").write_text(json.dumps(recipe))
     train = ("train", "kuaiformer", "--data", SIM, "--holdout-days", 0, "--recipe", tmp_path / "mine.json")
@@ -92,6 +103,10 @@ def test_a_recipe_and_changes_to_it_reach_the_checkpoint(tmp_path):
     assert run(*train, *changes, "--out", tmp_path / "m") == 0
     saved = load_checkpoint(tmp_path / "m").config
     assert (saved["model"]["layers"], saved["model"]["interests"]) == (1, 3)
+    label = "tiny, changed: layers 1, interests 3"
+    assert f"| preset | {label} |" in (tmp_path / "m" / "README.md").read_text()
+    assert run("describe", tmp_path / "m") == 0
+    assert label in capsys.readouterr().out
     used = saved["training"]["recipe"]
     assert (used["train"]["epochs"], used["train"]["learning_rate"], used["loss"]["smoothing"]) == (
         1,
@@ -101,16 +116,63 @@ def test_a_recipe_and_changes_to_it_reach_the_checkpoint(tmp_path):
     assert used["train"]["seed"] == saved["training"]["seed"] == 0, "a seed of 0 counts as given"
 
 
-def test_a_preset_replaces_the_recipes(tmp_path, monkeypatch):
-    from training import kuaiformer_train
+@pytest.fixture
+def recipes_used(monkeypatch):
+    """The recipe that each `kir train kuaiformer` would have trained with; no data are read."""
+    from training import kuaiformer_train, readers, retrieval_split
 
+    used: list[Recipe] = []
+    monkeypatch.setattr(readers, "open_data", lambda name: None)
+    monkeypatch.setattr(retrieval_split, "split_of", lambda data, name, **options: None)
     monkeypatch.setattr(kuaiformer_train, "train_kuaiformer", lambda split, out, recipe, **options: used.append(recipe))
-    used: list = []
+    return used
+
+
+def test_a_preset_replaces_the_recipes(tmp_path, recipes_used):
+    used = recipes_used
     train = ("train", "kuaiformer", "--data", SIM, "--out", tmp_path / "m")
     assert run(*train, "--preset", "paper", "--set", "model.heads=32") == 0, "too many for the preset before"
     assert run(*train) == 0
     assert (used[0].config().layers, used[0].config().heads, used[0].config().preset) == (4, 32, "paper")
     assert used[1].config().preset == "tiny"
+
+
+def test_a_preset_beside_a_recipe_is_the_whole_model(tmp_path, recipes_used):
+    """The recipe's sizes go with its own preset: `paper` is the paper's model, whoever says how it is trained."""
+    train = ("train", "kuaiformer", "--data", SIM, "--out", tmp_path / "m", "--recipe", "ml-1m")
+    assert run(*train, "--preset", "paper") == 0
+    assert run(*train, "--preset", "paper", "--set", "model.interests=4") == 0
+    assert run(*train) == 0
+    paper, four, own = recipes_used
+    assert paper.config() == preset_config("paper")
+    assert paper.train == own.train
+    assert paper.loss == own.loss
+    assert (four.config().interests, four.config().layers) == (4, 4), "the paper's variant with 4 query tokens"
+    assert own == read_recipe("ml-1m")
+
+
+@pytest.mark.parametrize("words", KUAIFORMER_COMMANDS, ids=lambda words: " ".join(words[4:]))
+def test_the_guides_commands_act(recipes_used, words):
+    """docs/kuaiformer.md: every setting of its commands reaches the recipe, and none is without effect."""
+    assert run(*words[1:]) == 0
+    (used,) = recipes_used
+    assert "loss.correction" not in " ".join(words) or used.loss.told(150) == ""
+    for name, value in (word.split("=") for word in words if "." in word and "=" in word):
+        part, key = name.split(".")
+        assert str(getattr(used.config() if part == "model" else getattr(used, part), key)) == value
+
+
+def test_a_correction_without_effect_is_said(tmp_path, capsys):
+    train = ("train", "kuaiformer", "--data", SIM, "--epochs", 1, "--holdout-days", 0, "--steps", 2)
+    assert run(*train, "--out", tmp_path / "all", "--set", "loss.correction=corrected") == 0
+    assert "over all 150 items has nothing to correct, so loss.correction=corrected" in capsys.readouterr().err
+    saved = load_checkpoint(tmp_path / "all")
+    assert saved.config["training"]["correction"] == "none"
+    assert "| correction | none |" in (saved.path / "README.md").read_text()
+    acts = ("--set", "loss.candidates=in-batch", "--set", "loss.correction=corrected")
+    assert run(*train, "--out", tmp_path / "batch", *acts) == 0
+    assert "nothing to correct" not in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "batch").config["training"]["correction"] == "corrected"
 
 
 @pytest.mark.parametrize(
