@@ -53,6 +53,8 @@ class KuaiFormerConfig:
     normalise    unit vectors on both sides, scores divided by `temperature` in training
     without      served fields of the spec that are left out (those the data do not tell)
     recency_days half life of the plays that an item's prior counts (training/recency.py); None = no prior
+    recency_weight  what the prior is multiplied by once trained; None = by what was learnt, which tends to be too low:
+                    the rows have learnt the same days by heart, and validation on later days asks for more
     """
 
     preset: str = "tiny"
@@ -70,6 +72,7 @@ class KuaiFormerConfig:
     latest: int = 48
     without: tuple[str, ...] = ()
     recency_days: float | None = None
+    recency_weight: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows", tuple(self.windows))
@@ -82,6 +85,8 @@ class KuaiFormerConfig:
             raise InputError("out of range", got=got, allowed="temperature above 0, dropout from 0 to below 1")
         if self.recency_days is not None and not self.recency_days > 0:
             raise InputError("recency_days must be above 0", got=self.recency_days, allowed="days, or none")
+        if self.recency_weight is not None and self.recency_days is None:
+            raise InputError("recency_weight weighs a prior", got=self.recency_weight, fix="give recency_days as well")
         if self.latest < 1 or any(size < 1 for size in self.windows):
             raise InputError("a plan has windows and a raw tail of 1 or more", got=(self.windows, self.latest))
         if self.width % self.heads or self.width // self.heads % 2:
@@ -183,6 +188,12 @@ class Encoder(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         if config.recency_days is not None:
             self.recency = nn.Parameter(torch.zeros(()))
+
+    @torch.no_grad()
+    def set_recency(self) -> None:
+        """Once trained: give the prior the weight that the configuration states, if it states one."""
+        if self.config.recency_weight is not None:
+            self.recency.fill_(self.config.recency_weight)
 
     def forward(self, history_rows: Tensor, history_mask: Tensor) -> Tensor:
         return self.cuts(history_rows, history_mask, 1)[:, 0]

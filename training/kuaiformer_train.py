@@ -169,6 +169,7 @@ def train_kuaiformer(
     result = trainer.run(until_step=steps)
     if parallel is not None and not parallel.leads:
         return None
+    task.net.encoder.set_recency()
     found = {name: evaluate(split, name, scorer) for name in split.queries if name == "val"}
     saved = save_trained(
         split,

@@ -72,6 +72,18 @@ def test_without_times_there_is_no_prior():
         recency_of(masked_split(), 1.0)
     with pytest.raises(InputError, match="recency_days must be above 0"):
         KuaiFormerConfig(recency_days=0.0)
+    with pytest.raises(InputError, match="recency_weight weighs a prior"):
+        KuaiFormerConfig(recency_weight=0.1)
+
+
+def test_a_stated_weight_is_what_is_served(split, trained, tmp_path):
+    """Training is the same to the bit; what it learnt gives way."""
+    stated = train_kuaiformer(split, tmp_path / "m", WITH.changed(["model.recency_weight=0.25"]))
+    own, other = load_kuaiformer(trained).state_dict(), load_kuaiformer(stated).state_dict()
+    apart = [name for name in own if not torch.equal(own[name], other[name])]
+    assert apart == ["encoder.recency"]
+    assert other["encoder.recency"] == 0.25
+    assert stated.version != trained.version
 
 
 def test_a_spec_without_a_prior_is_what_it_was():
