@@ -29,7 +29,8 @@ HELD_SHARE = 0.5  # of the users: their positives of the last old day are asked 
 
 @dataclass(frozen=True, eq=False)
 class NewDayData:
-    """old, kept aside, new, test: events of each part; new_ms, test_ms, aside_ms: where those days begin."""
+    """old, kept aside, new, test: events of each part; new_ms, test_ms, aside_ms: where those days begin, counted with
+    utc_offset_hours."""
 
     old: LogData
     aside: LogData
@@ -38,6 +39,7 @@ class NewDayData:
     aside_ms: int
     new_ms: int
     test_ms: int
+    utc_offset_hours: float = 0.0
 
     def joined(self, *parts: LogData) -> LogData:
         return self.old._replace(events=Events.concat([part.events for part in parts]))
@@ -50,14 +52,15 @@ class NewDayData:
     @cached_property
     def old_split(self) -> RetrievalSplit:
         """`val`: old positives kept aside; histories up to the day before."""
-        before = self.old.events["time_ms"] < self.aside_ms
-        kept = self.old._replace(events=self.old.events.take(np.flatnonzero(before)))
+        from training.days import split_at
+
+        kept = self.old._replace(events=split_at(self.old.events, self.aside_ms, self.utc_offset_hours)[0])
         return self._split(self.joined(kept, self.aside), self.aside_ms)
 
     def _split(self, data: LogData, cut_ms: int) -> RetrievalSplit:
         from training.retrieval_split import split_of
 
-        return split_of(data, "new days", cut_ms=cut_ms)
+        return split_of(data, "new days", cut_ms=cut_ms, utc_offset_hours=self.utc_offset_hours)
 
     def groups(self) -> dict[str, tuple[RetrievalSplit, Queries]]:
         """What is asked, by name. New items and users: a positive on the new day, none before."""
@@ -100,8 +103,9 @@ def cut_new_day(data: LogData, *, hide: float, utc_offset_hours: float = 0.0, se
     def part(rows_E: NDArray[np.bool_]) -> LogData:
         return data._replace(events=events.take(np.flatnonzero(rows_E)))
 
-    begins = [day * DAY_MS - int(utc_offset_hours * 3_600_000) for day in (last_old, new, test)]
-    return NewDayData(part(old_E & ~aside_E), part(aside_E), part(day_E == new), part(day_E == test), *begins)
+    aside_ms, new_ms, test_ms = (day * DAY_MS - int(utc_offset_hours * 3_600_000) for day in (last_old, new, test))
+    parts = part(old_E & ~aside_E), part(aside_E), part(day_E == new), part(day_E == test)
+    return NewDayData(*parts, aside_ms, new_ms, test_ms, utc_offset_hours)
 
 
 def _first_seen(data: NewDayData, column: str, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -86,8 +86,12 @@ def ranker_spec(width: int = 16) -> FeatureSpec:
     )
 
 
-def kuaiformer_spec(video: int = 64, attribute: int = 16) -> FeatureSpec:
-    """KuaiFormer's embedding module: discrete attributes and bucketed continuous ones, a table each (section 2.2.1)."""
+def kuaiformer_spec(video: int = 64, attribute: int = 16, recent: bool = False) -> FeatureSpec:
+    """KuaiFormer's embedding module: discrete attributes and bucketed continuous ones, a table each (section 2.2.1).
+
+    recent: one number an item besides, the prior of training/recency.py (not of the paper).
+    """
+    prior = (_served("item_recent", "video_id", "item_rows", "video", "page", "recent", 1),) if recent else ()
     return FeatureSpec(
         "kuaiformer",
         (
@@ -101,5 +105,6 @@ def kuaiformer_spec(video: int = 64, attribute: int = 16) -> FeatureSpec:
             _served("item_author_id", "author_id", "item_rows", "video", "page", "author", attribute),
             _served("item_tags", "tags", "item_rows", "video", "page", "tag", attribute),
             _served("item_duration", "duration_1000", "item_rows", "video", "page", "duration", attribute),
+            *prior,
         ),
     )

@@ -57,9 +57,12 @@ def encoder_graph(encoder: Encoder, row_width: int) -> onnx.ModelProto:
     present.append(g.batched(np.ones((1, config.interests), np.float32)))
     x_BTD = g.op("Concat", *parts, axis=1)
     interests = _stack(g, encoder, x_BTD, g.op("Concat", *present, axis=1))
+    if config.recency_days is not None:
+        weight = np.full((1, config.interests, 1), _array(encoder.recency), np.float32)
+        interests = g.op("Concat", interests, g.batched(weight), axis=2)
     g.nodes.append(helper.make_node("Identity", [interests], ["interests"], name="interests"))
     inputs = {"history_rows": ["b", config.length, row_width], "history_mask": ["b", config.length]}
-    outputs = {"interests": ["b", config.interests, config.width]}
+    outputs = {"interests": ["b", config.interests, config.vector_width]}
     graph = helper.make_graph(g.nodes, "encoder", _values(inputs), _values(outputs), g.constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="kir")
     model.ir_version = IR_VERSION

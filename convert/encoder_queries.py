@@ -122,9 +122,10 @@ def _rows(checkpoint: Checkpoint) -> Rows:
 def _split(checkpoint: Checkpoint, data: str) -> tuple[RetrievalSplit, Queries, str]:
     """The split, its queries, and in words where their targets stand."""
     opened, name = open_data(data), data.partition(":")[0]
-    cut_ms = checkpoint.config["training"].get("trained_until_ms")
+    trained = checkpoint.config["training"]
+    offset = float(trained.get("utc_offset_hours", 0.0))
     try:
-        split = split_of(opened, name, cut_ms=cut_ms)
+        split = split_of(opened, name, cut_ms=trained.get("trained_until_ms"), utc_offset_hours=offset)
         which = "targets of val" if isinstance(opened, LeaveOneOut) else "targets after the model's cut"
         return split, split.chosen("val"), which
     except InputError:

@@ -140,13 +140,14 @@ def split_batch(batch: Any, rank: int, world: int) -> tuple[Any, float]:
     """One rank's rows of a batch, cells renumbered, and its share of the targets.
 
     batch  a dataclass with history {field: [B, L, M]}, mask [B, L], n_cuts P, cell [T] (row * P + cut), item,
-           owner and weight [T]. Rows without a target are left out; the rest are dealt in runs whose sizes differ by
-           one at most.
+           owner and weight [T], perhaps day [T]. Rows without a target are left out; the rest are dealt in runs whose
+           sizes differ by one at most.
     With fewer rows than ranks, a rank without any gets the first row and a share of 0, so that all ranks do the same
     steps. Raises InputError for a batch with other fields, or without targets.
     """
     tensors = {f.name: getattr(batch, f.name) for f in fields(batch)} if is_dataclass(batch) else {}
     known = {*ROW_FIELDS, *TARGET_FIELDS, "cell", "n_cuts"}
+    day_T = tensors.pop("day", None)
     if set(tensors) != known:
         raise InputError("a batch that can't be cut for ranks", got=sorted(tensors), allowed=sorted(known))
     cell_T, n_cuts = batch.cell, batch.n_cuts
@@ -170,5 +171,6 @@ def split_batch(batch: Any, rank: int, world: int) -> tuple[Any, float]:
         item=batch.item[own_T],
         owner=batch.owner[own_T],
         weight=batch.weight[own_T],
+        **({} if day_T is None else {"day": day_T[own_T]}),
     )
     return part, share * len(cell) / len(cell_T)

@@ -63,7 +63,7 @@ def open_split(name: str, cut: Cut, trained_until_ms: int | None = None) -> Retr
     data, kind = open_data(name), name.partition(":")[0]
     if isinstance(data, LogData):
         cut_ms = cut.of(data.events, trained_until_ms)
-        split = split_of(data, kind, cut_ms=cut_ms)
+        split = split_of(data, kind, cut_ms=cut_ms, utc_offset_hours=cut.utc_offset_hours)
         if trained_until_ms is None or cut_ms >= trained_until_ms:
             return split
         leak = f"; CAUTION: training saw this log up to {trained_until_ms} ms, queries before that included"

@@ -119,6 +119,7 @@ def train_incremental(
         take_up(trainer.optimizers, tables, memory, origins)
     result = trainer.run()
     task.eval()
+    net.encoder.set_recency()
     found = _measured(days, net, tables)
     before = _measured(days, load_kuaiformer(base), base.tables)
     saved = save_trained(

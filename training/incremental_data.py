@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from contract.catalogue import Catalogue
 from contract.errors import InputError
 from contract.events import Events
-from training.days import cut_before_last_days
+from training.days import cut_before_last_days, held_out
 from training.readers import LogData
 from training.readers.log_data import tables_of
 from training.retrieval_split import RetrievalSplit, split_of
@@ -30,8 +30,8 @@ class NewDays:
     """A split of old and new events, and which of its places are which.
 
     split     of both; `val` from the new days' cut on, where there is one
-    new_P     bool [P]  trained on: shown from `since_ms` on and before the cut
-    old_P     bool [P]  shown before `since_ms`: histories, and what is replayed
+    new_P     bool [P]  trained on: from `since_ms` on (`days.held_out`) and before the cut
+    old_P     bool [P]  before `since_ms`: histories, and what is replayed
     left_out  events given as new that are older; those in `old` count
     between   events of `old` that the checkpoint has not seen and that are older than the new ones: trained on as well
     source    where the histories come from, in words
@@ -75,7 +75,7 @@ def join_days(
     when the checkpoint was trained) counts as new. None = what `new` itself has.
     Raises InputError when `new` has no positive since then, or none is left before the days held out.
     """
-    recent = new.events["time_ms"] >= since_ms
+    recent = held_out(new.events, since_ms, utc_offset_hours)
     if not recent.any():
         raise InputError(
             "these events are from before the checkpoint's training ended",
@@ -83,18 +83,20 @@ def join_days(
             allowed=f"from {since_ms} ms",
             fix="give the events that came since",
         )
-    before, first_ms = new if old is None else old, int(new.events["time_ms"][recent].min())
-    until_ms = since_ms if old is None else first_ms
-    events = Events.concat([_chosen(before, before.events["time_ms"] < until_ms).events, _chosen(new, recent).events])
-    between = int(((before.events["time_ms"] >= since_ms) & (before.events["time_ms"] < until_ms)).sum())
+    before = new if old is None else old
+    unseen = held_out(before.events, since_ms, utc_offset_hours)
+    also_new = unseen & (before.events["time_ms"] < new.events["time_ms"][recent].min()) & (old is not None)
+    events = Events.concat([_chosen(before, ~unseen | also_new).events, _chosen(new, recent).events])
     items = joined_catalogue(new.items, *([] if old is None else [old.items]), tables_of(events)[0])
     cut_ms = cut_before_last_days(events, holdout_days, utc_offset_hours) if holdout_days else None
     if cut_ms is not None and cut_ms <= since_ms:
         raise InputError("no new day is left before those held out", got=f"--holdout-days {holdout_days}")
-    split = split_of(LogData(events, items, new.users), name, cut_ms=cut_ms, holdout_days=0)
+    joined = LogData(events, items, new.users)
+    split = split_of(joined, name, cut_ms=cut_ms, holdout_days=0, utc_offset_hours=utc_offset_hours)
+    since_P = held_out(events, since_ms, utc_offset_hours)[split.index.event]
     trained_P = np.zeros(len(split.index), bool)
     trained_P[split.train_places()] = True
-    new_P = trained_P & (split.index.time_ms >= since_ms)
+    new_P = trained_P & since_P
     if not new_P.any():
         raise InputError(
             "no positive (long_view or like) since the checkpoint's training ended",
@@ -103,7 +105,7 @@ def join_days(
         )
     source = "from --data" if old is not None else "from --events alone: pass --data with the old log for all of them"
     left_out = 0 if old is None else int((~recent).sum())
-    return NewDays(split, since_ms, new_P, split.index.time_ms < since_ms, left_out, between, source)
+    return NewDays(split, since_ms, new_P, ~since_P, left_out, int(also_new.sum()), source)
 
 
 def joined_catalogue(*parts: Catalogue) -> Catalogue:

@@ -52,6 +52,9 @@ class KuaiFormerConfig:
     interests    K query tokens
     normalise    unit vectors on both sides, scores divided by `temperature` in training
     without      served fields of the spec that are left out (those the data do not tell)
+    recency_days half life of the plays that an item's prior counts (training/recency.py); None = no prior
+    recency_weight  what the prior is multiplied by once trained; None = by what was learnt, which tends to be too low:
+                    the rows have learnt the same days by heart, and validation on later days asks for more
     """
 
     preset: str = "tiny"
@@ -68,6 +71,8 @@ class KuaiFormerConfig:
     windows: tuple[int, ...] = (64, 64, 16, 16, 16, 16, 16)
     latest: int = 48
     without: tuple[str, ...] = ()
+    recency_days: float | None = None
+    recency_weight: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows", tuple(self.windows))
@@ -78,10 +83,19 @@ class KuaiFormerConfig:
         if not self.temperature > 0 or not 0.0 <= self.dropout < 1.0:
             got = {"temperature": self.temperature, "dropout": self.dropout}
             raise InputError("out of range", got=got, allowed="temperature above 0, dropout from 0 to below 1")
+        if self.recency_days is not None and not self.recency_days > 0:
+            raise InputError("recency_days must be above 0", got=self.recency_days, allowed="days, or none")
+        if self.recency_weight is not None and self.recency_days is None:
+            raise InputError("recency_weight weighs a prior", got=self.recency_weight, fix="give recency_days as well")
         if self.latest < 1 or any(size < 1 for size in self.windows):
             raise InputError("a plan has windows and a raw tail of 1 or more", got=(self.windows, self.latest))
         if self.width % self.heads or self.width // self.heads % 2:
             raise InputError("width must be a multiple of the heads, and that of 2", got=(self.width, self.heads))
+
+    @property
+    def vector_width(self) -> int:
+        """Numbers of an interest and of an item's vector: `width`, and one more with a prior."""
+        return self.width + (self.recency_days is not None)
 
     @property
     def length(self) -> int:
@@ -107,7 +121,7 @@ class KuaiFormerConfig:
         return self.windows[len(self.windows) - n_windows :], min(length, self.latest)
 
     def spec(self) -> FeatureSpec:
-        spec = kuaiformer_spec(self.video_width, self.attribute_width)
+        spec = kuaiformer_spec(self.video_width, self.attribute_width, self.recency_days is not None)
         return spec.without(list(self.without)) if self.without else spec
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,7 +176,10 @@ def unit(x: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """history_rows [B, L, R], history_mask [B, L] (1 = real) -> interests [B, K, D]. L in config.lengths."""
+    """history_rows [B, L, R], history_mask [B, L] (1 = real) -> interests [B, K, D]. L in config.lengths.
+
+    With a prior every interest ends with its weight, the same for all, and D is config.vector_width.
+    """
 
     def __init__(self, config: KuaiFormerConfig, row_width: int):
         super().__init__()
@@ -179,6 +196,14 @@ class Encoder(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.norm = RMSNorm(width)
         self.out = nn.Linear(width, width, bias=False)
+        if config.recency_days is not None:
+            self.recency = nn.Parameter(torch.zeros(()))
+
+    @torch.no_grad()
+    def set_recency(self) -> None:
+        """Once trained: give the prior the weight that the configuration states, if it states one."""
+        if self.config.recency_weight is not None:
+            self.recency.fill_(self.config.recency_weight)
 
     def forward(self, history_rows: Tensor, history_mask: Tensor) -> Tensor:
         return self.cuts(history_rows, history_mask, 1)[:, 0]
@@ -244,7 +269,10 @@ class Encoder(nn.Module):
             last = i == len(self.blocks) - 1
             x_BTD, q_BPKD = block.with_cuts(x_BTD, q_BPKD, turn, turn_Q, hidden_TT, hidden_QT, absent_BT, last)
         interests = self.out(self.norm(q_BPKD))
-        return unit(interests) if self.config.normalise else interests
+        interests = unit(interests) if self.config.normalise else interests
+        if self.config.recency_days is None:
+            return interests
+        return torch.cat([interests, self.recency.expand(*interests.shape[:-1], 1)], dim=-1)
 
     def _tokens(self, rows: Tensor, mask: Tensor) -> Tensor:
         # Padding is zeroed before anything mixes positions: its content can't reach an answer.
@@ -253,7 +281,10 @@ class Encoder(nn.Module):
 
 
 class ItemSide(nn.Module):
-    """item_rows [N, Ri] -> item_vector [N, D]: the video row projected, plus the content rows (if any) projected."""
+    """item_rows [N, Ri] -> item_vector [N, D]: the video row projected, plus the content rows (if any) projected.
+
+    With a prior it is the last column of both: a score is a user's taste plus the item's prior, weighed.
+    """
 
     def __init__(self, config: KuaiFormerConfig, spec: FeatureSpec):
         super().__init__()
@@ -263,12 +294,20 @@ class ItemSide(nn.Module):
                 "the first field of item_rows must be the video's own row", got=[c.field.name for c in columns]
             )
         self.video_width = columns[0].field.width
-        self.has_content = spec.width("item_rows") > self.video_width
+        self.has_prior = config.recency_days is not None
+        if self.has_prior and columns[-1].field.table != "recent":
+            raise SpecError(
+                "the last field of item_rows must be the prior",
+                got=[c.field.name for c in columns],
+                allowed="item_recent",
+            )
+        self.content_end = spec.width("item_rows") - int(self.has_prior)
+        self.has_content = self.content_end > self.video_width
         self.normalise = config.normalise
         self.video = nn.Linear(self.video_width, config.width, bias=False)
         if self.has_content:
             self.content = nn.Sequential(
-                nn.Linear(spec.width("item_rows") - self.video_width, config.hidden),
+                nn.Linear(self.content_end - self.video_width, config.hidden),
                 nn.SiLU(),
                 nn.Linear(config.hidden, config.width, bias=False),
             )
@@ -276,8 +315,9 @@ class ItemSide(nn.Module):
     def forward(self, item_rows: Tensor) -> Tensor:
         vector_ND = self.video(item_rows[:, : self.video_width])
         if self.has_content:
-            vector_ND = vector_ND + self.content(item_rows[:, self.video_width :])
-        return unit(vector_ND) if self.normalise else vector_ND
+            vector_ND = vector_ND + self.content(item_rows[:, self.video_width : self.content_end])
+        vector_ND = unit(vector_ND) if self.normalise else vector_ND
+        return torch.cat([vector_ND, item_rows[:, self.content_end :]], dim=1) if self.has_prior else vector_ND
 
 
 class KuaiFormer(nn.Module):

@@ -74,6 +74,7 @@ class KuaiFormerTask(nn.Module):
     """Net, tables and frequency estimator as one thing to train.
 
     item_slots  field -> int64 [N, M] of the catalogue; owned: what each user liked, for `except_owned`
+    prior_NG    float32 [N, G], of a net with a prior: the items' priors on each day (training/recency.py)
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class KuaiFormerTask(nn.Module):
         config: LossConfig,
         owned: OwnedItems | None = None,
         seed: int = 0,
+        prior_NG: Tensor | None = None,
     ):
         super().__init__()
         self.net, self.tables, self.estimator, self.config = net, tables, estimator, config
@@ -98,6 +100,7 @@ class KuaiFormerTask(nn.Module):
             self.register_buffer(f"slots_{name}", slots, persistent=False)
         self.register_buffer("owned_offsets", owned.offsets_U if owned else None, persistent=False)
         self.register_buffer("owned_items", owned.items if owned else None, persistent=False)
+        self.register_buffer("prior_NG", prior_NG, persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def loss(self, batch: SegmentBatch, whole: SegmentBatch | None = None) -> tuple[Tensor, dict[str, Any]]:
@@ -110,6 +113,10 @@ class KuaiFormerTask(nn.Module):
         rows = self.tables.blocks(self.net.spec, {"history_rows": batch.history, "item_rows": slots})
         users_BPKD = self.net.encoder.cuts(rows["history_rows"], batch.mask, batch.n_cuts)
         users_TKD = users_BPKD.flatten(0, 1)[batch.cell]
+        items_CD = self.net.item_vector(rows["item_rows"])
+        if self.prior_NG is not None and batch.day is not None:
+            prior_CG = self.prior_NG if rows_C is None else self.prior_NG[rows_C]
+            users_TKD, items_CD = with_days(users_TKD, items_CD, batch.day, prior_CG)
         target_T = batch.item if rows_C is None else torch.searchsorted(rows_C, batch.item)
         owned: Owned | Seen | None = None
         if self.config.except_seen:
@@ -119,7 +126,7 @@ class KuaiFormerTask(nn.Module):
             owned = OwnedItems(self.owned_offsets, self.owned_items).of(batch.owner, rows_C, self.n_items)
         loss = candidate_softmax(
             users_TKD.float(),
-            self.net.item_vector(rows["item_rows"]).float(),
+            items_CD.float(),
             target_T,
             scale=self.scale,
             log_q_C=log_q_C,
@@ -148,3 +155,13 @@ class KuaiFormerTask(nn.Module):
             item_T, min(self.config.negatives, self.n_items), self.n_items, generator=generator
         )
         return rows_C, log_q_C if correct else None
+
+
+def with_days(users_TKD: Tensor, items_CD: Tensor, day_T: Tensor, prior_CG: Tensor) -> tuple[Tensor, Tensor]:
+    """Users and items whose product takes each target's prior as of its own day: [T, K, D - 1 + G], [C, D - 1 + G].
+
+    The last column, the weight and the prior as of now, gives way to one for each day, of which a target has its own.
+    """
+    own_TG = torch.nn.functional.one_hot(day_T, prior_CG.shape[1]).to(users_TKD.dtype)
+    weight_TKG = users_TKD[..., -1:] * own_TG[:, None]
+    return torch.cat([users_TKD[..., :-1], weight_TKG], dim=-1), torch.cat([items_CD[:, :-1], prior_CG.to(items_CD)], 1)

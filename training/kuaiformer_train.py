@@ -25,6 +25,8 @@ from training.distributed import DataParallel
 from training.frequency import FrequencyEstimator
 from training.kuaiformer import KuaiFormer, KuaiFormerConfig, preset_label
 from training.kuaiformer_task import KuaiFormerTask
+from training.recency import TABLE as RECENT
+from training.recency import recency_of, write_recency
 from training.recipe import Recipe
 from training.retrieval_eval import KuaiFormerScorer, Popularity, evaluate
 from training.retrieval_metrics import figure_names
@@ -44,7 +46,10 @@ def known_keys(split: RetrievalSplit, config: KuaiFormerConfig) -> Keys:
     spec, places = config.spec(), split.train_places()
     columns = {name: column[places] for name, column in split.index.columns.items()}
     content = {**item_columns(split.items), "video_id": np.zeros(0, np.uint64)}
-    return table_keys(spec, [("history_rows", columns), ("item_rows", content)])
+    keys = table_keys(spec, [("history_rows", columns), ("item_rows", content)])
+    if config.recency_days is not None:
+        keys[RECENT] = split.items.video_id[recency_of(split, config.recency_days).now_N > 0]
+    return keys
 
 
 def untold_fields(split: RetrievalSplit) -> tuple[str, ...]:
@@ -80,13 +85,14 @@ def segments_of(split: RetrievalSplit, recipe: Recipe, config: KuaiFormerConfig,
         batch=recipe.data.batch,
         cap=recipe.data.cap,
         half_life_days=recipe.data.half_life_days,
+        day_P=None if config.recency_days is None else recency_of(split, config.recency_days).day_P,
     )
 
 
 def task_of(
     split: RetrievalSplit, recipe: Recipe, net: KuaiFormer, tables: SparseTables, item_slots: dict[str, torch.Tensor]
 ) -> KuaiFormerTask:
-    """Net and tables as a task, frequencies and what users own counted in the split's training positives."""
+    """Net and tables as a task; frequencies, what users own and priors are those of the split's training positives."""
     counts_N = torch.from_numpy(split.counts().astype(np.float32))
     estimator = FrequencyEstimator.from_counts(counts_N, recipe.data.batch)
     owned = None
@@ -96,7 +102,12 @@ def task_of(
         places = places[split.row_P[places] >= 0]
         owner, item = torch.from_numpy(user_P[places]), torch.from_numpy(split.row_P[places])
         owned = OwnedItems.from_pairs(owner, item, owners=len(split.index.user_id))
-    return KuaiFormerTask(net, tables, estimator, item_slots, recipe.loss, owned, recipe.train.seed)
+    prior_NG = None
+    if net.config.recency_days is not None:
+        found = recency_of(split, net.config.recency_days)
+        write_recency(tables, split.items.video_id, found.now_N)
+        prior_NG = torch.from_numpy(found.log_NG)
+    return KuaiFormerTask(net, tables, estimator, item_slots, recipe.loss, owned, recipe.train.seed, prior_NG)
 
 
 def train_kuaiformer(
@@ -163,6 +174,7 @@ def train_kuaiformer(
     result = trainer.run(until_step=steps)
     if parallel is not None and not parallel.leads:
         return None
+    task.net.encoder.set_recency()
     found = {name: evaluate(split, name, scorer) for name in split.queries if name == "val"}
     saved = save_trained(
         split,

@@ -22,7 +22,7 @@ from contract.errors import InputError
 from contract.events import Events
 from contract.history import HISTORY_COLUMNS, HistoryIndex, is_positive
 from contract.vocabulary import MISSING_KEY, NULL_INT
-from training.days import cut_before_last_days
+from training.days import cut_before_last_days, held_out
 from training.readers import LeaveOneOut, LogData
 
 Ids = NDArray[np.int64]
@@ -58,7 +58,7 @@ class RetrievalSplit:
     queries       "val", "test" -> Queries
     mask_history  whether what stands in a query's history is left out of its ranking
     history       a query's history is cut to its last so many places (of the protocol; models may use fewer)
-    cut_ms        of a log: trained on what was shown before, queries from there on; None elsewhere
+    cut_ms        of a log: trained on what lies before, queries from there on (`days.held_out`); None elsewhere
     """
 
     name: str
@@ -117,33 +117,43 @@ def split_of(
 ) -> RetrievalSplit:
     """The split of any data. Logs: the last `holdout_days` days (or all from `cut_ms` on) are `val`; 0: no queries.
 
+    utc_offset_hours  where the log's users live: a cut at their midnight counts days as the log files them (`days_of`)
     Leave-one-out data have `val` and `test`; the day arguments do not apply to them.
     """
     if isinstance(data, LeaveOneOut):
         return _of_sequences(data, name, history or HISTORY.get(name, 200))
     if cut_ms is None and holdout_days:
         cut_ms = cut_before_last_days(data.events, holdout_days, utc_offset_hours)
-    return _of_log(data.events, data.items, name, cut_ms, history or 256)
+    late = None if cut_ms is None else held_out(data.events, cut_ms, utc_offset_hours)
+    return _of_log(data.events, data.items, name, cut_ms, late, history or 256)
 
 
-def _of_log(events: Events, items: Catalogue, name: str, cut_ms: int | None, history: int) -> RetrievalSplit:
+def _of_log(
+    events: Events, items: Catalogue, name: str, cut_ms: int | None, late: NDArray[np.bool_] | None, history: int
+) -> RetrievalSplit:
+    """late: which events lie behind the cut, bool [n]; None = not cut."""
     index = HistoryIndex.from_events(events)
     n, user_P = len(index.user_id), index.user_P
     _, known_end_P = index.bounds(index.user_id[user_P], index.time_ms)
     # Where the log has no times its order is all there is: a positive sees those that stand before it.
     known_end_P = np.where(index.time_ms < 0, np.arange(len(index)), known_end_P)
     train_end, queries = index.offsets[1:], {}
-    if cut_ms is not None:
-        cut = np.full(n, cut_ms)
-        # Trained on: shown before the cut. Seen by a query: what was known at the cut, which may be less.
-        train_end = index.offsets[:-1] + np.bincount(user_P[index.time_ms < cut_ms], minlength=n)
-        queries["val"] = _queries_after(events, items, index, cut_ms, index.bounds(index.user_id, cut)[1])
+    if cut_ms is not None and late is not None:
+        # Trained on: what stands before the user's first positive behind the cut, which the log may file under the next
+        # day though it was shown in the last minutes of this one. Seen by a query: what of it was known at the cut.
+        train_end = index.offsets[1:].copy()
+        late_P = np.flatnonzero(late[index.event])
+        np.minimum.at(train_end, user_P[late_P], late_P)
+        known_end = np.minimum(index.bounds(index.user_id, np.full(n, cut_ms))[1], train_end)
+        queries["val"] = _queries_after(events, items, index, cut_ms, late, known_end)
     row_P = items.index_of(index.columns["video_id"])
     return RetrievalSplit(name, index, items, row_P, train_end, known_end_P, queries, False, history, cut_ms)
 
 
-def _queries_after(events: Events, items: Catalogue, index: HistoryIndex, cut_ms: int, known_end: Ids) -> Queries:
-    later = is_positive(events["long_view"], events["like"]) & (events["time_ms"] >= cut_ms)
+def _queries_after(
+    events: Events, items: Catalogue, index: HistoryIndex, cut_ms: int, late: NDArray[np.bool_], known_end: Ids
+) -> Queries:
+    later = is_positive(events["long_view"], events["like"]) & late
     item = items.index_of(events["video_id"][later])
     if not (item >= 0).any():
         raise InputError("no positive to be found after the cut", got=f"{len(events)} events, cut at {cut_ms} ms")

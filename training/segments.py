@@ -50,6 +50,7 @@ class SegmentBatch:
     item     int64 [T], the target's row in the catalogue
     owner    int64 [T], number of the user
     weight   float32 [T], of each target in the loss; 1 on average over an epoch
+    day      int64 [T], of each target (training/recency.py); None = not asked for
     """
 
     history: dict[str, Tensor]
@@ -59,6 +60,7 @@ class SegmentBatch:
     item: Tensor
     owner: Tensor
     weight: Tensor
+    day: Tensor | None = None
 
 
 class HistorySlots:
@@ -107,6 +109,7 @@ class SegmentData:
     batch    targets of a batch, about
     cap      at most so many segments of a user in an epoch, drawn anew each epoch; None = all
     half_life_days  of a target's weight; None = all weigh 1
+    day_P    day of every place, int64 [P], for models with a prior; None = batches tell no day
 
     Raises InputError for a stride or batch out of range, without a positive to train on, and for a half life without
     times.
@@ -124,6 +127,7 @@ class SegmentData:
         batch: int = 4096,
         cap: int | None = None,
         half_life_days: float | None = None,
+        day_P: Ids | None = None,
     ):
         self.stride = stride if stride is not None else min((*windows, latest))
         if not 1 <= self.stride <= latest:
@@ -141,6 +145,7 @@ class SegmentData:
         if not self.n_targets:
             raise InputError("no positive to train on", where=f"data '{split.name}'", fix="give more events")
         self._weight_P = target_weights(split, half_life_days)
+        self._day_P = day_P
         self._borders = np.cumsum([latest, *reversed(windows)])
 
     @property
@@ -206,6 +211,7 @@ class SegmentData:
             torch.from_numpy(self.split.row_P[place]),
             torch.from_numpy(segments.user[row]),
             torch.from_numpy(self._weight_P[place]),
+            None if self._day_P is None else torch.from_numpy(self._day_P[place]),
         )
 
     def _slots(self, segments: Segments) -> Ids:

@@ -11,14 +11,16 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from contract.catalogue import read_catalogue
 from contract.errors import VerificationFailed
 from convert import server_models
 from convert.encoder_graph import MASK, encoder_graph
-from convert.server_models import export_encoder
+from convert.server_models import export_encoder, export_retrieval
 from tests.convert import makers
 from training.checkpoint import load_checkpoint
-from training.kuaiformer import KuaiFormer, KuaiFormerConfig
+from training.kuaiformer import KuaiFormer, KuaiFormerConfig, score
 from training.kuaiformer_train import load_kuaiformer
+from training.retrieval_eval import item_vectors
 
 PLANS: list[dict[str, Any]] = [
     {},
@@ -27,6 +29,7 @@ PLANS: list[dict[str, Any]] = [
     {"windows": (16,), "latest": 3, "heads": 1, "layers": 1, "interests": 1},
     {"windows": (4,), "latest": 2, "width": 64, "hidden": 48, "video_width": 4, "attribute_width": 2},  # narrow rows
     {"windows": (4, 4), "latest": 2, "width": 24, "heads": 3, "hidden": 20, "layers": 3, "interests": 6},
+    {"windows": (4,), "latest": 3, "interests": 2, "recency_days": 1.0},
 ]
 
 
@@ -37,6 +40,8 @@ def encoder_of(seed: int = 0, **changes: Any) -> Any:
     with torch.no_grad():  # norms that are not all ones, attention that is not flat
         for name, weight in encoder.named_parameters():
             weight.mul_(1.0 + 0.3 * torch.randn_like(weight) if name.endswith("norm.weight") else 2.0)
+            if name == "recency":
+                weight.fill_(0.3)
     return encoder
 
 
@@ -143,3 +148,24 @@ class TestExport:
         monkeypatch.setattr(server_models, "encoder_graph", lambda encoder, width: wrong)
         with pytest.raises(VerificationFailed, match="encoder in onnxruntime differs from torch"):
             export_encoder(net, tmp_path / "encoder.onnx")
+
+    def test_a_prior_is_part_of_what_is_served(self, tmp_path: Path) -> None:
+        """Encoder and item matrix of the files: their product is torch's score, prior included."""
+
+        def spoil(net: KuaiFormer) -> None:
+            net.encoder.recency.fill_(0.4)
+
+        made = makers.make_kuaiformer(tmp_path / "net", spoil=spoil, windows=(4,), latest=4, recency_days=1.0)
+        checkpoint, items = load_checkpoint(made.path), read_catalogue(makers.make_catalogue(tmp_path / "c.parquet"))
+        export_retrieval(checkpoint, items, tmp_path / "out")
+        vectors_ID = np.load(tmp_path / "out" / "item_vectors.npy")
+        net = load_kuaiformer(checkpoint)
+        assert vectors_ID.shape == (len(items), net.config.vector_width)
+        assert len(np.unique(vectors_ID[:, -1])) > 2, "a prior of each item's own"
+        given = feeds(net.encoder, [0, 3, 8])
+        (interests_BKD,) = ort.InferenceSession(tmp_path / "out" / "encoder.onnx").run(None, given)
+        np.testing.assert_array_equal(interests_BKD[..., -1], np.float32(0.4))
+        with torch.no_grad():
+            want = score(torch.from_numpy(by_torch(net.encoder, given)), item_vectors(net, checkpoint.tables, items))
+        found = np.einsum("bkd,nd->bkn", interests_BKD, vectors_ID).max(axis=1)
+        np.testing.assert_allclose(found, want.numpy(), rtol=1e-4, atol=1e-4)

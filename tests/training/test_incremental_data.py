@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from contract.errors import InputError
+from contract.history import is_positive
 from tests.training.incremental_makers import (
     DAY_MS,
     NEW_DAY,
@@ -87,6 +88,21 @@ class TestJoin:
             data = SegmentData(days.only(keep), config.spec(), tables, latest=16, batch=32, half_life_days=0.5)
             weights = np.concatenate([batch.weight.numpy() for batch in data.batches(0, 0)])
             assert weights.mean() == pytest.approx(1.0, rel=1e-3)
+
+    def test_days_are_those_that_the_log_files(self) -> None:
+        """Shown before midnight, filed under the new day: no training saw it, so it is new, though --data holds it."""
+        old = log(*OLD_DAYS)
+        events = old.events
+        late = np.flatnonzero(is_positive(events["long_view"], events["like"]))[[3]]
+        time_ms, hour = events["time_ms"].copy(), events["hour"].copy()
+        time_ms[late], hour[late] = SINCE_MS - 60_000, 0
+        days = join_days(
+            log(NEW_DAY), old._replace(events=events.with_columns(time_ms=time_ms, hour=hour)), SINCE_MS, "t"
+        )
+        assert days.between == 1
+        assert days.new_P.sum() == len(positives(log(NEW_DAY))) + 1
+        assert days.old_P.sum() == len(positives(old)) - 1
+        assert (days.split.index.time_ms[days.new_P] == SINCE_MS - 60_000).sum() == 1
 
     def test_without_old_the_new_file_itself_is_the_history(self) -> None:
         days = join_days(log(OLD_DAYS[-1], NEW_DAY), None, SINCE_MS, "toy")
