@@ -427,6 +427,39 @@ class TestCommand:
         with pytest.raises(InputError, match="no device benchmark"):
             bench_cli.run_device(self.args("--model", "cdn", "--compare", str(tmp_path / "old.json")))
 
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("--gate-percent", "nan", "--compare", "old.json"),
+            ("--gate-percent", "-1", "--compare", "old.json"),
+            ("--gate-percent", "2"),
+            ("--json", "."),
+            ("--html", "a-file"),
+            ("--json", "a-file/r.json"),
+        ],
+    )
+    def test_flags_that_can_not_be_kept_are_refused_before_measuring(
+        self, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "a-file").write_text("")
+        with pytest.raises(InputError, match=r"^(a-file\S*: )?--(gate-percent|json|html) "):
+            bench_cli.run_device(self.args("--model", "no-model-is-looked-for", *words))
+
+    def test_what_was_measured_is_kept_whatever_fails_afterwards(
+        self, on_phone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.answer_with(on_phone, monkeypatch)
+        old = json.loads(json.dumps(on_phone))
+        old["graphs"], old["session"]["stages"], old["peak_rss_kb"] = [], {}, {}
+        (tmp_path / "old.json").write_text(json.dumps(old))
+        for number, words in enumerate([("--compare", str(tmp_path / "old.json")), ("--html", str(tmp_path / "page"))]):
+            with pytest.MonkeyPatch.context() as patch, pytest.raises((InputError, ZeroDivisionError)):
+                patch.setattr("benchmarks.device.report.render_device", lambda result: 1 // 0)
+                kept = tmp_path / f"{number}.json"
+                bench_cli.run_device(self.args("--model", "cdn", "--json", str(kept), *words))
+            assert json.loads(kept.read_text())["graphs"] == on_phone["graphs"]
+
     def test_an_older_result_of_another_phone_is_refused_before_measuring(
         self, on_phone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

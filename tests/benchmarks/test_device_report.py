@@ -69,6 +69,17 @@ def test_without_time_there_are_no_percentiles() -> None:
     assert "p50" not in device_table(result)
 
 
+def test_few_swipes_without_a_page_among_them_have_a_page_all_the_same() -> None:
+    """All were of the page that was there before the timed ones: no stage of a page was measured."""
+    result = document("device")
+    for stage in ("fetch", "merge", "page"):
+        del result["session"]["stages"][stage]
+    page = render_device(result)
+    assert "where a swipe goes" in page
+    assert "where a page goes" not in page
+    assert "total" in device_table(result)
+
+
 @pytest.mark.usefixtures("plain")
 def test_text_is_escaped() -> None:
     page = render_device(document("device"))
