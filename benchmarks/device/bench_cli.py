@@ -13,15 +13,15 @@ from contract.errors import InputError
 
 
 def add_device_arguments(add: Callable[..., Any]) -> None:
-    add("--serial", help="host, or an adb serial as `adb devices` tells it (default: the only device connected)")
+    add("--serial", help="host, an adb serial, or HOST:PORT to connect to (default: the only device there is)")
     add("--model", type=Path, required=True, help="published version, or a CDN directory: its current one")
     add(
         "--kind",
-        choices=("host", "emulated-arm64", "device"),
+        choices=("host", "emulated-arm64", "android-emulator", "device"),
         help="count the results as this kind; an emulator never counts as a device",
     )
     add("--variant", action="append", default=[], metavar="NAME", help="only this variant; may be repeated")
-    add("--threads", type=int, nargs="+", default=[], help="thread counts (default: 1 2 4; 1 where emulated)")
+    add("--threads", type=int, nargs="+", default=[], help="thread counts, up to 64 (default: 1 2 4; 1 where emulated)")
     add("--runs", type=int, default=0, help="timed calls of each (default: 200; 15 where instructions are counted)")
     add("--repeats", type=int, default=0, help="rounds of everything timed (default: 3 on phones, else 1)")
     add("--cooldown-s", type=float, help="pause between rounds (default: 30 on phones, else 0)")

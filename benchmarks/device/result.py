@@ -24,6 +24,7 @@ WORDS = {"us": "µs", "instructions": "instructions", "none": ""}
 TITLES = {
     "host": "this machine, wall time: compare ratios, and no phone",
     "emulated-arm64": "emulated arm64 device (Linux, real adbd): parity, memory, instructions; wall time means nothing",
+    "android-emulator": "Android's own emulator, no phone: parity and memory; wall time means nothing",
     "device": "a real device, wall time",
 }
 

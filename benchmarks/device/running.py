@@ -21,7 +21,8 @@ ABANDONED_S = 600.0  # a boot takes less; whoever booted was killed
 class Running:
     """An emulated device that was started. pids: its processes, each with its start time as /proc tells it.
 
-    page_bytes, memory_mib, icount: what it was started with. folder: its log and state, deleted with it.
+    page_bytes, memory_mib, icount: what it was started with. kept: it outlives who started it, for whoever asks; else
+    it is that process's own. folder: its log and state, deleted with it.
     """
 
     serial: str
@@ -30,6 +31,7 @@ class Running:
     page_bytes: int
     memory_mib: int
     icount: bool
+    kept: bool
     folder: str
 
     @property

@@ -117,7 +117,7 @@ class TestRefused:
             check_gate(gate, Path("old.json"))
 
     def test_a_gate_with_nothing_to_hold_it_against(self) -> None:
-        with pytest.raises(InputError, match="--gate-percent needs an older result.*add --compare"):
+        with pytest.raises(InputError, match=r"--gate-percent needs an older result.*add --compare"):
             check_gate(2.0, None)
         check_gate(None, None)
         check_gate(0.0, Path("old.json"))

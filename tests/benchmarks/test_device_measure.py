@@ -195,17 +195,18 @@ class TestKind:
         assert (a_phone.kind, a_phone.unit) == ("device", "us")
         assert an_emulated.kind == "emulated-arm64"
 
-    def test_androids_own_emulator_is_no_phone(self) -> None:
-        with phone(properties={"model": "sdk_gphone64_arm64"}) as target:
-            assert (target.kind, target.unit) == ("emulated-arm64", "none")
+    def test_nothing_is_timed_on_androids_own_emulator(self) -> None:
+        with pretended("android-emulator", {"model": "sdk_gphone64_arm64"}) as target:
+            assert (target.kind, target.unit) == ("android-emulator", "none")
 
     @pytest.mark.parametrize("asked", ["host", "device"])
     def test_an_emulated_device_can_not_be_made_one(self, asked: str, an_emulated: Target) -> None:
         with pytest.raises(InputError, match="another kind"):
-            kind_of(an_emulated.device, an_emulated.properties, asked)
+            kind_of(an_emulated.device, asked)
 
     def test_a_phone_may_be_counted_for_less(self, a_phone: Target) -> None:
-        assert kind_of(a_phone.device, a_phone.properties, "emulated-arm64") == "emulated-arm64"
+        for less in ("emulated-arm64", "android-emulator"):
+            assert kind_of(a_phone.device, less) == less
 
 
 class TestFailures:
@@ -291,7 +292,10 @@ class TestFailures:
         with pytest.raises(InputError, match=r"no such variant.*int3.*float32"):
             measure_device(a_phone, Plan(cdn, variants=("int3",)), "")
 
-    @pytest.mark.parametrize("bad", [{"runs": -1}, {"repeats": -1}, {"threads": (0,)}, {"cooldown_s": -1.0}])
+    @pytest.mark.parametrize(
+        "bad",
+        [{"runs": -1}, {"repeats": -1}, {"threads": (0,)}, {"threads": (1, 100_000)}, {"cooldown_s": -1.0}],
+    )
     def test_counts_out_of_range(self, bad: dict[str, Any]) -> None:
         with pytest.raises(InputError):
             Plan(Path("cdn"), **bad)
@@ -453,11 +457,12 @@ class TestCommand:
         old = json.loads(json.dumps(on_phone))
         old["graphs"], old["session"]["stages"], old["peak_rss_kb"] = [], {}, {}
         (tmp_path / "old.json").write_text(json.dumps(old))
-        for number, words in enumerate([("--compare", str(tmp_path / "old.json")), ("--html", str(tmp_path / "page"))]):
-            with pytest.MonkeyPatch.context() as patch, pytest.raises((InputError, ZeroDivisionError)):
-                patch.setattr("benchmarks.device.report.render_device", lambda result: 1 // 0)
-                kept = tmp_path / f"{number}.json"
-                bench_cli.run_device(self.args("--model", "cdn", "--json", str(kept), *words))
+        monkeypatch.setattr("benchmarks.device.report.render_device", lambda result: 1 // 0)
+        for words in (("--compare", str(tmp_path / "old.json")), ("--html", str(tmp_path / "page"))):
+            kept = tmp_path / f"{words[0]}.json"
+            args = self.args("--model", "cdn", "--json", str(kept), *words)
+            with pytest.raises((InputError, ZeroDivisionError)):
+                bench_cli.run_device(args)
             assert json.loads(kept.read_text())["graphs"] == on_phone["graphs"]
 
     def test_an_older_result_of_another_phone_is_refused_before_measuring(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import kir
 from benchmarks.device.cache import built, place_of
 from benchmarks.device.emulated import MachineConfig, command_of
 from benchmarks.device.running import Running, running_devices, running_folder, start_time
@@ -64,10 +65,12 @@ def sleeper() -> subprocess.Popen[bytes]:
     return subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL)
 
 
-def running(process: subprocess.Popen[bytes], started: str, name: str) -> Running:
+def running(
+    process: subprocess.Popen[bytes], started: str, name: str, *, serial: str = "127.0.0.1:1", kept: bool = True
+) -> Running:
     folder = running_folder() / name
     folder.mkdir()
-    made = Running("127.0.0.1:1", 2, {process.pid: started}, 4096, 512, False, str(folder))
+    made = Running(serial, 2, {process.pid: started}, 4096, 512, False, kept, str(folder))
     made.save()
     return made
 
@@ -80,6 +83,23 @@ def test_a_device_is_found_by_another_process_and_ended() -> None:
     assert process.wait(10) == -signal.SIGKILL
     assert running_devices() == []
     assert list(running_folder().iterdir()) == []
+
+
+def test_stop_leaves_the_devices_of_other_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = sleeper(), sleeper()
+    try:
+        running(ours, start_time(ours.pid), "device-a")
+        running(theirs, start_time(theirs.pid), "device-b", serial="127.0.0.1:2", kept=False)
+        assert kir.main(["device", "stop"]) == 0
+        assert capsys.readouterr().out == "127.0.0.1:1  ended\n"
+        assert ours.wait(10) == -signal.SIGKILL
+        assert theirs.poll() is None
+        assert kir.main(["device", "stop", "127.0.0.1:2"]) == 0  # by its name
+        assert theirs.wait(10) == -signal.SIGKILL
+    finally:
+        for process in (ours, theirs):
+            process.kill()
+            process.wait()
 
 
 def test_a_process_that_only_has_the_number_of_a_dead_one_is_left_alone() -> None:

@@ -62,14 +62,17 @@ def test_a_scripts_last_line_is_what_it_tells() -> None:
 
 class TestCommands:
     def test_list_names_what_adb_has(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        with FakeAdb({PHONE: "unauthorized"}) as adb:
+        with FakeAdb({PHONE: "unauthorized", "emulator-5554": "device"}) as adb:
             monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(adb.port))
             assert kir.main(["device", "list"]) == 0
-        assert capsys.readouterr().out == f"{PHONE}  unauthorized  device\n"
+        assert capsys.readouterr().out.splitlines() == [
+            f"{PHONE}  unauthorized  device",
+            "emulator-5554  device  android-emulator",
+        ]
 
     def test_stop_without_any(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert kir.main(["device", "stop"]) == 0
-        assert capsys.readouterr().out == "no emulated device runs\n"
+        assert capsys.readouterr().out == "no emulated device runs that was started to be kept\n"
         assert kir.main(["device", "stop", "127.0.0.1:1"]) == 2
         assert "no emulated device of this serial runs; got 127.0.0.1:1" in capsys.readouterr().err
 
