@@ -279,6 +279,8 @@ def _problems(graphs: list[dict[str, Any]]) -> list[str]:
     found = []
     for row in graphs:
         name, seen = f"{row['graph']} {row['variant']}", row["parity"]
+        if not row["threads_equal"]:
+            found.append(f"{name}: another answer on another number of threads")
         allowed = f"allowed {seen['tolerance']:.1e}"
         if seen["ok"] is False:
             found.append(f"{name}: {seen['max_abs']:.1e} from its golden outputs, {allowed}")

@@ -57,7 +57,7 @@ def graph_rows(rounds: Sequence[Sequence[Mapping[str, Any]]], unit: str) -> list
     """One row a graph and variant, `threads` merged over rounds."""
     rows = []
     for same in zip(*rounds, strict=True):
-        row = dict(same[0])
+        row = {**same[0], "threads_equal": all(one["threads_equal"] for one in same)}
         row["threads"] = {
             count: {
                 "load": _median([one["threads"][count]["load"] for one in same], unit),

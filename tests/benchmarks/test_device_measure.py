@@ -19,7 +19,7 @@ from benchmarks.cli import add_bench_arguments, bench_words, run_bench
 from benchmarks.device import bench_cli, measure, op_profile, probe
 from benchmarks.device.device import DelegateMissing, DeviceCrashed, DeviceError, Ran
 from benchmarks.device.measure import Plan, measure_device
-from benchmarks.device.result import STAGES, device_table
+from benchmarks.device.result import STAGES, device_table, graph_rows
 from benchmarks.device.target import Target, kind_of, open_target, target_of
 from contract.errors import InputError, IntegrityError, KirError, NoModelError, VerificationFailed
 from edge import InstalledModel
@@ -287,6 +287,17 @@ class TestFailures:
             result = measure_device(target, Plan(cdn, runs=1), "")
         assert "SIGSEGV" in result["operators"]["not_available"]
         assert "operators: not available" in device_table(result)
+
+    def test_an_answer_that_hangs_on_the_number_of_threads_is_a_problem(self, on_phone: dict[str, Any]) -> None:
+        rounds = [json.loads(json.dumps(on_phone["graphs"])) for _ in range(2)]
+        assert measure._problems(rounds[0]) == []
+        rounds[1][0]["threads_equal"] = False
+        for row in (row for one in rounds for row in one):
+            for timed in row["threads"].values():
+                timed["steady"] = {"p50": 1.0, "count": 1}
+        rows = graph_rows(rounds, "us")
+        name = f"{rows[0]['graph']} {rows[0]['variant']}"
+        assert measure._problems(rows) == [f"{name}: another answer on another number of threads"]
 
     def test_unknown_variants_are_named(self, cdn: Path, a_phone: Target) -> None:
         with pytest.raises(InputError, match=r"no such variant.*int3.*float32"):
