@@ -1,6 +1,6 @@
 """`kir device`: the emulated arm64 device (Linux, real adbd), and what else adb has.
 
-kir device build                    # once, as root: kernels, adbd, the runtime; two minutes, 150 MB down
+kir device build                    # once: kernels, adbd, the runtime; two minutes, 150 MB down
 kir device start                    # boots one in the background and prints its serial
 kir device list
 kir device stop                     # those that were started so, or the one named
@@ -22,7 +22,7 @@ LEAST_MEMORY_MIB = 256  # what kernel, initrd, adbd and one Python with LiteRT t
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     jobs = parser.add_subparsers(dest="job", metavar="JOB", required=True)
-    build = jobs.add_parser("build", help="download and build what is missing (root, once)")
+    build = jobs.add_parser("build", help="download and build what is missing, once")
     build.add_argument(
         "--pages", type=int, choices=PAGES_KIB, nargs="+", default=[*PAGES_KIB], help="page sizes, KiB (default: both)"
     )

@@ -35,8 +35,8 @@ def read_result(path: Path) -> dict[str, Any]:
         raise InputError("--compare reads a result that lacks a part", where=path, got=got, fix=fix) from None
     bad = [name for name, (value, _) in figures.items() if not math.isfinite(value)]
     if bad or not whole:
-        got = bad[:3] or [data["kind"], unit, version]
-        raise InputError("--compare reads a result whose figures are none", where=path, got=got, fix=fix)
+        wrong = bad[:3] or [data["kind"], unit, version]
+        raise InputError("--compare reads a result whose figures are none", where=path, got=wrong, fix=fix)
     return dict(data)
 
 

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.device.cache import cache_root
+from benchmarks.device.cache import cache_root, make_folder, user_cache, writable
 from contract.files import replacing
 
 END_S = 10.0
@@ -65,9 +65,10 @@ def start_time(pid: int) -> str:
 
 
 def running_folder() -> Path:
-    """Where the folders of running devices stand."""
-    folder = cache_root() / "running"
-    folder.mkdir(exist_ok=True)
+    """Where the folders of this user's running devices stand: beside the images, or apart where those are another's."""
+    root = cache_root()
+    folder = (root if writable(root) else user_cache()) / f"running-{os.getuid()}"
+    make_folder(folder)
     return folder
 
 

@@ -157,7 +157,7 @@ class TestConnect:
         [
             ("offline", DeviceOffline, "check the cable"),
             ("unauthorized", DeviceUnauthorised, "allow USB debugging"),
-            ("no permissions (missing udev rules? user is in the plugdev group); see [http://developer]", DeviceUnauthorised,
+            ("no permissions (missing udev rules? user is in the plugdev group); see [x]", DeviceUnauthorised,
              "udev rules.*plugdev"),
             ("recovery", DeviceOffline, "recovery mode.*adb reboot"),
             ("sideload", DeviceOffline, "sideload mode.*adb reboot"),
