@@ -41,7 +41,7 @@ test: $(STAMP) ## every test that is not slow
 test-slow: $(STAMP) ## the slow tests
 	$(PYTEST) -m slow || { code=$$?; test $$code -eq 5; }
 
-device: $(STAMP) ## build the emulated arm64 device (root, once; kept in ~/.cache/kir-edge)
+device: $(STAMP) ## build the emulated arm64 device (once; kept in ~/.cache/kir-edge)
 	$(BIN)/kir device build
 
 demo: $(STAMP) ## the whole loop into demo-out; make demo DATA=kuairand:PATH takes real events

@@ -38,6 +38,7 @@ from benchmarks.edge_cli import add_edge_arguments, run_edge
 from benchmarks.replay_cli import add_replay_arguments, run_replay
 from benchmarks.typed import PARSER, typed
 from contract.errors import InputError
+from contract.files import replacing
 
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -330,8 +331,8 @@ def run_bench(args: argparse.Namespace) -> int:
     print(table)
     line = json.dumps(result, default=float)
     if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(line + "\n")
+        with replacing(args.json) as file:  # an interruption leaves what a benchmark may have written itself
+            file.write(f"{line}\n".encode())
     print(line)
     return 1 if result.get("problems") else 0
 

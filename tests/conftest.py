@@ -1,8 +1,9 @@
 """What all tests share: one thread per process, where the real data lie, and which tests this machine can't run.
 
-Tests marked `realdata` read `../shared/data` (beside the repository) or `$KIR_DATA`; tests marked `device` need root
-and the commands that the emulated arm64 device is built and run with.
-What can't run is deselected, and one line per mark says so before pytest's closing line.
+Tests marked `realdata` read `../shared/data` (beside the repository) or `$KIR_DATA`; tests marked `device` need the
+commands that the emulated arm64 device is built and run with.
+What can't run is deselected, and one line per mark says so before pytest's closing line. In CI a device test that can't
+run is an error: `.ci/run` installs what they need, and a green run must mean that they ran.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ settings.load_profile("kir-ci" if os.environ.get("CI") else "kir")
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Every test, and the shared fixtures it is the first to ask for, draws the same whatever ran before."""
+    if item.get_closest_marker("device") and "device" in missing_means():
+        # Not at collection: xdist's workers collect, and what they raise there is lost.
+        pytest.fail(f"in CI no device test may be left out: {missing_means()['device']}", pytrace=False)
     random.seed(0)
     # Whoever has not imported them yet draws from nothing of theirs; the edge's tests run without torch.
     for library, seed in (("numpy.random", "seed"), ("torch", "manual_seed")):
@@ -45,15 +49,18 @@ def missing_means() -> dict[str, str]:
     missing = {}
     if not DATA.is_dir():
         missing["realdata"] = f"no data at {DATA}; set KIR_DATA to the folder that holds kuairand-pure"
-    if os.geteuid() != 0:
-        missing["device"] = "the emulated device needs root"
-    elif absent := [command for command in ("qemu-system-aarch64", "mmdebstrap") if shutil.which(command) is None]:
+    if absent := [command for command in ("qemu-system-aarch64", "mmdebstrap") if shutil.which(command) is None]:
         missing["device"] = f"the emulated device needs {' and '.join(absent)}; .ci/run names the packages"
     return missing
 
 
+def left_out() -> dict[str, str]:
+    """Of those, the ones that are deselected: in CI no device test is."""
+    return {mark: reason for mark, reason in missing_means().items() if not (mark == "device" and os.environ.get("CI"))}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    missing = missing_means()
+    missing = left_out()
     runs = {item: not any(item.get_closest_marker(mark) for mark in missing) for item in items}
     if not all(runs.values()):
         config.hook.pytest_deselected(items=[item for item in items if not runs[item]])
@@ -62,7 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     # Here and not at collection: under xdist the workers collect, and what they print is lost.
-    for mark, reason in missing_means().items():
+    for mark, reason in left_out().items():
         terminalreporter.write_line(f"deselected: tests marked {mark} ({reason})")
 
 

@@ -1,7 +1,7 @@
 """The adb client and server: a user's own server for phones, one of our own for each emulated device.
 
-`adbutils` brings Google's adb, so that nobody needs an SDK; an adb in PATH is taken first, since two versions of it end
-each other's servers.
+`adbutils` brings Google's adb, so that nobody needs an SDK. On the user's server an adb in PATH is taken first, since
+two versions of it end each other's servers; on our own the brought one alone: older ones (Debian's is 29) lack flags.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 from adbutils import AdbClient, AdbError, adb_path
@@ -25,13 +26,35 @@ from benchmarks.device.device import (
     NoDevice,
 )
 from benchmarks.device.running import dying_with_parent
+from contract.errors import InputError
 
 SERVER_START_S = 20.0
+ADB_PORT = "5037"
 
 
 def user_server_port() -> int:
-    """Where the user's adb server listens: $ANDROID_ADB_SERVER_PORT, or adb's default."""
-    return int(os.environ.get("ANDROID_ADB_SERVER_PORT", "5037"))
+    """Where the user's adb server listens: $ANDROID_ADB_SERVER_PORT, or adb's default.
+
+    Raises InputError for a value that is no port.
+    """
+    told = os.environ.get("ANDROID_ADB_SERVER_PORT") or ADB_PORT
+    if not (told.isascii() and told.isdigit() and 0 < int(told) < 65536):
+        raise InputError("ANDROID_ADB_SERVER_PORT is no port", got=told, allowed="1 … 65535")
+    return int(told)
+
+
+def adb_for(port: int) -> str:
+    """Path of the adb to talk to the server on `port` with: the one that started it.
+
+    Raises InputError when `adbutils` was installed without its own.
+    """
+    if port == user_server_port():
+        return adb_path()
+    bundled = Path(str(resources.files("adbutils.binaries") / "adb"))
+    if not bundled.is_file():
+        fix = "install adbutils from a wheel: pip install --force-reinstall --only-binary=:all: adbutils"
+        raise InputError("adbutils came without its adb", where=bundled, fix=fix)
+    return str(bundled)
 
 
 def client_of(port: int) -> AdbClient:
@@ -59,7 +82,7 @@ def own_server(port: int, home: Path, keep: bool) -> subprocess.Popen[bytes]:
         "ADB_LOCAL_TRANSPORT_MAX_PORT": "0",
         "TMPDIR": str(home),
     }
-    command = [adb_path(), "-P", str(port), "--one-device", "none", "server", "nodaemon"]
+    command = [adb_for(port), "-P", str(port), "--one-device", "none", "server", "nodaemon"]
     with open(home / "adb.log", "ab") as log:
         server = subprocess.Popen(
             command if keep else dying_with_parent(command),
@@ -85,7 +108,7 @@ def run_adb(port: int, serial: str, words: Sequence[str], timeout_s: float) -> s
     environment = {**os.environ, "ANDROID_ADB_SERVER_PORT": str(port)}
     try:
         done = subprocess.run(
-            [adb_path(), "-P", str(port), "-s", serial, *words],
+            [adb_for(port), "-P", str(port), "-s", serial, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -101,10 +124,32 @@ def run_adb(port: int, serial: str, words: Sequence[str], timeout_s: float) -> s
     return done.stdout
 
 
+# What `adb devices` tells of a device that no shell can be had on -> what to do.
+STATES = {
+    "recovery": "start Android on it: adb reboot",
+    "sideload": "end the sideload on its screen, or: adb reboot",
+    "rescue": "start Android on it: adb reboot",
+    "bootloader": "start Android on it: fastboot reboot",
+}
+
+
+def state_error(state: str, serial: str) -> DeviceError:
+    """The typed error for a state of `adb devices` other than "device"."""
+    if state in STATES:
+        return DeviceOffline(f"the device is in {state} mode", where=serial, fix=STATES[state])
+    return device_error(state, serial)
+
+
 def device_error(text: str, serial: str) -> DeviceError:
     """The typed error for what adb, adbd or a device's shell said."""
     said = " ".join(text.split())[-400:]
     low = said.lower()
+    if "no permissions" in low or "insufficient permissions" in low:
+        fix = (
+            "let your user open it: apt-get install android-sdk-platform-tools-common (its udev rules), join the group "
+            "plugdev, and plug it in again"
+        )
+        return DeviceUnauthorised("this computer does not let you use its USB port", where=serial, got=said, fix=fix)
     if "no space left" in low:
         return DeviceFull("no space left on the device", where=serial, got=said, fix="delete what is not needed there")
     if "read-only file system" in low or "permission denied" in low:

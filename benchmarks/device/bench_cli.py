@@ -9,17 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from contract.errors import InputError
+
 
 def add_device_arguments(add: Callable[..., Any]) -> None:
-    add("--serial", help="host, or an adb serial as `adb devices` tells it (default: the only device connected)")
+    add("--serial", help="host, an adb serial, or HOST:PORT to connect to (default: the only device there is)")
     add("--model", type=Path, required=True, help="published version, or a CDN directory: its current one")
     add(
         "--kind",
-        choices=("host", "emulated-arm64", "device"),
+        choices=("host", "emulated-arm64", "android-emulator", "device"),
         help="count the results as this kind; an emulator never counts as a device",
     )
     add("--variant", action="append", default=[], metavar="NAME", help="only this variant; may be repeated")
-    add("--threads", type=int, nargs="+", default=[], help="thread counts (default: 1 2 4; 1 where emulated)")
+    add("--threads", type=int, nargs="+", default=[], help="thread counts, up to 64 (default: 1 2 4; 1 where emulated)")
     add("--runs", type=int, default=0, help="timed calls of each (default: 200; 15 where instructions are counted)")
     add("--repeats", type=int, default=0, help="rounds of everything timed (default: 3 on phones, else 1)")
     add("--cooldown-s", type=float, help="pause between rounds (default: 30 on phones, else 0)")
@@ -32,13 +34,18 @@ def add_device_arguments(add: Callable[..., Any]) -> None:
 
 
 def run_device(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Result and table; what makes it a failure is in the result's `problems`."""
-    from benchmarks.device.compare import check_comparable, compare_results, read_result
+    """Result and table; what makes it a failure is in the result's `problems`.
+
+    The JSON is written as soon as there is a result. Raises InputError for what a person can mend, before measuring.
+    """
+    from benchmarks.device.compare import check_comparable, check_gate, compare_results, read_result
     from benchmarks.device.measure import Plan, measure_device
     from benchmarks.device.report import write_device_report
-    from benchmarks.device.result import device_table
+    from benchmarks.device.result import device_table, save_result
     from benchmarks.device.target import open_target
 
+    check_gate(args.gate_percent, args.compare)
+    _check_places(args)
     old = read_result(args.compare) if args.compare is not None else None
     plan = Plan(
         args.model,
@@ -55,13 +62,30 @@ def run_device(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         if old is not None:
             check_comparable(old, target.kind, target.unit, target.properties.get("model", ""))
         result = measure_device(target, plan, command, _log)
+    if args.json is not None:  # before anything that may fail: what was measured is kept
+        save_result(args.json, result)
     if old is not None:
         result["compare"] = compare_results(old, result, args.gate_percent)
         if not result["compare"]["ok"]:
             result["problems"].append(f"slower or larger than {args.compare} beyond the gate")
+        if args.json is not None:
+            save_result(args.json, result)
     if args.html is not None:
         print(f"report: {write_device_report(args.html, result)}", file=sys.stderr)
     return result, device_table(result)
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    """Raises InputError where --json or --html can't be written, before minutes of measuring."""
+    for flag, path, folder in (("--json", args.json, False), ("--html", args.html, True)):
+        if path is None:
+            continue
+        if path.exists() and path.is_dir() != folder:
+            raise InputError(f"{flag} takes a {'folder' if folder else 'file'}", got=str(path))
+        try:
+            (path if folder else path.parent).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{flag} can't be written", where=path, got=error.strerror) from None
 
 
 def _log(line: str) -> None:

@@ -9,6 +9,7 @@ Source: tflite/tools/benchmark and litert/tools/benchmark_litert_model.h of Lite
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -131,6 +132,33 @@ def parse_benchmark(text: str, where: str = "benchmark_model") -> BenchmarkRun:
     if found.get("avg_us") is None:
         raise BenchmarkUnreadable("no timings in its output", where=where, got=text.strip()[-200:] or "nothing")
     return BenchmarkRun(**{**found, "operators": tuple(found["operators"])})
+
+
+def parse_result_json(text: str, where: str = "litert-benchmark --result_json") -> BenchmarkRun:
+    """Read what the wheel's `litert-benchmark --result_json FILE` wrote: milliseconds there, to a hundredth.
+
+    Raises BenchmarkUnreadable when it is no such file.
+    """
+    try:
+        told = json.loads(text)
+        latency = told["latency"]
+        us = {name.removesuffix("_ms"): float(value) * 1e3 for name, value in latency.items() if name.endswith("_ms")}
+        return BenchmarkRun(
+            init_us=us["init"],
+            first_us=us["warmup_first"],
+            warmup_avg_us=us["warmup_avg"],
+            avg_us=us["avg"],
+            warmup={"count": float(latency["num_warmup_runs"]), "avg": us["warmup_avg"]},
+            steady={
+                "count": float(latency["num_runs"]),
+                **{name: us[name] for name in ("min", "max", "avg", "median", "std", "p5", "p95")},
+            },
+            model_mb=float(told["model_size_mb"]),
+            partly=not told["fully_accelerated"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise BenchmarkUnreadable("no result of litert-benchmark", where=where, got=got) from None
 
 
 def _operator(row: re.Match[str]) -> OperatorTime:

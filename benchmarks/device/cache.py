@@ -1,4 +1,6 @@
-"""What is built once and kept: ~/.cache/kir-edge, or $KIR_CACHE.
+"""What is built once and kept: $KIR_CACHE, else kir-edge in $XDG_CACHE_HOME or ~/.cache.
+
+$KIR_CACHE may be another user's, as a CI's: what is built there is read, and nothing is written.
 
 A folder's name holds the hash of what makes it, so that another recipe builds anew. Two builders of the same thing
 wait for each other; a folder gets its name when it is whole.
@@ -16,14 +18,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from contract.errors import InputError
 from contract.files import flush
 
 
+def user_cache() -> Path:
+    """This user's own cache folder, whatever $KIR_CACHE says."""
+    told = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(told) if os.path.isabs(told) else Path.home() / ".cache") / "kir-edge"
+
+
 def cache_root() -> Path:
-    """The cache folder; made when it is not there."""
-    root = Path(os.environ.get("KIR_CACHE") or Path.home() / ".cache" / "kir-edge")
-    root.mkdir(parents=True, exist_ok=True)
+    """The cache folder; made when it is not there. Raises InputError when it can't be."""
+    root = Path(os.environ.get("KIR_CACHE") or user_cache())
+    make_folder(root)
     return root
+
+
+def make_folder(folder: Path) -> None:
+    """Make it and what leads to it. Raises InputError when that is not allowed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fix = "name another: KIR_CACHE=/path/to/folder"
+        raise InputError("the cache can't be made", where=folder, got=error.strerror, fix=fix) from None
+
+
+def writable(folder: Path) -> bool:
+    """Whether this user may make files in it."""
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def digest_of(recipe: Any) -> str:
@@ -49,6 +72,9 @@ def built(name: str, recipe: Any, make: Callable[[Path], None], log: Callable[[s
     place = place_of(name, recipe)
     if place.is_dir():
         return place
+    if not writable(place.parent):
+        fix = "let its owner run `kir device build`, or name a folder of your own with KIR_CACHE"
+        raise InputError(f"{name} is not built, and this cache can't be written", where=place.parent, fix=fix)
     with locked(place.name):
         if place.is_dir():  # the holder before made it
             return place

@@ -1,9 +1,9 @@
 """`kir device`: the emulated arm64 device (Linux, real adbd), and what else adb has.
 
-kir device build                    # once, as root: kernels, adbd, the runtime; two minutes, 150 MB down
+kir device build                    # once: kernels, adbd, the runtime; two minutes, 150 MB down
 kir device start                    # boots one in the background and prints its serial
 kir device list
-kir device stop                     # every emulated device that was started so, or the one named
+kir device stop                     # those that were started so, or the one named
 
 One minute, CPU: kir device start && kir device list && kir device stop
 """
@@ -22,7 +22,7 @@ LEAST_MEMORY_MIB = 256  # what kernel, initrd, adbd and one Python with LiteRT t
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     jobs = parser.add_subparsers(dest="job", metavar="JOB", required=True)
-    build = jobs.add_parser("build", help="download and build what is missing (root, once)")
+    build = jobs.add_parser("build", help="download and build what is missing, once")
     build.add_argument(
         "--pages", type=int, choices=PAGES_KIB, nargs="+", default=[*PAGES_KIB], help="page sizes, KiB (default: both)"
     )
@@ -31,7 +31,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--memory", type=int, default=MEMORY_MIB, metavar="MIB", help="RAM (default: %(default)s)")
     start.add_argument("--icount", action="store_true", help="one core whose clock counts instructions, 1 ns each")
     stop = jobs.add_parser("stop", help="end emulated devices and delete what they wrote")
-    stop.add_argument("serial", nargs="?", help="which one (default: all)")
+    stop.add_argument("serial", nargs="?", help="which one (default: all that `kir device start` started)")
     jobs.add_parser("list", help="emulated devices that run, and what the adb server has")
 
 
@@ -72,26 +72,27 @@ def _stop(args: argparse.Namespace) -> None:
     from benchmarks.device.device import NoDevice
     from benchmarks.device.running import running_devices
 
-    running = [one for one in running_devices() if args.serial in (None, one.serial)]
+    # Without a name those that nobody else's process holds: a test run ends its own.
+    running = [one for one in running_devices() if (one.kept if args.serial is None else one.serial == args.serial)]
     if args.serial is not None and not running:
         raise NoDevice("no emulated device of this serial runs", got=args.serial, fix="`kir device list` shows them")
     for one in running:
         one.end()
         print(f"{one.serial}  ended")
     if not running:
-        print("no emulated device runs")
+        print("no emulated device runs that was started to be kept")
 
 
 def _list(args: argparse.Namespace) -> None:
-    from benchmarks.device.driver import list_devices
+    from benchmarks.device.find import kind_listed, list_devices
     from benchmarks.device.running import running_devices
 
     emulated = {one.serial: one for one in running_devices()}
     found = list_devices()
-    for serial, (_, state) in found.items():
+    for serial, (port, state) in found.items():
         one = emulated.get(serial)
-        about = f"emulated-arm64, {_what(one.page_bytes // 1024, one.memory_mib, one.icount)}" if one else "device"
-        print(f"{serial}  {state}  {about}")
+        about = f"emulated-arm64, {_what(one.page_bytes // 1024, one.memory_mib, one.icount)}" if one else ""
+        print(f"{serial}  {state}  {about or kind_listed(serial, port, state)}")
     if not found:
         print("none; connect a phone with USB debugging on, or run: kir device start")
 

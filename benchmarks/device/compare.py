@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,38 @@ GATE_PERCENT = {"instructions": 2.0, "us": 10.0, "none": 2.0}
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """An older result. Raises InputError for anything else."""
+    """An older result, whole as far as it is compared. Raises InputError for anything else."""
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError("--compare reads no result", where=path, got=str(error)) from None
     found = data.get("format") if isinstance(data, dict) else None
+    fix = "give a file that kir bench --serial … --json wrote"
     if found != FORMAT:
-        fix = "give a file that kir bench --serial … --json wrote"
         raise InputError("--compare is no device benchmark", where=path, got=found, allowed=FORMAT, fix=fix)
+    try:
+        figures = figures_of(data)
+        _facts(data)
+        unit, version = data["unit"], data["model"]["dense_version"]
+        whole = isinstance(data["kind"], str) and unit in GATE_PERCENT and isinstance(version, str)
+    except (KeyError, TypeError, AttributeError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise InputError("--compare reads a result that lacks a part", where=path, got=got, fix=fix) from None
+    bad = [name for name, (value, _) in figures.items() if not math.isfinite(value)]
+    if bad or not whole:
+        wrong = bad[:3] or [data["kind"], unit, version]
+        raise InputError("--compare reads a result whose figures are none", where=path, got=wrong, fix=fix)
     return dict(data)
+
+
+def check_gate(gate_percent: float | None, compare: Path | None) -> None:
+    """Raises InputError for a gate that gates nothing: no number from 0 on, or no older result to hold it against."""
+    if gate_percent is None:
+        return
+    if not (math.isfinite(gate_percent) and gate_percent >= 0):
+        raise InputError("--gate-percent is a number from 0 on", got=gate_percent)
+    if compare is None:
+        raise InputError("--gate-percent needs an older result", got=gate_percent, fix="add --compare OLD.json")
 
 
 def figures_of(result: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
@@ -34,13 +57,19 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     found: dict[str, tuple[float, str]] = {}
     for row in result["graphs"]:
         for count, timed in row["threads"].items():
-            found[f"{row['graph']} {row['variant']} ×{count}"] = (timed["steady"]["p50"], result["unit"])
+            found[f"{row['graph']} {row['variant']} ×{count}"] = (_number(timed["steady"]["p50"]), result["unit"])
     for stage in ("watch", "swipe", "choose", "total"):
         if stage in result["session"]["stages"]:
-            found[f"session {stage}"] = (result["session"]["stages"][stage]["p50"], result["unit"])
+            found[f"session {stage}"] = (_number(result["session"]["stages"][stage]["p50"]), result["unit"])
     for name, kb in result["peak_rss_kb"].items():
-        found[f"peak RSS {name}"] = (float(kb), "KiB")
+        found[f"peak RSS {name}"] = (_number(kb), "KiB")
     return found
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"no number: {value!r}")
+    return float(value)
 
 
 def check_comparable(old: Mapping[str, Any], kind: str, unit: str, model: str) -> None:
@@ -61,8 +90,6 @@ def compare_results(old: Mapping[str, Any], new: Mapping[str, Any], gate_percent
     """
     check_comparable(old, new["kind"], new["unit"], new["device"]["properties"].get("model", ""))
     gate = GATE_PERCENT[new["unit"]] if gate_percent is None else gate_percent
-    if gate < 0:
-        raise InputError("--gate-percent starts at 0", got=gate)
     before, after = figures_of(old), figures_of(new)
     rows = []
     for name, (value, unit) in after.items():
@@ -88,16 +115,18 @@ def compare_results(old: Mapping[str, Any], new: Mapping[str, Any], gate_percent
 
 def _notes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Differences that may explain a change."""
-    pairs = {
-        "LiteRT": [result["device"]["packages"].get("ai-edge-litert") for result in (old, new)],
-        "pinned cores": [result["device"]["pinned"] or "none" for result in (old, new)],
-        "runs": [result["settings"]["runs"] for result in (old, new)],
-        "system": [
-            result["device"]["properties"].get("fingerprint", result["device"]["properties"].get("kernel"))
-            for result in (old, new)
-        ],
+    was, now = _facts(old), _facts(new)
+    return [f"{name}: {was[name]} then, {now[name]} now" for name in was if was[name] != now[name]]
+
+
+def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
+    device, settings = result["device"], result["settings"]
+    return {
+        "LiteRT": device["packages"].get("ai-edge-litert"),
+        "pinned cores": device["pinned"] or "none",
+        "runs": settings["runs"],
+        "system": device["properties"].get("fingerprint", device["properties"].get("kernel")),
     }
-    return [f"{name}: {was} then, {now} now" for name, (was, now) in pairs.items() if was != now]
 
 
 def compare_lines(compared: Mapping[str, Any]) -> list[str]:

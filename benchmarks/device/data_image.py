@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -13,9 +13,10 @@ from benchmarks.device.cache import built
 from benchmarks.device.debian import run_tool
 from benchmarks.device.machine_image import SHELL_UID
 from benchmarks.device.runtime_build import runtime_archive
+from contract.errors import KirError
 
 SIZE_MIB = 400
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
 def data_image(log: Callable[[str], None]) -> Path:
@@ -32,8 +33,31 @@ def _make(folder: Path, archive: Path, digest: str) -> None:
     home.mkdir(parents=True)
     with tarfile.open(archive) as packed:
         packed.extractall(home, filter="fully_trusted")  # made by this program
-    for path in [tree / "local" / "tmp", *(tree / "local" / "tmp").rglob("*")]:
-        os.chown(path, SHELL_UID, SHELL_UID, follow_symlinks=False)
-    disk = ["-t", "ext4", "-E", "lazy_itable_init=0", "-d", str(tree), str(folder / "data.ext4"), f"{SIZE_MIB}M"]
-    run_tool(["mke2fs", "-q", *disk])
+    image = folder / "data.ext4"
+    options = "lazy_itable_init=0,root_owner=0:0"
+    run_tool(["mke2fs", "-q", "-t", "ext4", "-E", options, "-d", str(tree), str(image), f"{SIZE_MIB}M"])
+    _own(image, tree)
     shutil.rmtree(tree)
+
+
+def _own(image: Path, tree: Path) -> None:
+    """Give the files in an image their owners: the shell user's in /local/tmp, root's above.
+
+    Written into the image, since only root may give files of this computer to another.
+    """
+    shells = tree / "local" / "tmp"
+    owners = {tree / "local": 0, **dict.fromkeys([shells, *shells.rglob("*")], SHELL_UID)}
+    lines = [
+        f'set_inode_field "/{path.relative_to(tree).as_posix()}" {field} {owner}\n'
+        for path, owner in owners.items()
+        for field in ("uid", "gid")
+    ]
+    script = image.with_suffix(".owners")
+    script.write_text("".join(lines))
+    run_tool(["debugfs", "-w", "-f", str(script), str(image)])
+    script.unlink()
+    # debugfs ends with 0 whatever a command did, so one file is asked.
+    last = next(reversed(owners))
+    told = run_tool(["debugfs", "-R", f'stat "/{last.relative_to(tree).as_posix()}"', str(image)])
+    if not re.search(rf"User:\s+{SHELL_UID}\s+Group:\s+{SHELL_UID}\b", told):
+        raise KirError("the disk's files could not be given to the shell user", where=image, got=told[:300])

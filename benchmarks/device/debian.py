@@ -1,7 +1,8 @@
 """Unpacked Debian arm64 trees, of which no foreign code is ever run: what the emulated device and the runtime are made
 of.
 
-`mmdebstrap --variant=extract` downloads, verifies signatures and unpacks; no second stage, binfmt or chroot.
+`mmdebstrap --variant=extract` downloads, verifies signatures and unpacks; no second stage, binfmt or chroot, and so no
+root and no user namespace either.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ TOOLS: Mapping[str, str] = {
     "depmod": "kmod",
     "modprobe": "kmod",
     "mke2fs": "e2fsprogs",
+    "debugfs": "e2fsprogs",
     "xz": "xz-utils",
 }
+# What Debian's packages are signed with; Ubuntu does not have it by itself.
+KEYRING, KEYRING_PACKAGE = Path("/usr/share/keyrings/debian-archive-keyring.gpg"), "debian-archive-keyring"
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
@@ -31,12 +35,15 @@ def tool(command: str) -> str:
     """Path of one of TOOLS. Raises InputError with the line to type when it is absent."""
     found = shutil.which(command, path=PATH)
     if found is None:
-        packages = sorted({TOOLS[name] for name in TOOLS if shutil.which(name, path=PATH) is None})
-        raise InputError(
-            f"the emulated device needs the command '{command}'",
-            fix=f"install it with: apt-get install --no-install-recommends {' '.join(packages)}",
-        )
+        raise InputError(f"the emulated device needs the command '{command}'", fix=_install_line())
     return found
+
+
+def _install_line() -> str:
+    packages = {TOOLS[name] for name in TOOLS if shutil.which(name, path=PATH) is None}
+    if not KEYRING.is_file():
+        packages.add(KEYRING_PACKAGE)
+    return f"install it with: apt-get install --no-install-recommends {' '.join(sorted(packages))}"
 
 
 def run_tool(argv: Sequence[str], **options: object) -> str:
@@ -52,13 +59,16 @@ def run_tool(argv: Sequence[str], **options: object) -> str:
 def extract_tree(suite: str, packages: Sequence[str], folder: Path) -> None:
     """Unpack arm64 packages of a Debian suite with all they depend on into `folder`, which must not be there yet.
 
-    /bin, /sbin and /lib are made links into /usr as on a merged system. Raises InputError without root, which it takes
-    to give the tree's files their owners.
+    /bin, /sbin and /lib are made links into /usr as on a merged system. Files belong to whoever runs this, root or not:
+    what is packed or made into a disk is given its owners there. Raises InputError without mmdebstrap or Debian's keys.
     """
-    if os.geteuid() != 0:
-        raise InputError("building the emulated device needs root", fix="run this command with sudo, once")
-    include = f"--include={','.join(packages)}"
-    run_tool(["mmdebstrap", "--mode=root", "--variant=extract", "--architectures=arm64", include, suite, str(folder)])
+    tool("mmdebstrap")
+    if not KEYRING.is_file():
+        raise InputError("Debian's packages can't be verified", where=KEYRING, got="not there", fix=_install_line())
+    # Nothing is run in the tree, so that "chrootless" is as good as "root", which it is refused to.
+    mode = "root" if os.geteuid() == 0 else "chrootless"
+    options = [f"--mode={mode}", "--variant=extract", "--architectures=arm64", f"--include={','.join(packages)}"]
+    run_tool(["mmdebstrap", *options, suite, str(folder)])
     for name in ("bin", "sbin", "lib"):
         if not (folder / name).exists():
             (folder / name).symlink_to(f"usr/{name}")

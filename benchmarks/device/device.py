@@ -4,7 +4,7 @@ DeviceError (a KirError)
 ├── NoDevice             none is there
 ├── SeveralDevices       more than one is there and none was named
 ├── DeviceOffline        it went away, or does not answer
-├── DeviceUnauthorised   its owner has not allowed this computer
+├── DeviceUnauthorised   its owner has not allowed this computer, or this computer its user
 ├── DeviceFull           no space left
 ├── DeviceReadOnly       the target can't be written
 ├── WrongAbi             it can't execute what was sent
@@ -36,8 +36,8 @@ class Ran:
 class Device(Protocol):
     """The computer itself, the emulated arm64 device, or a phone.
 
-    serial: "host", "127.0.0.1:PORT", "R5CT…". kind: "host" | "emulated-arm64" | "device". root: a writable folder
-    there. Every method raises a DeviceError when the device does not do its part.
+    serial: "host", "127.0.0.1:PORT", "R5CT…". kind: "host" | "emulated-arm64" | "android-emulator" | "device". root: a
+    writable folder there. Every method raises a DeviceError when the device does not do its part.
     """
 
     serial: str
@@ -85,7 +85,7 @@ class DeviceOffline(DeviceError):
 
 
 class DeviceUnauthorised(DeviceError):
-    """Its owner has not allowed this computer."""
+    """Its owner has not allowed this computer, or this computer has not allowed its user."""
 
 
 class DeviceFull(DeviceError):

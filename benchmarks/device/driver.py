@@ -1,6 +1,6 @@
 """A device over adb: the emulated one and phones alike.
 
-    device = connect("127.0.0.1:41234")     # None: the only one there is
+    device = connect("127.0.0.1:41234")     # benchmarks/device/find.py; None: the only one there is
     device.push(Path("model.tflite"), f"{device.root}/model.tflite")
     device.run(["sha256sum", "model.tflite"], timeout_s=10)
 
@@ -28,15 +28,13 @@ from pathlib import Path
 from adbutils import AdbConnection, AdbError
 from adbutils.errors import AdbTimeout
 
-from benchmarks.device.adb import client_of, device_error, run_adb, user_server_port
+from benchmarks.device.adb import client_of, device_error, run_adb
 from benchmarks.device.device import (
     DeviceCrashed,
     DeviceError,
     DeviceOffline,
     DeviceTimeout,
-    NoDevice,
     Ran,
-    SeveralDevices,
     WrongAbi,
 )
 from benchmarks.device.running import running_devices
@@ -45,6 +43,7 @@ from contract.errors import InputError
 ROOT = "/data/local/tmp/kir"  # /data/local/tmp is where a phone lets its shell user write and execute
 STEP_S = 60.0  # for the driver's own small commands
 TRANSFER_S = 600.0
+EMULATOR_WORDS = ("sdk_gphone", "android sdk built for", "emulator")  # model names of Android's own emulators
 ELF = ["7f", "45", "4c", "46"]
 ELF_MACHINES = {"arm64-v8a": "b7", "armeabi-v7a": "28", "x86_64": "3e", "x86": "03"}  # the low byte of e_machine
 STDOUT, STDERR, EXIT = 1, 2, 3  # packets of adb's shell protocol, version 2
@@ -56,7 +55,18 @@ class AdbDevice:
     def __init__(self, serial: str, server_port: int):
         self.serial, self.root = serial, ROOT
         self.server_port = server_port
-        self.kind = "emulated-arm64" if self._shell("getprop ro.kir.emulated").strip() == "1" else "device"
+        self.kind = self._kind()
+
+    def _kind(self) -> str:
+        """What it says it is. Android's own emulators are no phones, however they are reached."""
+        names = ("ro.kir.emulated", "ro.kernel.qemu", "ro.boot.qemu", "ro.product.model")
+        told = self._shell("; ".join(f'echo "{name}=$(getprop {name})"' for name in names))
+        found = {name: value.strip() for name, _, value in (line.partition("=") for line in told.splitlines())}
+        if found.get("ro.kir.emulated") == "1":
+            return "emulated-arm64"
+        qemu = "1" in (found.get("ro.kernel.qemu"), found.get("ro.boot.qemu"))
+        model = found.get("ro.product.model", "").lower()
+        return "android-emulator" if qemu or named_emulator(self.serial, model) else "device"
 
     def push(self, local: Path, remote: str) -> int:
         """Copy a file, or a folder's files; those with the same hash there are left, others that lie there stay.
@@ -197,8 +207,8 @@ class AdbDevice:
             abi, *head = self._shell(f"getprop ro.product.cpu.abi; {self._head_of(program)}").split()
             if head[:4] == ELF and head[18:19] != [ELF_MACHINES.get(abi, "")]:
                 raise WrongAbi("the device can't execute this program", where=program, got=said, allowed=abi)
-        if ran.returncode > 128:
-            number = ran.returncode - 128
+        number = ran.returncode - 128
+        if number in signal.valid_signals():  # 255 is what a program says that ends with -1
             name = next((sign.name for sign in signal.Signals if sign == number), f"signal {number}")
             raise DeviceCrashed(f"{program} was ended by {name}", signal=number, where=self.serial, got=said)
 
@@ -258,42 +268,9 @@ class AdbDevice:
             return  # the first error is the one to tell
 
 
-def connect(serial: str | None) -> AdbDevice:
-    """The device of that serial, or with None the only one there is: emulated ones that run, then the adb server's.
-
-    Raises NoDevice, SeveralDevices, DeviceOffline, DeviceUnauthorised.
-    """
-    emulated = {running.serial: running.adb_port for running in running_devices()}
-    if serial in emulated:  # without asking for the user's adb server, which that would start
-        return AdbDevice(serial, emulated[serial])
-    there = list_devices()
-    if serial is None:
-        if len(there) > 1:
-            raise SeveralDevices("several devices are there", got=sorted(there), fix="name one with --serial")
-        if not there:
-            raise NoDevice("no device is there", fix="connect a phone with USB debugging on, or run: kir device start")
-        serial = next(iter(there))
-    if serial not in there:
-        raise NoDevice("no such device", got=serial, allowed=sorted(there), fix="`kir device list` shows what is there")
-    port, state = there[serial]
-    if state != "device":
-        raise device_error(state, serial)
-    return AdbDevice(serial, port)
-
-
-def list_devices() -> dict[str, tuple[int, str]]:
-    """serial -> (port of the adb server that has it, its state: "device", "offline", "unauthorized")."""
-    found: dict[str, tuple[int, str]] = {}
-    for running in running_devices():
-        found |= _listed(running.adb_port)
-    return found | _listed(user_server_port())
-
-
-def _listed(port: int) -> dict[str, tuple[int, str]]:
-    try:
-        return {info.serial: (port, info.state) for info in client_of(port).list()}
-    except (AdbError, OSError) as error:
-        raise DeviceError("the adb server does not answer", where=f"127.0.0.1:{port}", got=str(error)) from None
+def named_emulator(serial: str, model: str = "") -> bool:
+    """Whether a serial, or a model's name in lower case, is one of Android's own emulators."""
+    return serial.startswith("emulator-") or any(word in model for word in EMULATOR_WORDS)
 
 
 def _sha256(path: Path) -> str:

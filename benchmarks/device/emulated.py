@@ -91,7 +91,8 @@ def start(config: MachineConfig, log: Callable[[str], None], *, keep: bool) -> E
         connect_tcp(adb_port, serial, max(1.0, begun + BOOT_S - time.monotonic()))
         boot_s = time.monotonic() - begun
         pids = {process.pid: start_time(process.pid) for process in processes}
-        running = Running(serial, adb_port, pids, config.page_bytes, config.memory_mib, config.icount, str(folder))
+        about = (config.page_bytes, config.memory_mib, config.icount)
+        running = Running(serial, adb_port, pids, *about, keep, str(folder))
         running.save()
         return EmulatedDevice(running, AdbDevice(serial, adb_port), boot_s, tuple(processes))
     except BaseException:

@@ -73,7 +73,7 @@ poweroff -f
 
 
 def machine_image(page_bytes: int, log: Callable[[str], None]) -> Path:
-    """Folder with `kernel` and `initrd` for one page size, built now or before. Needs root the first time."""
+    """Folder with `kernel` and `initrd` for one page size, built now or before."""
     recipe = {
         "version": RECIPE_VERSION,
         "suite": SUITE,
@@ -141,6 +141,6 @@ def _arrange(tree: Path) -> None:
 def _pack(tree: Path, target: Path) -> None:
     """The tree as a compressed cpio archive, which a kernel unpacks into memory."""
     names = b"".join(bytes(path.relative_to(tree)) + b"\0" for path in sorted(tree.rglob("*")))
-    command = [tool("cpio"), "--create", "--null", "--format=newc", "--quiet"]
+    command = [tool("cpio"), "--create", "--null", "--format=newc", "--quiet", "--owner=0:0"]  # whoever builds it
     archive = subprocess.run(command, cwd=tree, input=names, capture_output=True, check=True).stdout
     target.write_bytes(gzip.compress(archive, compresslevel=1))

@@ -28,6 +28,7 @@ from contract.manifest import Manifest
 from edge import InstalledModel
 
 TIMEOUT_S = 1800.0  # an emulated device takes hundreds of times a phone's time
+MOST_THREADS = 64  # no phone has more cores; LiteRT ends its process where a system refuses it a hundred thousand
 PROFILED = 100  # runs of each graph under the profiler
 RUNS = {"us": 200, "instructions": 15, "none": 1}
 REPEATS = {"device": 3}
@@ -58,6 +59,8 @@ class Plan:
         if self.runs < 0 or self.repeats < 0 or any(count < 1 for count in self.threads):
             got = {"--runs": self.runs, "--repeats": self.repeats, "--threads": self.threads}
             raise InputError("counts start at 1", got=got)
+        if max(self.threads, default=1) > MOST_THREADS:
+            raise InputError("--threads has more than a graph can use", got=self.threads, allowed=f"1 … {MOST_THREADS}")
         if self.cooldown_s is not None and self.cooldown_s < 0:
             raise InputError("--cooldown-s is a time", got=self.cooldown_s)
         if self.binary is not None and not self.binary.is_file():
@@ -116,7 +119,7 @@ def measure_device(target: Target, plan: Plan, command: str, log: Log = lambda l
         "format": FORMAT,
         "kind": target.kind,
         "unit": target.unit,
-        "wall_time": "meaningless" if target.kind == "emulated-arm64" else "measured",
+        "wall_time": "measured" if target.kind in ("host", "device") else "meaningless",
         "command": command,
         "machine": machine(),
         "device": {
@@ -276,6 +279,8 @@ def _problems(graphs: list[dict[str, Any]]) -> list[str]:
     found = []
     for row in graphs:
         name, seen = f"{row['graph']} {row['variant']}", row["parity"]
+        if not row["threads_equal"]:
+            found.append(f"{name}: another answer on another number of threads")
         allowed = f"allowed {seen['tolerance']:.1e}"
         if seen["ok"] is False:
             found.append(f"{name}: {seen['max_abs']:.1e} from its golden outputs, {allowed}")

@@ -120,10 +120,9 @@ def _session(result: Mapping[str, Any]) -> dict[str, Any]:
         return _section("A session", "Ran to its end; nothing is timed.")
     parts: dict[str, float] = {name: stages[name]["p50"] for name in SWIPE_STAGES if name in stages}
     pages: dict[str, float] = {name: stages[name]["p50"] for name in PAGE_STAGES if name in stages}
-    shown = [
-        figures.stacked_stages(parts, "where a swipe goes", WORDS[unit]),
-        figures.stacked_stages(pages, "where a page goes", WORDS[unit]),
-    ]
+    shown = [figures.stacked_stages(parts, "where a swipe goes", WORDS[unit])]
+    if pages:  # few swipes may all be of one page, fetched before they are timed
+        shown.append(figures.stacked_stages(pages, "where a page goes", WORDS[unit]))
     if unit == "us":
         lines = {"total": stages["total"]["quantiles"]}
         shown.append(figures.distributions(lines, "one swipe, µs", "distribution of a swipe"))

@@ -6,10 +6,14 @@ whose clock counts them). "none": an emulated device whose wall time means nothi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from contract.files import replacing
 
 FORMAT = "kir-device-bench/1"
 PERCENTILES = ("p50", "p90", "p95", "p99", "max", "mean")
@@ -20,8 +24,15 @@ WORDS = {"us": "µs", "instructions": "instructions", "none": ""}
 TITLES = {
     "host": "this machine, wall time: compare ratios, and no phone",
     "emulated-arm64": "emulated arm64 device (Linux, real adbd): parity, memory, instructions; wall time means nothing",
+    "android-emulator": "Android's own emulator, no phone: parity and memory; wall time means nothing",
     "device": "a real device, wall time",
 }
+
+
+def save_result(path: Path, result: Mapping[str, Any]) -> None:
+    """One line of JSON, written aside and renamed."""
+    with replacing(path) as file:
+        file.write((json.dumps(result, default=float) + "\n").encode())
 
 
 def in_unit(unit: str) -> float:
@@ -46,7 +57,7 @@ def graph_rows(rounds: Sequence[Sequence[Mapping[str, Any]]], unit: str) -> list
     """One row a graph and variant, `threads` merged over rounds."""
     rows = []
     for same in zip(*rounds, strict=True):
-        row = dict(same[0])
+        row = {**same[0], "threads_equal": all(one["threads_equal"] for one in same)}
         row["threads"] = {
             count: {
                 "load": _median([one["threads"][count]["load"] for one in same], unit),
@@ -62,7 +73,8 @@ def graph_rows(rounds: Sequence[Sequence[Mapping[str, Any]]], unit: str) -> list
 def session_block(rounds: Sequence[Mapping[str, Any]], unit: str) -> dict[str, Any]:
     """The session's stages and cold start, merged over rounds."""
     block = dict(rounds[0])
-    block["stages"] = {stage: merged([one["stages"][stage] for one in rounds], unit) for stage in rounds[0]["stages"]}
+    told = [stage for stage in rounds[0]["stages"] if all(stage in one["stages"] for one in rounds)]
+    block["stages"] = {stage: merged([one["stages"][stage] for one in rounds], unit) for stage in told}
     block["cold_start"] = {
         name: _median([one["cold_start"][name] for one in rounds], unit) for name in rounds[0]["cold_start"]
     }

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.device.cache import cache_root
+from benchmarks.device.cache import cache_root, make_folder, user_cache, writable
 from contract.files import replacing
 
 END_S = 10.0
@@ -21,7 +21,8 @@ ABANDONED_S = 600.0  # a boot takes less; whoever booted was killed
 class Running:
     """An emulated device that was started. pids: its processes, each with its start time as /proc tells it.
 
-    page_bytes, memory_mib, icount: what it was started with. folder: its log and state, deleted with it.
+    page_bytes, memory_mib, icount: what it was started with. kept: it outlives who started it, for whoever asks; else
+    it is that process's own. folder: its log and state, deleted with it.
     """
 
     serial: str
@@ -30,6 +31,7 @@ class Running:
     page_bytes: int
     memory_mib: int
     icount: bool
+    kept: bool
     folder: str
 
     @property
@@ -63,9 +65,10 @@ def start_time(pid: int) -> str:
 
 
 def running_folder() -> Path:
-    """Where the folders of running devices stand."""
-    folder = cache_root() / "running"
-    folder.mkdir(exist_ok=True)
+    """Where the folders of this user's running devices stand: beside the images, or apart where those are another's."""
+    root = cache_root()
+    folder = (root if writable(root) else user_cache()) / f"running-{os.getuid()}"
+    make_folder(folder)
     return folder
 
 

@@ -28,7 +28,7 @@ from contract.errors import KirError
 REPOSITORY = Path(__file__).resolve().parents[2]
 SUITE = "bookworm"  # the Debian of CPython 3.11, on which LiteRT 2.3.0 was tried
 PYTHON = "3.11"
-RECIPE_VERSION = 1  # to be raised with every change of what this file makes
+RECIPE_VERSION = 2  # to be raised with every change of what this file makes
 PLATFORMS = [f"manylinux{version}_aarch64" for version in ("_2_28", "_2_27", "_2_17", "2014")]
 # What CPython's extension modules and the wheels are linked with, out of Debian's tree.
 LIBRARIES = (
@@ -36,23 +36,27 @@ LIBRARIES = (
     "libstdc++.so.6 libz.so.1 libexpat.so.1 libffi.so.8 libcrypto.so.3 libssl.so.3 libbz2.so.1.0 liblzma.so.5 "
     "libsqlite3.so.0 libuuid.so.1"
 )
-# Parts that no edge loads: half of what the packages weigh.
+# Parts that no edge loads: half of what the packages weigh. sqlite stays: the edge's state is kept in it.
 LEFT_OUT = (
     "lib/python3.11/test lib/python3.11/idlelib lib/python3.11/tkinter lib/python3.11/ensurepip "
     "lib/python3.11/lib2to3 lib/python3.11/distutils lib/python3.11/turtledemo lib/python3.11/config-* "
     "lib/python3.11/pydoc_data lib/python3.11/sitecustomize.py site/ai_edge_litert/libLiteRtWebGpuAccelerator.so "
     "site/ai_edge_litert/aot site/ai_edge_litert/_pywrap_litert_converter.so site/ai_edge_litert/vendors "
-    "site/numpy/f2py site/numpy/distutils site/bin site/share"
+    "site/numpy/f2py site/numpy/distutils site/numpy/random site/bin site/share "
+    "lib/python3.11/venv lib/python3.11/wsgiref lib/python3.11/xmlrpc lib/python3.11/turtle.py "
+    "lib/python3.11/lib-dynload/_test*.so lib/python3.11/lib-dynload/*xx*.so lib/python3.11/lib-dynload/_codecs_*.so "
+    "lib/python3.11/lib-dynload/_c[ru]*.so lib/python3.11/lib-dynload/_dbm*.so lib/python3.11/lib-dynload/nis*.so "
+    "lib/python3.11/lib-dynload/*audio*.so lib/python3.11/lib-dynload/readline*.so"
 )
-LEFT_OUT_ANYWHERE = {"tests", "__pycache__"}
-LEFT_OUT_SUFFIXES = {".a", ".pyi", ".h"}
+LEFT_OUT_ANYWHERE = {"tests", "test_data", "__pycache__"}
+LEFT_OUT_SUFFIXES = {".a", ".pyi", ".h", ".pxd", ".pyx", ".rst", ".md"}
 
 
 def runtime_archive(log: Callable[[str], None]) -> Path:
     """Folder with `runtime.tar.gz` and `runtime.json` ({"id", "python", "packages", "bytes"}), built now or before.
 
     The packages are the plain install's, in the versions that are installed here, so that a device and this computer
-    are compared on one runtime. Needs root the first time.
+    are compared on one runtime. Needs mmdebstrap and a network the first time, and no root.
     """
     recipe = {
         "version": RECIPE_VERSION,
@@ -102,6 +106,19 @@ def compile_tree(folder: Path) -> None:
         compileall.compile_dir(folder, stripdir=str(folder), quiet=2, workers=1, invalidation_mode=mode)
 
 
+def leave_byte_code(folder: Path) -> None:
+    """Byte code in the place of the sources: a tenth of the archive. Where this Python's is another's they stay."""
+    if not compiles_here():
+        return
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    compileall.compile_dir(
+        folder, maxlevels=20, stripdir=str(folder), quiet=2, workers=1, legacy=True, invalidation_mode=mode
+    )
+    for source in folder.rglob("*.py"):
+        if source.with_suffix(".pyc").is_file():
+            source.unlink()
+
+
 def pack_tree(folder: Path, target: Path) -> str:
     """The folder as a .tar.gz without owners and times; returns 16 hex digits of its content's hash."""
     digest = hashlib.sha256()
@@ -129,7 +146,7 @@ def _make(folder: Path, log: Callable[[str], None]) -> None:
     log(f"  downloading the edge's packages for arm64: {', '.join(pinned())}")
     _install_packages(tree / "site")
     _trim(tree)
-    compile_tree(tree)
+    leave_byte_code(tree)
     about = {"python": PYTHON, "packages": pinned(), "bytes": sum(p.stat().st_size for p in tree.rglob("*"))}
     about["id"] = pack_tree(tree, folder / "runtime.tar.gz")
     (folder / "runtime.json").write_text(json.dumps(about, indent=2) + "\n")

@@ -14,12 +14,12 @@ from benchmarks.device.device import DelegateMissing, Device, Ran
 from benchmarks.device.host import HostDevice
 from contract.errors import InputError, IntegrityError, KirError, ManifestError, NoModelError, PageError
 
-KINDS = ("host", "emulated-arm64", "device")
+KINDS = ("host", "emulated-arm64", "android-emulator", "device")
+LESS = ("emulated-arm64", "android-emulator")  # what a phone may be counted as
 SCRIPTS = Path(__file__).parent
 PROBE_ERRORS = (NoModelError, IntegrityError, ManifestError, PageError)  # a DelegateMissing is NoDelegate there
-EMULATOR_WORDS = ("sdk_gphone", "android sdk built for", "emulator")  # model names of Android's own emulators
 Log = Callable[[str], None]
-TIMED = {"host": "us", "device": "us", "emulated-arm64": "none"}
+TIMED = {"host": "us", "device": "us", "emulated-arm64": "none", "android-emulator": "none"}
 
 
 class Runtime(Protocol):
@@ -84,15 +84,14 @@ def _error(told: Mapping[str, str], serial: str) -> KirError:
     return kind(what, where=": ".join(filter(None, (serial, told["where"]))), got=told["got"] or None, fix=told["fix"])
 
 
-def kind_of(device: Device, properties: Mapping[str, str], asked: str) -> str:
+def kind_of(device: Device, asked: str) -> str:
     """What results of this device count as. Raises InputError when it is asked to be more than it is."""
     if asked and asked not in KINDS:
         raise InputError("unknown --kind", got=asked, allowed=KINDS)
-    emulator = any(word in properties.get("model", "").lower() for word in EMULATOR_WORDS)
-    kind = "emulated-arm64" if emulator else device.kind
+    kind = device.kind
     if not asked or asked == kind:
         return kind
-    if asked == "emulated-arm64" and kind == "device":
+    if asked in LESS and kind == "device":
         return asked
     raise InputError("a device can't count as another kind", where=device.serial, got=asked, allowed=kind)
 
@@ -109,7 +108,7 @@ def open_target(serial: str | None, kind: str = "", log: Log = lambda line: None
         finally:
             host.close()
         return
-    from benchmarks.device.driver import connect
+    from benchmarks.device.find import connect
 
     device = connect(serial)
     yield target_of(device, install_runtime(device, log), kind)
@@ -118,6 +117,6 @@ def open_target(serial: str | None, kind: str = "", log: Log = lambda line: None
 def target_of(device: Device, runtime: Runtime, kind: str = "") -> Target:
     """A target of parts that are there."""
     properties = device.properties()
-    kind = kind_of(device, properties, kind)
+    kind = kind_of(device, kind)
     counts = kind == "emulated-arm64" and properties.get("icount") == "1"
     return Target(device, runtime, kind, "instructions" if counts else TIMED[kind], properties)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import contract.vocabulary
 from contract.golden import FORMAT as GOLDEN_FORMAT
-from contract.manifest import MANIFEST_FORMAT
+from contract.manifest import MANIFEST_FORMAT, MANIFEST_NAME, Manifest
+from edge._replay import _session_tolerance
 from tests.android.jvm import ANDROID
 
 CATALOGUE = (ANDROID / "gradle" / "libs.versions.toml").read_text()
@@ -115,6 +119,32 @@ class TestContract:
         model = ANDROID / "model/src/main/kotlin/kir/edge/android"
         assert f'"{MANIFEST_FORMAT}"' in (model / "PublishedModel.kt").read_text()
         assert f'"{GOLDEN_FORMAT}"' in (model / "GoldenReplay.kt").read_text()
+
+    @pytest.mark.parametrize(
+        "told", [None, {}, {"scores_max_abs": 2e-5}, {"scores_max_abs": 2e-3}, {"scores_max_abs": 9.0}]
+    )
+    def test_a_session_s_tolerance_is_python_s(self, told: dict[str, float] | None, tiny_cdn: Path) -> None:
+        """The app's expression, read from its text and worked out beside `kir replay`'s."""
+        model = ANDROID / "model/src/main/kotlin/kir/edge/android"
+        text = (model / "GoldenReplay.kt").read_text()
+        (expression,) = re.findall(r"private val tolerance =\s*(.+)", text)
+        (steady,) = re.findall(r"const val STEADY = (\S+)", text)
+        (path,) = re.findall(
+            r'sessionToFloatWhole: Double =\s*manifest\.optJSONObject\("(\w+)"\)\?\.optJSONObject\("(\w+)"\)\s*'
+            r'\?\.optDouble\("(\w+)", Double\.POSITIVE_INFINITY\) \?: Double\.POSITIVE_INFINITY',
+            (model / "PublishedModel.kt").read_text(),
+        )
+        manifest = Manifest.from_bytes((tiny_cdn / "models" / "kir-a" / MANIFEST_NAME).read_bytes())
+        manifest = replace(manifest, verification={} if told is None else {"session_to_float_whole": told})
+        verification = {"verification": manifest.verification}
+        session = verification.get(path[0], {}).get(path[1], {}).get(path[2], math.inf)
+
+        def shipped(*names: str) -> float:
+            return max(graph.variant().tolerance for graph in manifest.graphs if graph.name in names)
+
+        names = {"minOf": min, "maxOf": max, "shipped": shipped, "STEADY": float(steady)}
+        found = eval(expression, {"published": SimpleNamespace(sessionToFloatWhole=session), **names})
+        assert found == _session_tolerance(manifest)
 
     def test_the_proto_is_the_repository_s(self, repository: Path) -> None:
         assert 'srcDir(rootDir.resolve("../contract/proto"))' in script("pages")

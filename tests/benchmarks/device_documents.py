@@ -37,7 +37,7 @@ def document(kind: str = "host", unit: str = "us") -> dict[str, Any]:
         "format": FORMAT,
         "kind": kind,
         "unit": unit,
-        "wall_time": "meaningless" if kind == "emulated-arm64" else "measured",
+        "wall_time": "meaningless" if kind in ("emulated-arm64", "android-emulator") else "measured",
         "command": "kir bench --serial <S>",
         "machine": machine(),
         "device": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import sys
 from collections.abc import Callable
@@ -9,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.device.benchmark_model import BenchmarkRun, BenchmarkUnreadable, parse_benchmark, run_benchmark
+from benchmarks.device.benchmark_model import (
+    BenchmarkRun,
+    BenchmarkUnreadable,
+    parse_benchmark,
+    parse_result_json,
+    run_benchmark,
+)
 from benchmarks.device.host import HostDevice
 from tests.edge.tiny_model import shared_cdn
 
@@ -35,6 +42,31 @@ OPERATORS = (OUTPUT / "operators.txt").read_text()
 OPERATORS_OLD = OPERATORS.replace("  [first]", "  [start]	  [first]").replace(
     "	    0.012	", "	    0.000	    0.012	"
 )
+
+
+class TestResultJson:
+    """A captured file of the wheel's litert-benchmark, in milliseconds."""
+
+    TEXT = (OUTPUT / "litert_benchmark.json").read_text()
+
+    def test_every_figure_in_microseconds(self) -> None:
+        found = parse_result_json(self.TEXT)
+        told = json.loads(self.TEXT)["latency"]
+        assert found.avg_us == pytest.approx(told["avg_ms"] * 1e3)
+        assert found.init_us == pytest.approx(told["init_ms"] * 1e3)
+        assert (found.first_us, found.warmup_avg_us) == pytest.approx((140.0, 60.0))
+        assert found.steady == pytest.approx(
+            {"count": 20, "min": 10, "max": 40, "avg": 20, "median": 10, "std": 10, "p5": 10, "p95": 30}
+        )
+        assert found.warmup == pytest.approx({"count": 3, "avg": 60})
+        assert (found.model_mb, found.partly) == (0.02, False)
+
+    @pytest.mark.parametrize(
+        "text", ["", "[]", "{}", '{"latency": 1}', '{"latency": {"avg_ms": "x"}}', '{"latency": {"avg_ms": 1}}']
+    )
+    def test_another_file_is_refused(self, text: str) -> None:
+        with pytest.raises(BenchmarkUnreadable, match="no result of litert-benchmark"):
+            parse_result_json(text)
 
 
 class TestClassic:

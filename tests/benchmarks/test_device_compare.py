@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.device.compare import compare_lines, compare_results, figures_of, read_result
+from benchmarks.device.compare import check_gate, compare_lines, compare_results, figures_of, read_result
 from contract.errors import InputError
 from tests.benchmarks.device_documents import document
 
@@ -111,9 +111,43 @@ class TestRefused:
         with pytest.raises(InputError, match="no figure in common"):
             compare_results(old, new, None)
 
-    def test_a_negative_gate(self, old: dict[str, Any]) -> None:
-        with pytest.raises(InputError, match="--gate-percent"):
-            compare_results(old, old, -1.0)
+    @pytest.mark.parametrize("gate", [-1.0, float("nan"), float("inf")])
+    def test_a_gate_that_is_no_gate(self, gate: float) -> None:
+        with pytest.raises(InputError, match="--gate-percent is a number from 0 on"):
+            check_gate(gate, Path("old.json"))
+
+    def test_a_gate_with_nothing_to_hold_it_against(self) -> None:
+        with pytest.raises(InputError, match=r"--gate-percent needs an older result.*add --compare"):
+            check_gate(2.0, None)
+        check_gate(None, None)
+        check_gate(0.0, Path("old.json"))
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda r: r.pop("graphs"),
+            lambda r: r.pop("kind"),
+            lambda r: r.pop("model"),
+            lambda r: r.pop("peak_rss_kb"),
+            lambda r: r["settings"].pop("runs"),
+            lambda r: r["device"].pop("properties"),
+            lambda r: r["session"].pop("stages"),
+            lambda r: r["graphs"].append({}),
+            lambda r: r["graphs"][0]["threads"]["1"].pop("steady"),
+            lambda r: r.update(graphs="none"),
+            lambda r: r.update(device=[]),
+            lambda r: r.update(unit="miles"),
+            lambda r: r.update(kind=7),
+            lambda r: r["peak_rss_kb"].update(session="much"),
+            lambda r: r["session"]["stages"]["total"].update(p50=float("nan")),
+            lambda r: r["session"]["stages"]["total"].update(p50=None),
+        ],
+    )
+    def test_a_result_that_is_not_whole(self, old: dict[str, Any], spoil: Any, tmp_path: Path) -> None:
+        spoil(old)
+        (tmp_path / "old.json").write_text(json.dumps(old))
+        with pytest.raises(InputError, match=r"--compare reads a result.*give a file that kir bench"):
+            read_result(tmp_path / "old.json")
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"benchmark": "edge"}', '{"format": "kir-device-bench/9"}'])
     def test_a_file_that_is_no_result(self, tmp_path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from benchmarks.cli import add_bench_arguments, bench_words, run_bench
 from benchmarks.device import bench_cli, measure, op_profile, probe
 from benchmarks.device.device import DelegateMissing, DeviceCrashed, DeviceError, Ran
 from benchmarks.device.measure import Plan, measure_device
-from benchmarks.device.result import STAGES, device_table
+from benchmarks.device.result import STAGES, device_table, graph_rows
 from benchmarks.device.target import Target, kind_of, open_target, target_of
 from contract.errors import InputError, IntegrityError, KirError, NoModelError, VerificationFailed
 from edge import InstalledModel
@@ -195,17 +195,18 @@ class TestKind:
         assert (a_phone.kind, a_phone.unit) == ("device", "us")
         assert an_emulated.kind == "emulated-arm64"
 
-    def test_androids_own_emulator_is_no_phone(self) -> None:
-        with phone(properties={"model": "sdk_gphone64_arm64"}) as target:
-            assert (target.kind, target.unit) == ("emulated-arm64", "none")
+    def test_nothing_is_timed_on_androids_own_emulator(self) -> None:
+        with pretended("android-emulator", {"model": "sdk_gphone64_arm64"}) as target:
+            assert (target.kind, target.unit) == ("android-emulator", "none")
 
     @pytest.mark.parametrize("asked", ["host", "device"])
     def test_an_emulated_device_can_not_be_made_one(self, asked: str, an_emulated: Target) -> None:
         with pytest.raises(InputError, match="another kind"):
-            kind_of(an_emulated.device, an_emulated.properties, asked)
+            kind_of(an_emulated.device, asked)
 
     def test_a_phone_may_be_counted_for_less(self, a_phone: Target) -> None:
-        assert kind_of(a_phone.device, a_phone.properties, "emulated-arm64") == "emulated-arm64"
+        for less in ("emulated-arm64", "android-emulator"):
+            assert kind_of(a_phone.device, less) == less
 
 
 class TestFailures:
@@ -287,11 +288,25 @@ class TestFailures:
         assert "SIGSEGV" in result["operators"]["not_available"]
         assert "operators: not available" in device_table(result)
 
+    def test_an_answer_that_hangs_on_the_number_of_threads_is_a_problem(self, on_phone: dict[str, Any]) -> None:
+        rounds = [json.loads(json.dumps(on_phone["graphs"])) for _ in range(2)]
+        assert measure._problems(rounds[0]) == []
+        rounds[1][0]["threads_equal"] = False
+        for row in (row for one in rounds for row in one):
+            for timed in row["threads"].values():
+                timed["steady"] = {"p50": 1.0, "count": 1}
+        rows = graph_rows(rounds, "us")
+        name = f"{rows[0]['graph']} {rows[0]['variant']}"
+        assert measure._problems(rows) == [f"{name}: another answer on another number of threads"]
+
     def test_unknown_variants_are_named(self, cdn: Path, a_phone: Target) -> None:
         with pytest.raises(InputError, match=r"no such variant.*int3.*float32"):
             measure_device(a_phone, Plan(cdn, variants=("int3",)), "")
 
-    @pytest.mark.parametrize("bad", [{"runs": -1}, {"repeats": -1}, {"threads": (0,)}, {"cooldown_s": -1.0}])
+    @pytest.mark.parametrize(
+        "bad",
+        [{"runs": -1}, {"repeats": -1}, {"threads": (0,)}, {"threads": (1, 100_000)}, {"cooldown_s": -1.0}],
+    )
     def test_counts_out_of_range(self, bad: dict[str, Any]) -> None:
         with pytest.raises(InputError):
             Plan(Path("cdn"), **bad)
@@ -426,6 +441,40 @@ class TestCommand:
         (tmp_path / "old.json").write_text("{}")
         with pytest.raises(InputError, match="no device benchmark"):
             bench_cli.run_device(self.args("--model", "cdn", "--compare", str(tmp_path / "old.json")))
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("--gate-percent", "nan", "--compare", "old.json"),
+            ("--gate-percent", "-1", "--compare", "old.json"),
+            ("--gate-percent", "2"),
+            ("--json", "."),
+            ("--html", "a-file"),
+            ("--json", "a-file/r.json"),
+        ],
+    )
+    def test_flags_that_can_not_be_kept_are_refused_before_measuring(
+        self, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "a-file").write_text("")
+        with pytest.raises(InputError, match=r"^(a-file\S*: )?--(gate-percent|json|html) "):
+            bench_cli.run_device(self.args("--model", "no-model-is-looked-for", *words))
+
+    def test_what_was_measured_is_kept_whatever_fails_afterwards(
+        self, on_phone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.answer_with(on_phone, monkeypatch)
+        old = json.loads(json.dumps(on_phone))
+        old["graphs"], old["session"]["stages"], old["peak_rss_kb"] = [], {}, {}
+        (tmp_path / "old.json").write_text(json.dumps(old))
+        monkeypatch.setattr("benchmarks.device.report.render_device", lambda result: 1 // 0)
+        for words in (("--compare", str(tmp_path / "old.json")), ("--html", str(tmp_path / "page"))):
+            kept = tmp_path / f"{words[0]}.json"
+            args = self.args("--model", "cdn", "--json", str(kept), *words)
+            with pytest.raises((InputError, ZeroDivisionError)):
+                bench_cli.run_device(args)
+            assert json.loads(kept.read_text())["graphs"] == on_phone["graphs"]
 
     def test_an_older_result_of_another_phone_is_refused_before_measuring(
         self, on_phone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -53,13 +53,16 @@ def test_every_section_stands_in_the_page(kind: str, unit: str, figures: int) ->
 
 
 @pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("unit", ["instructions", "none"])
-def test_an_emulated_device_shows_no_time(unit: str) -> None:
-    result = document("emulated-arm64", unit)
+@pytest.mark.parametrize(
+    ("kind", "unit"), [("emulated-arm64", "instructions"), ("emulated-arm64", "none"), ("android-emulator", "none")]
+)
+def test_an_emulated_device_shows_no_time(kind: str, unit: str) -> None:
+    result = document(kind, unit)
     for text in (words_of(render_device(result)), device_table(result)):
         assert not re.search(r"µs|\bms\b|seconds\b", text)
         assert ("instructions" in text) or unit == "none"
         assert "wall time means nothing" in text
+        assert ("no phone" in text) == (kind == "android-emulator")
 
 
 @pytest.mark.usefixtures("plain")
@@ -67,6 +70,16 @@ def test_without_time_there_are_no_percentiles() -> None:
     result = document("emulated-arm64", "none")
     assert not any(word in words_of(render_device(result)) for word in ("p50", "p90", "cold start"))
     assert "p50" not in device_table(result)
+
+
+@pytest.mark.usefixtures("plain")
+def test_few_swipes_without_a_page_among_them_have_a_page_all_the_same() -> None:
+    """All were of the page that was there before the timed ones: no stage of a page was measured."""
+    result = document("device")
+    for stage in ("fetch", "merge", "page"):
+        del result["session"]["stages"][stage]
+    assert render_device(result).count("<svg") == 5  # six with a page's stages
+    assert "total" in device_table(result)
 
 
 @pytest.mark.usefixtures("plain")

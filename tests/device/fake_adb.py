@@ -1,6 +1,6 @@
 """An adb server over a real socket, in this process: answers what a test wants, in adb's own protocol.
 
-It serves the few requests that the driver makes: version, devices, a transport, shell in version 2.
+It serves the few requests that the driver makes: version, devices, connect, a transport, shell in version 2.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ Reply = tuple[bytes, bytes, int | None]  # standard output, standard error, stat
 class FakeAdb:
     """Context manager. devices: serial -> state. shell: script -> Reply; marks are filled in as a device's shell does.
 
-    `port` after entering. scripts: what was run.
+    `port` after entering. scripts: what was run. connected: addresses it was told to connect; refuse: none answers.
     """
 
     def __init__(self, devices: dict[str, str], shell: Callable[[str], Reply] = lambda script: (b"", b"", 0)):
         self.devices, self.shell, self.scripts = devices, shell, list[str]()
+        self.connected, self.refuse = list[str](), False
 
     def __enter__(self) -> FakeAdb:
         outer = self
@@ -55,6 +56,8 @@ class FakeAdb:
             write(b"OKAY" + block("0029"))
         elif request == "host:devices":
             write(b"OKAY" + block("".join(f"{serial}\t{state}\n" for serial, state in self.devices.items())))
+        elif request.startswith("host:connect:"):
+            write(b"OKAY" + block(self._connect(request.removeprefix("host:connect:"))))
         elif request.startswith("host:tport:serial:"):
             return self._transport(request.removeprefix("host:tport:serial:"), write)
         elif request.startswith("shell,v2"):
@@ -62,6 +65,13 @@ class FakeAdb:
         else:
             write(b"FAIL" + block(f"unknown request {request}"))
         return False
+
+    def _connect(self, address: str) -> str:
+        self.connected.append(address)
+        if self.refuse:
+            return f"failed to connect to {address}: Connection refused"
+        self.devices[address] = "device"
+        return f"connected to {address}"
 
     def _transport(self, serial: str, write: Callable[[bytes], object]) -> bool:
         state = self.devices.get(serial)

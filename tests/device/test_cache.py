@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.device.cache import built, place_of
+import kir
+from benchmarks.device.cache import built, cache_root, place_of
 from benchmarks.device.emulated import MachineConfig, command_of
 from benchmarks.device.running import Running, running_devices, running_folder, start_time
+from contract.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +50,35 @@ def test_a_build_that_fails_leaves_nothing() -> None:
     assert [path.name for path in place.parent.iterdir() if "lock" not in path.name] == []
 
 
+def test_the_cache_is_the_users_unless_another_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_root() == tmp_path / "cache"
+    monkeypatch.delenv("KIR_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_root() == tmp_path / "xdg" / "kir-edge"
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")  # then it is to be ignored, says its specification
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_root() == tmp_path / "home" / ".cache" / "kir-edge"
+
+
+def test_a_cache_that_can_not_be_made_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KIR_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match=r"the cache can't be made.*KIR_CACHE="):
+        cache_root()
+
+
+def test_another_users_cache_is_read_and_not_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Root may write anywhere, so who may write is asked of the same function, told otherwise."""
+    first = built("thing", {"version": 1}, lambda folder: None, lambda line: None)
+    monkeypatch.setattr("benchmarks.device.cache.writable", lambda folder: False)
+    monkeypatch.setattr("benchmarks.device.running.writable", lambda folder: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    assert built("thing", {"version": 1}, lambda folder: None, lambda line: None) == first
+    with pytest.raises(InputError, match=r"is not built, and this cache can't be written.*kir device build"):
+        built("thing", {"version": 2}, lambda folder: None, lambda line: None)
+    assert running_folder() == tmp_path / "own" / "kir-edge" / f"running-{os.getuid()}"
+
+
 def test_two_builders_make_it_once() -> None:
     made: list[int] = []
 
@@ -64,10 +96,12 @@ def sleeper() -> subprocess.Popen[bytes]:
     return subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL)
 
 
-def running(process: subprocess.Popen[bytes], started: str, name: str) -> Running:
+def running(
+    process: subprocess.Popen[bytes], started: str, name: str, *, serial: str = "127.0.0.1:1", kept: bool = True
+) -> Running:
     folder = running_folder() / name
     folder.mkdir()
-    made = Running("127.0.0.1:1", 2, {process.pid: started}, 4096, 512, False, str(folder))
+    made = Running(serial, 2, {process.pid: started}, 4096, 512, False, kept, str(folder))
     made.save()
     return made
 
@@ -80,6 +114,23 @@ def test_a_device_is_found_by_another_process_and_ended() -> None:
     assert process.wait(10) == -signal.SIGKILL
     assert running_devices() == []
     assert list(running_folder().iterdir()) == []
+
+
+def test_stop_leaves_the_devices_of_other_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = sleeper(), sleeper()
+    try:
+        running(ours, start_time(ours.pid), "device-a")
+        running(theirs, start_time(theirs.pid), "device-b", serial="127.0.0.1:2", kept=False)
+        assert kir.main(["device", "stop"]) == 0
+        assert capsys.readouterr().out == "127.0.0.1:1  ended\n"
+        assert ours.wait(10) == -signal.SIGKILL
+        assert theirs.poll() is None
+        assert kir.main(["device", "stop", "127.0.0.1:2"]) == 0  # by its name
+        assert theirs.wait(10) == -signal.SIGKILL
+    finally:
+        for process in (ours, theirs):
+            process.kill()
+            process.wait()
 
 
 def test_a_process_that_only_has_the_number_of_a_dead_one_is_left_alone() -> None:

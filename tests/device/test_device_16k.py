@@ -20,8 +20,9 @@ from benchmarks.device.device import (
     NoDevice,
     WrongAbi,
 )
-from benchmarks.device.driver import AdbDevice, connect
+from benchmarks.device.driver import AdbDevice
 from benchmarks.device.emulated import EmulatedDevice, MachineConfig
+from benchmarks.device.find import connect
 from benchmarks.device.replayed import replay_on
 from benchmarks.device.runtime import Runtime, install_runtime
 

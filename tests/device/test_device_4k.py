@@ -15,7 +15,10 @@ from benchmarks.device.emulated import EmulatedDevice, MachineConfig
 from benchmarks.device.replayed import last_json, replay_on
 from benchmarks.device.runtime import Runtime, install_runtime
 from contract.errors import IntegrityError
+from contract.golden import fused_values, rankings_agree
 from contract.manifest import MANIFEST_NAME, Manifest
+from tests.device.conftest import RECIPES
+from tests.device.there.sessions import sessions_of
 from tests.device.there.variants import outputs_of
 from tests.e2e.conftest import DAY_MS, WORLD, SmallLoop
 
@@ -51,7 +54,13 @@ def model(runtime: Runtime, default_model: Path) -> str:
     return default_model.name
 
 
+def say_memory(what: str, kb: int) -> None:
+    """Both units, since a target in MB is easily read as MiB."""
+    print(f"peak RSS, {what}: {kb * 1024 / 1e6:.1f} MB ({kb / 1024:.1f} MiB)")
+
+
 def test_it_is_what_it_says(machine: EmulatedDevice) -> None:
+    print(f"ready after {machine.boot_s:.1f} s (target: 20 s on a machine that does nothing else)")
     told = machine.device.properties()
     assert machine.device.kind == "emulated-arm64"
     assert (told["abi"], told["page_size"]) == ("arm64-v8a", "4096")
@@ -67,6 +76,7 @@ def test_a_trained_model_replays_its_golden_cases_in_little_memory(runtime: Runt
     assert replayed.report["dense_version"] == small_loop.first
     assert replayed.ok, replayed.problems()
     assert replayed.foreign == ()  # every library that ran came with the runtime
+    say_memory("golden cases of the small loop's model", replayed.peak_rss_kb)
     assert replayed.peak_rss_kb <= REPLAY_RSS_KB
 
 
@@ -74,6 +84,7 @@ def test_the_default_preset_replays_past_an_eviction(runtime: Runtime, model: st
     replayed = replay_on(runtime, model, timeout_s=300)
     assert replayed.ok, replayed.problems()
     assert sum("swipe)" in case["case"] for case in replayed.report["cases"]) > 50
+    say_memory("golden cases of the default preset", replayed.peak_rss_kb)
     assert replayed.peak_rss_kb <= REPLAY_RSS_KB
 
 
@@ -99,6 +110,36 @@ def test_every_variant_gives_what_it_gives_here(
             assert apart <= variant.tolerance, name
             compared += 1
     assert compared > 20
+
+
+def test_the_golden_session_runs_alike_with_every_variant(
+    runtime: Runtime, model: str, default_model: Path, tmp_path: Path
+) -> None:
+    """Shipped or not: x86 against arm64 over the whole session, in three graphs' tolerance as `kir replay` has it."""
+    runtime.device.push(THERE / "sessions.py", f"{runtime.device.root}/sessions.py")
+    ran = runtime.python(["sessions.py", model, "sessions.npz"], timeout_s=600)
+    assert ran.returncode == 0, ran.stderr
+    runtime.device.pull(f"{runtime.device.root}/sessions.npz", tmp_path / "sessions.npz")
+    there, here = np.load(tmp_path / "sessions.npz"), sessions_of(str(default_model))
+    assert set(there.files) == set(here)
+    manifest = Manifest.from_bytes((default_model / MANIFEST_NAME).read_bytes())
+    weights_T = np.array([manifest.fusion.get(task, 0.0) for task in manifest.tasks], np.float32)
+    for name in RECIPES:
+        swipes = [key for key in here if key.startswith(f"{name} ")]
+        assert len(swipes) > 50
+        tolerance = 3 * max(
+            variant.tolerance
+            for graph in manifest.graphs
+            for variant in graph.variants
+            if graph.name in ("page", "watch", "swipe") and variant.name == name
+        )
+        apart = max(float(np.abs(there[key] - here[key]).max()) for key in swipes)
+        print(f"golden session, {name}: at most {apart:.1e} from x86, allowed {tolerance:.1e}")
+        assert apart <= tolerance, name
+        values = tolerance * float(np.abs(weights_T).sum()) / 4  # a sigmoid's slope is at most 1/4
+        for key in swipes:
+            want, got = (fused_values(side[key], weights_T) for side in (here, there))
+            assert rankings_agree(want, got, values), key
 
 
 def test_a_graph_without_xnnpack_is_refused_by_name(runtime: Runtime, model: str, tmp_path: Path) -> None:
@@ -169,4 +210,5 @@ def test_a_phones_life_against_the_server_here(
     assert heard["stays"] is None  # what was rolled back does not come again by itself
     events = read_events(tmp_path / "events")
     assert events["video_id"].tolist()[:swipes] == [video_id for video_id, _, _ in heard["choices"]]
+    say_memory("whole edge", heard["peak_rss_kb"])
     assert heard["peak_rss_kb"] <= EDGE_RSS_KB

@@ -30,6 +30,7 @@ def counts(default_model: Path) -> list[dict[str, int]]:
     found = []
     for _ in range(2):
         with EmulatedDevice.booted(MachineConfig(icount=True)) as machine:
+            print(f"ready after {machine.boot_s:.1f} s")
             device, runtime = machine.device, install_runtime(machine.device)
             device.push(default_model, f"{device.root}/model")
             device.push(SCRIPT, f"{device.root}/{SCRIPT.name}")
@@ -48,6 +49,7 @@ def test_another_boot_counts_the_same(counts: list[dict[str, int]]) -> None:
     first, second = counts
     assert set(first) == set(second)
     apart = {key: abs(first[key] - second[key]) / first[key] for key in first}
+    print(f"largest difference between two boots: {max(apart.values()):.4%}")
     assert max(apart.values()) <= REPEATABLE, apart
 
 

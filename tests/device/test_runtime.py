@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
 import kir
-from benchmarks.device import runtime_build
+from benchmarks.device import debian, runtime_build
 from benchmarks.device.device import DeviceError, Ran, WrongAbi
 from benchmarks.device.driver import AdbDevice
 from benchmarks.device.replayed import last_json
 from benchmarks.device.runtime import install_runtime, pack_code
+from contract.errors import InputError
 from tests.device.fake_adb import FakeAdb, Reply
 
 PHONE = "R5CT123"
@@ -31,6 +34,46 @@ def test_the_code_is_this_trees_and_named_by_its_content(tmp_path: Path) -> None
     assert {"kir.py", "edge/_session.py", "contract/page.py", "contract/v1/page_pb2.py"} <= set(names)
     assert {name.partition("/")[0] for name in names} - {"__pycache__"} == {"kir.py", "edge", "contract"}
     assert any(name.endswith("_session.cpython-311.pyc") for name in names) == runtime_build.compiles_here()
+
+
+def test_the_runtime_has_byte_code_in_the_place_of_sources(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("ANSWER = 42\n")
+    (tmp_path / "package" / "broken.py").write_text("def (\n")
+    runtime_build.leave_byte_code(tmp_path)
+    compiled = runtime_build.compiles_here()
+    assert (tmp_path / "package" / "__init__.pyc").is_file() == compiled
+    assert (tmp_path / "package" / "__init__.py").is_file() != compiled
+    assert (tmp_path / "package" / "broken.py").is_file()  # what can't be compiled stays
+    code = "import package; print(package.ANSWER)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout == "42\n"
+
+
+def test_what_no_edge_loads_is_left_out(tmp_path: Path) -> None:
+    modules = "lib/python3.11/lib-dynload"
+    kept = (
+        "site/numpy/_core/a.so", "lib/python3.11/sqlite3/x.py", f"{modules}/_sqlite3.cpython-311.so",
+        f"{modules}/_contextvars.cpython-311.so",
+    )  # fmt: skip
+    gone = (
+        "site/securesystemslib/_vendor/ed25519/test_data/x", "site/numpy/tests/a.py", "site/numpy/a.pyi",
+        "site/numpy/random/b.so", f"{modules}/_testcapi.cpython-311.so", f"{modules}/_codecs_jp.cpython-311.so",
+        f"{modules}/xxlimited.cpython-311.so",
+    )  # fmt: skip
+    for name in (*kept, *gone):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    runtime_build._trim(tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == set(kept)
+
+
+def test_without_debians_keys_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(debian, "tool", lambda command: command)
+    monkeypatch.setattr(debian, "KEYRING", tmp_path / "none.gpg")
+    with pytest.raises(InputError, match=r"can't be verified.*debian-archive-keyring"):
+        debian.extract_tree("bookworm", ["python3"], tmp_path / "tree")
 
 
 def test_the_packages_are_the_plain_install_in_the_versions_here() -> None:
@@ -62,14 +105,17 @@ def test_a_scripts_last_line_is_what_it_tells() -> None:
 
 class TestCommands:
     def test_list_names_what_adb_has(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        with FakeAdb({PHONE: "unauthorized"}) as adb:
+        with FakeAdb({PHONE: "unauthorized", "emulator-5554": "device"}) as adb:
             monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(adb.port))
             assert kir.main(["device", "list"]) == 0
-        assert capsys.readouterr().out == f"{PHONE}  unauthorized  device\n"
+        assert capsys.readouterr().out.splitlines() == [
+            f"{PHONE}  unauthorized  device",
+            "emulator-5554  device  android-emulator",
+        ]
 
     def test_stop_without_any(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert kir.main(["device", "stop"]) == 0
-        assert capsys.readouterr().out == "no emulated device runs\n"
+        assert capsys.readouterr().out == "no emulated device runs that was started to be kept\n"
         assert kir.main(["device", "stop", "127.0.0.1:1"]) == 2
         assert "no emulated device of this serial runs; got 127.0.0.1:1" in capsys.readouterr().err
 

@@ -15,6 +15,9 @@ import kir.edge.core.SwipeSession
 import kir.edge.pages.PageDecoder
 import org.json.JSONObject
 
+/** What a session of float arithmetic may differ by, whatever it costs to round. */
+private const val STEADY = 1e-4
+
 /** One case. maxAbs: largest difference to the golden output; problem: "" when it passed. */
 class ReplayLine(val case: String, val maxAbs: Double, val tolerance: Double, val problem: String) {
     override fun toString(): String = "%-28s %9.2e %9.2e %s".format(case, maxAbs, tolerance, problem.ifEmpty { "ok" })
@@ -78,7 +81,10 @@ class GoldenReplay(private val published: PublishedModel, private val graphs: Gr
     private inner class Phone : Clock {
         private var atMs = 0L
         private val session = SwipeSession(model, graphs, this, PoolConfig(), ChoicePolicy())
-        private val tolerance = 3 * shipped("page", "watch", "swipe") // three graphs in a row
+
+        // Three graphs in a row, and no more than rounding costs a whole session (edge/_replay.py).
+        private val tolerance =
+            minOf(3 * shipped("page", "watch", "swipe"), maxOf(STEADY, published.sessionToFloatWhole))
 
         override fun monotonicMs(): Long = atMs
 

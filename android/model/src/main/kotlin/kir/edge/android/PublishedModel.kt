@@ -47,6 +47,11 @@ class PublishedModel private constructor(private val folder: File, private val m
     val rewardSum: Double
         get() = manifest.optJSONObject("list_reward")?.getJSONObject("value")?.doubles()?.values?.sumOf { Math.abs(it) } ?: 0.0
 
+    /** Largest difference that rounding makes to a session's scores; infinite where the manifest does not tell. */
+    val sessionToFloatWhole: Double =
+        manifest.optJSONObject("verification")?.optJSONObject("session_to_float_whole")
+            ?.optDouble("scores_max_abs", Double.POSITIVE_INFINITY) ?: Double.POSITIVE_INFINITY
+
     /** A graph by name and bucket. Raises KirException. */
     fun graph(name: String, bucket: String): GraphContract =
         graphs.firstOrNull { it.name == name && it.bucket == bucket }
