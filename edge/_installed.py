@@ -9,7 +9,7 @@ import hashlib
 import importlib.metadata
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from contract.errors import IntegrityError, ManifestError, NoModelError, VersionMismatch
@@ -20,10 +20,14 @@ DEVICE_GRAPHS = ("page", "watch", "swipe", "place")
 
 @dataclass(frozen=True)
 class InstalledModel:
-    """A model's manifest and its files' places (those that are here: a phone does not fetch goldens)."""
+    """A model's manifest and its files' places (those that are here: a phone does not fetch goldens).
+
+    hold: keeps the files from being dropped while this lives, when a store has them.
+    """
 
     manifest: Manifest
     paths: Mapping[str, Path]
+    hold: object = field(default=None, repr=False, compare=False)
 
     @property
     def dense_version(self) -> str:

@@ -52,6 +52,8 @@ class Models:
         self._allow_no_delegate = allow_no_delegate
         self._no_model_reason = str(Reason.NO_MODEL)
         self._evict_due = False
+        self._to_activate = ""  # the version that took over, until the store knows
+        self._prune_due = isinstance(store, ModelStore)
 
     @property
     def dense_version(self) -> str:
@@ -75,8 +77,9 @@ class Models:
             if self._store is None:
                 return self._no_model_reason
             engine = self._engine(self._store)
-            if isinstance(self._store, ModelStore) and self._store.refused:
-                self._telemetry.swallowed(self._store.refused[0])  # an older model stands in for it
+            refused = self._store.refused if isinstance(self._store, ModelStore) else []
+            if refused:
+                self._telemetry.swallowed(refused[0])  # an older model stands in for it
         except KirError as error:
             corrupt = isinstance(error, IntegrityError) or isinstance(error.__cause__, IntegrityError)
             self._no_model_reason = str(Reason.CORRUPT_MODEL if corrupt else Reason.NO_MODEL)
@@ -172,10 +175,23 @@ class Models:
         self._history.watched = reranker.watched
         self.reranker, self.offered = reranker, None
         self._telemetry.metrics.add("kir.edge.model.activations")
+        self._to_activate = reranker.dense_version
+
+    def tidy(self) -> None:
+        """What the store has to hash, write and drop: once after the start, and after a model took over. Never raises.
+
+        A page may be taken in while a swipe waits for it, and a disk may take its time: not there, but in `maintain`.
+        """
+        version, self._to_activate = self._to_activate, ""
+        prune, self._prune_due = self._prune_due, False
+        if not isinstance(self._store, ModelStore):
+            return
         try:
-            if isinstance(self._store, ModelStore):
-                self._store.activate(reranker.dense_version)
-        except KirError as error:  # it runs from memory; the next start decides again
+            if version:
+                self._store.activate(version)
+            elif prune:
+                self._store.prune()
+        except Exception as error:  # it runs from memory; the next start decides again
             self._telemetry.swallowed(error)
 
     # -- the watched list

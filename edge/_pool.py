@@ -1,8 +1,8 @@
 """The candidate pool: pages on the phone, what of them is left to show, and when to ask for more.
 
-Soft TTL: time to ask for a new page. Hard TTL: the page is cleared when a new page arrives; until then its candidates
-are the last tier. Both in time, as the page says, and in swipes, as the app says: feedback makes a page old as well.
-Times are monotonic milliseconds. Not thread-safe.
+Soft TTL: time to ask for a new page. Hard TTL: the page is cleared when one with something new arrives; until then its
+candidates are the last tier. Both in time, as the page says, and in swipes, as the app says: feedback makes a page old
+as well. Times are monotonic milliseconds. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -93,19 +93,21 @@ class CandidatePool:
     def add(self, page: Page, now_ms: int, scored: ScoredPage | None, reason: str, values: Values | None = None) -> int:
         """Take in a page; returns how many of its candidates are new to show. Expired and surplus pages go.
 
+        A page with nothing new changes nothing: what is held, expired or not, is all there is to show.
         A video that an older page holds as well stays in the new page only: its pXTR and rows are fresher.
         values: what the model thinks of the candidates of a scored page, asked when there are too many.
         """
-        self._drop([p for p in self.pages if p.hard_expired(now_ms)], "expired")
         ids = scored.video_ids if scored is not None else page.candidates.video_id.tolist()
         remaining = [i for i, video_id in enumerate(ids) if video_id not in self._seen]
+        if not remaining:
+            return 0
+        self._drop([p for p in self.pages if p.hard_expired(now_ms)], "expired")
         fresh = {ids[i] for i in remaining}
         for old in self.pages:
             old.remaining = [i for i in old.remaining if old.video_ids[i] not in fresh]
         self.pages = [p for p in self.pages if p.remaining]
         self._drop(self.pages[: max(0, len(self.pages) - (self.config.max_pages - 1))], "replaced")
-        if remaining:
-            self.pages.append(PooledPage(page, now_ms, remaining, ids, scored, reason, self.config))
+        self.pages.append(PooledPage(page, now_ms, remaining, ids, scored, reason, self.config))
         self._cut(values)
         return len(remaining)
 

@@ -334,7 +334,8 @@ class EdgeSession:
     # -- off the swipe path
 
     def maintain(self) -> None:
-        """What need not be waited for: evict and rebuild after a choice, take in a fetched page, ask for the next one.
+        """What need not be waited for: evict and rebuild after a choice, take in a fetched page, ask for the next one,
+        write down what changed, a model that took over included.
 
         Call it after showing a choice. Never raises; `last_error` keeps what went wrong.
         """
@@ -348,6 +349,7 @@ class EdgeSession:
                 self._intake.ask()
             if self._keeper is not None:
                 self._keeper.save(self._reranker)
+            self._models.tidy()
             self.metrics.fold()
 
     def _settle(self) -> None:
@@ -373,6 +375,7 @@ class EdgeSession:
             self._uploader.close()
         if self._keeper is not None:
             self._keeper.close(self._reranker)
+        self._models.tidy()
         if self._telemetry.trace is not None:
             try:
                 self._telemetry.trace.save()

@@ -1,6 +1,6 @@
 """Where published models come from: a CDN over HTTP, or a directory laid out like one (a first-class fake).
 
-A source is used by one ModelStore, which holds its lock meanwhile. Every failure is a DownloadError naming the path.
+A source is used by one ModelStore, one update at a time. Every failure is a DownloadError naming the path.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class HttpSource:
         try:
             if response.status == 200:  # the CDN knows no ranges: from the start again
                 have = 0
-            elif response.status == 416:
+            elif response.status == 416 and have:
                 part.unlink()  # what we have is not a part of that file: from the start, and then without a Range
                 self._download_once(path, part, n_bytes, progress)
                 return

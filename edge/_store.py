@@ -3,59 +3,29 @@
     CACHE/blobs/<sha256>                  every file once, shared between versions, verified before it gets its name
     CACHE/parts/<sha256>.part             a transfer that broke off; the next `update` resumes it
     CACHE/versions/<dense_version>.json   the manifest, written last: a version is there when this file is
+    CACHE/wanted.json                     the manifest of what the CDN called current last: its blobs and parts stay
     CACHE/active.json                     which version runs, which ran before, which was rolled back
     CACHE/trust/                          signed metadata seen last, with `root`: what an older state is told by
 
 Every change is written aside, synced and renamed, so that a phone that dies between any two steps finds the old model
 or the new one. Whatever is refused is named in the error, and the running model stays.
-Thread-safe: one lock per store, and a file lock between processes for whatever writes.
+Thread-safe, and safe between processes. Only an update waits for another update and for the CDN (edge/_store_files.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
-import os
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 
 from contract.errors import DownloadError, IntegrityError, KirError, ManifestError, ModelStoreError, NoModelError
-from contract.manifest import FILE_BYTES_MAX, POINTER_NAME, FileEntry, Manifest, Pointer, is_version_name
+from contract.manifest import FILE_BYTES_MAX, POINTER_NAME, FileEntry, Manifest, Pointer
 from edge._installed import InstalledModel, check_bytes, check_runtime, device_files
 from edge._source import DirectorySource, Progress, Source, open_source
+from edge._store_files import NAMES_MAX, Active, StoreFiles, naming
 
-ACTIVE_FORMAT = "kir-edge-active/1"
-NAMES_MAX = 64  # versions of each kind that `active.json` keeps
 POINTER_BYTES_MAX = 64 * 1024
 FETCH = ("device", "all")
-
-
-@dataclass(frozen=True)
-class Active:
-    """The local pointer: the active version, what was active before (newest first), and what was rolled back."""
-
-    version: str = ""
-    before: tuple[str, ...] = ()
-    refused: tuple[str, ...] = ()
-
-    def to_bytes(self) -> bytes:
-        return json.dumps({"format": ACTIVE_FORMAT, **asdict(self)}, sort_keys=True).encode()
-
-    @staticmethod
-    def from_bytes(raw: bytes) -> Active:
-        """Anything unreadable is "nothing active": the versions themselves are still there."""
-        try:
-            data = json.loads(raw)
-            if data["format"] != ACTIVE_FORMAT:
-                return Active()
-            found = Active(data["version"], tuple(data["before"])[:NAMES_MAX], tuple(data["refused"])[:NAMES_MAX])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return Active()
-        names = (*found.before, *found.refused, *filter(None, (found.version,)))
-        return found if isinstance(found.version, str) and all(map(is_version_name, names)) else Active()
 
 
 class ModelStore:
@@ -65,7 +35,8 @@ class ModelStore:
     root      root.json that comes with the host app, or its bytes: only a pointer and manifests that it leads to count
     unsigned  take any model from a source that is no directory, without root: for development
     fetch     "device": shipped graphs only; "all": golden cases, whole net and card as well
-    keep      versions to keep, the active one included; from 2, or nothing could be rolled back
+    keep      versions to keep, the active one included; from 2, or nothing could be rolled back. Beside them stay what
+              the CDN called current last, and what some session has loaded
     progress  called as (path, bytes so far, bytes in all) while a file arrives
     """
 
@@ -96,22 +67,25 @@ class ModelStore:
         if self._root is not None and unsigned:
             raise ModelStoreError("either root= or unsigned=True, not both", where=self._source)
         self._fetch, self._keep, self._progress = fetch, keep, progress
-        self._lock = threading.RLock()
+        self._files = StoreFiles(self.cache, keep)
         self.refused: list[KirError] = []  # what `active` found unusable, last call
 
     # -- what is here
 
     def versions(self) -> list[str]:
         """Complete versions in the cache, by name."""
-        return sorted(path.stem for path in (self.cache / "versions").glob("*.json"))
+        return self._files.versions()
 
     def active_version(self) -> str:
         """The version that `activate` chose last, unverified; "" when none."""
-        return self._read_active().version
+        return self._files.active().version
 
     def load(self, version: str) -> InstalledModel:
-        """A version with every file verified. Raises NoModelError when absent, IntegrityError naming a bad file."""
-        model = self._open(version)
+        """A version with every file verified. Raises NoModelError when absent, IntegrityError naming a bad file.
+
+        While the result lives, no store drops the version.
+        """
+        model = self._files.open(version)
         model.verify()
         return model
 
@@ -120,18 +94,17 @@ class ModelStore:
 
         Raises NoModelError, caused by the IntegrityError when a model was there and is corrupt.
         """
-        with self._lock:
-            self.refused = []
-            active = self._read_active()
-            for version in filter(None, (active.version, *active.before)):
-                try:
-                    return self.load(version)
-                except KirError as error:
-                    self.refused.append(error)
-            cause = next((e for e in self.refused if not isinstance(e, NoModelError)), None)
-            raise NoModelError(
-                "no usable model on this device", where=self.cache, got=cause and str(cause), fix="update and activate"
-            ) from cause
+        active = self._files.active()
+        self.refused = refused = list[KirError]()
+        for version in filter(None, (active.version, *active.before)):
+            try:
+                return self.load(version)
+            except KirError as error:
+                refused.append(error)
+        cause = next((e for e in refused if not isinstance(e, NoModelError)), None)
+        raise NoModelError(
+            "no usable model on this device", where=self.cache, got=cause and str(cause), fix="update and activate"
+        ) from cause
 
     # -- what changes
 
@@ -141,55 +114,77 @@ class ModelStore:
         Nothing is new when the active version is the current one and whole, or when the current one was rolled back.
         Raises DownloadError, ManifestError, IntegrityError or VersionMismatch, each naming the file; TrustError for
         metadata that have expired, went back or are not signed by the right keys; ModelStoreError when this device
-        can't hold it. The active model stays in every case.
+        can't hold it. The active model stays in every case. Waits for the network, and for an update of another thread
+        or process; nothing else here waits for it.
         """
         if self._source is None:
             raise DownloadError("this store has no source", where=self.cache, fix="give a CDN URL or directory")
-        with self._writing(POINTER_NAME):
+        files = self._files
+        with files.updating():
             read = self._reader()
             pointer = Pointer.from_bytes(read(POINTER_NAME, POINTER_BYTES_MAX))
-            active = self._read_active()
-            if pointer.dense_version in active.refused:
+            version = pointer.dense_version
+            if version in files.active().refused:
+                files.prune()
                 return None
             raw = read(pointer.manifest, min(pointer.manifest_bytes, FILE_BYTES_MAX))
             check_bytes(raw, FileEntry(pointer.manifest_sha256, pointer.manifest_bytes), pointer.manifest)
             manifest = Manifest.from_bytes(raw, pointer.manifest)
-            if manifest.dense_version != pointer.dense_version:
+            if manifest.dense_version != version:
                 raise ManifestError(
                     "manifest is of another version", where=pointer.manifest, got=manifest.dense_version
                 )
             check_runtime(manifest)
-            fetched = [self._fetch_file(manifest, file) for file in self._needed(manifest)]
-            self._write(self._record(pointer.dense_version), raw)
-            same = pointer.dense_version == active.version and not any(fetched)
-            return None if same else pointer.dense_version
+            needed = {manifest.files[file].sha256: file for file in self._needed(manifest)}
+            absent = [file for file in needed.values() if not self._is_whole(manifest, file)]
+            if absent:
+                files.prune(manifest)  # room first: what was wanted before and never ran goes
+            files.put_wanted(raw)
+            for file in absent:
+                self._fetch_file(manifest, file)
+            files.put_version(version, raw)
+            files.prune()  # once more: an activation of the meantime left it to us
+            active = files.active()
+            nothing_new = version in active.refused or (version == active.version and not absent)
+            return None if nothing_new else version
 
     def activate(self, version: str) -> InstalledModel:
-        """Verify a version and make it the active one. Raises as `load`; the old one stays active then."""
-        with self._writing(version):
-            model = self.load(version)
-            active = self._read_active()
+        """Verify a version and make it the active one. Raises as `load`; the old one stays active then.
+
+        Raises ModelStoreError when this device can't write it down.
+        """
+        model = self.load(version)
+        with self._files.writing():
+            active = self._files.active()
             if version != active.version:
                 before = tuple(v for v in (active.version, *active.before) if v and v != version)
                 refused = tuple(v for v in active.refused if v != version)
-                self._write_active(Active(version, before[: self._keep - 1], refused))
-            self._prune()
-            return model
+                self._files.put_active(Active(version, before[: self._keep - 1], refused))
+        self._files.prune_unless_updating()
+        return model
 
     def rollback(self) -> InstalledModel:
         """Back to the last version before the active one that is whole; the CDN's pointer will not bring it again.
 
         `activate` by name lifts that. Raises NoModelError when there is none to go back to.
         """
-        with self._writing("rollback"):
-            active = self._read_active()
+        with self._files.writing():
+            active = self._files.active()
             for place, version in enumerate(active.before):
                 with contextlib.suppress(KirError):
                     model = self.load(version)
                     refused = tuple(dict.fromkeys((active.version, *active.refused)))[:NAMES_MAX]
-                    self._write_active(Active(version, active.before[place + 1 :], refused))
+                    self._files.put_active(Active(version, active.before[place + 1 :], refused))
                     return model
             raise NoModelError("no version to go back to", where=self.cache, got=active.before)
+
+    def prune(self) -> None:
+        """Drop versions beyond `keep`, and files and broken transfers that nothing names.
+
+        Never raises. `update` and `activate` end with it, and a session calls it after its start. While an update is
+        under way it does nothing: that one ends with it.
+        """
+        self._files.prune_unless_updating()
 
     # -- parts
 
@@ -200,112 +195,40 @@ class ModelStore:
             return self._source.read
         from edge._trust import TrustedReader  # tuf is imported by an update, never by a start
 
-        return TrustedReader(self._source, self._root, self.cache / "trust").read
+        return TrustedReader(self._source, self._root, self._files.trust).read
 
     def _needed(self, manifest: Manifest) -> list[str]:
         return device_files(manifest) if self._fetch == "device" else list(manifest.files)
 
-    def _open(self, version: str) -> InstalledModel:
-        record = self._record(version)
+    def _is_whole(self, manifest: Manifest, file: str) -> bool:
+        """Whether a file is in the blobs as published; a spoilt one is fetched again."""
+        entry = manifest.files[file]
+        blob = self._files.blob(entry)
+        if not blob.exists():
+            return False
         try:
-            raw = record.read_bytes()
-        except OSError:
-            raise NoModelError("no such version here", where=self.cache, got=version, allowed=self.versions()) from None
-        try:
-            manifest = Manifest.from_bytes(raw, str(record))
-        except KirError as error:
-            raise IntegrityError("version record is spoilt", where=record.name, got=str(error)) from None
-        device = set(device_files(manifest))
-        paths = {file: self._blob(entry) for file, entry in manifest.files.items()}
-        return InstalledModel(manifest, {f: path for f, path in paths.items() if f in device or path.exists()})
+            check_bytes(blob.read_bytes(), entry, file)
+        except IntegrityError:
+            return False
+        return True
 
-    def _fetch_file(self, manifest: Manifest, file: str) -> bool:
-        """Bring one file into the blobs; False when it was there and whole. A spoilt blob is fetched again."""
+    def _fetch_file(self, manifest: Manifest, file: str) -> None:
+        """Bring one file into the blobs."""
         assert self._source is not None
         entry, path = manifest.files[file], f"models/{manifest.dense_version}/{file}"
-        blob, part = self._blob(entry), self.cache / "parts" / f"{entry.sha256}.part"
-        if blob.exists():
-            with contextlib.suppress(IntegrityError):
-                check_bytes(blob.read_bytes(), entry, path)
-                return False
+        part = self._files.part(entry)
         resumed = part.exists()
-        part.parent.mkdir(parents=True, exist_ok=True)
-        self._source.download(path, part, entry.n_bytes, self._progress)
+        with naming(part):
+            self._source.download(path, part, entry.n_bytes, self._progress)
         try:
             check_bytes(part.read_bytes(), entry, path)
         except IntegrityError:
             part.unlink()
             if not resumed:
                 raise
-            return self._fetch_file(manifest, file)  # the old part may have been the bad half: once from the start
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "rb+") as file_object:
-            os.fsync(file_object.fileno())
-        os.replace(part, blob)
-        _sync_folder(blob.parent)
-        return True
-
-    def _prune(self) -> None:
-        """Drop versions beyond `keep` and blobs that no kept version names. Never the active one or those before it."""
-        active = self._read_active()
-        kept = [v for v in (active.version, *active.before) if v][: self._keep]
-        for version in self.versions():
-            if version not in kept:
-                self._record(version).unlink()
-        named: set[str] = set()
-        for version in self.versions():
-            try:
-                named |= {entry.sha256 for entry in self._open(version).manifest.files.values()}
-            except ModelStoreError:
-                return  # a spoilt record: we don't know its files, so nothing is dropped
-        for blob in (self.cache / "blobs").iterdir():
-            if blob.name not in named:
-                blob.unlink()
-
-    def _blob(self, entry: FileEntry) -> Path:
-        return self.cache / "blobs" / entry.sha256
-
-    def _record(self, version: str) -> Path:
-        return self.cache / "versions" / f"{version}.json"
-
-    def _read_active(self) -> Active:
-        try:
-            return Active.from_bytes((self.cache / "active.json").read_bytes())
-        except OSError:
-            return Active()
-
-    def _write_active(self, active: Active) -> None:
-        self._write(self.cache / "active.json", replace(active).to_bytes())
-
-    def _write(self, path: Path, content: bytes) -> None:
-        """Aside, sync, rename, sync the folder."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.new")
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        _sync_folder(path.parent)
-
-    @contextlib.contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
-        """The store's locks; whatever the device's file system refuses becomes a ModelStoreError that names the
-        file.
-        """
-        with self._lock:
-            try:
-                self.cache.mkdir(parents=True, exist_ok=True)
-                with open(self.cache / "lock", "ab") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                    yield
-            except OSError as error:
-                raise ModelStoreError(
-                    "this device can't store the model",
-                    where=error.filename or what,
-                    got=error.strerror or str(error),
-                    fix="free some space or check the folder's permissions; the running model stays",
-                ) from error
+            self._fetch_file(manifest, file)  # the old part may have been the bad half: once from the start
+            return
+        self._files.put_blob(entry)
 
 
 def _root_bytes(root: bytes | str | Path | None) -> bytes | None:
@@ -317,11 +240,3 @@ def _root_bytes(root: bytes | str | Path | None) -> bytes | None:
         raise ModelStoreError(
             "root.json can't be read", where=root, got=error.strerror, fix="it comes with the host app"
         ) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

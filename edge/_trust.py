@@ -3,8 +3,8 @@
 Of python-tuf only the `Updater`'s metadata part is used: which bytes the pointer and a manifest must be. Their download
 is ours, as that of the big files, which manifests name by hash. Trusted metadata stay in `folder`: whatever a CDN
 offers later is not older. Answers to rollback, freeze, mix-and-match, endless data and lost keys: docs/delivery.md.
-One reader is one update; the store's locks are held meanwhile. Signatures are Ed25519, which python-tuf verifies
-without further packages.
+One reader is one update; the store's lock of updates is held meanwhile. Signatures are Ed25519, which python-tuf
+verifies without further packages.
 """
 
 from __future__ import annotations

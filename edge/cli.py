@@ -27,6 +27,7 @@ from edge._installed import InstalledModel
 from edge._player import PlayClock
 from edge._replay import replay
 from edge._session import EdgeSession, SessionConfig
+from edge._source import HttpSource, open_source
 from edge._state import StateFile
 from edge._store import ModelStore
 from edge._terminal import is_interactive
@@ -54,13 +55,25 @@ def add_trust_arguments(parser: argparse.ArgumentParser) -> None:
     trust.add_argument("--unsigned", action="store_true", help="take any model from an http CDN (development)")
 
 
+def _store(cache: str | Path, args: argparse.Namespace, *, fetch: str = "device") -> ModelStore:
+    """The models that --cdn, --root and --unsigned name. Raises InputError in the flags' words, and as ModelStore."""
+    source = None if args.cdn is None else open_source(args.cdn)
+    if isinstance(source, HttpSource) and args.root is None and not args.unsigned:
+        raise InputError(
+            "models from a CDN are trusted by their signature",
+            where=f"--cdn {args.cdn}",
+            fix="give --root FILE (the root.json that comes with the app); in development --unsigned",
+        )
+    return ModelStore(cache, source, fetch=fetch, root=args.root, unsigned=args.unsigned)
+
+
 def run_replay(args: argparse.Namespace) -> int:
     """Print the table; 0 when every golden case agrees, 1 otherwise."""
     if args.model is not None:
         report = replay(InstalledModel.open_published(args.model))
     else:
         with tempfile.TemporaryDirectory() as cache:
-            store = ModelStore(cache, args.cdn, fetch="all", root=args.root, unsigned=args.unsigned)
+            store = _store(cache, args, fetch="all")
             version = store.update()
             assert version is not None  # the cache is empty, so whatever is current is new
             report = replay(store.load(version))
@@ -111,7 +124,7 @@ def run_swipe(args: argparse.Namespace) -> int:
         except OSError as error:
             raise InputError("--ca can't be read", where=args.ca, got=error.strerror) from None
     with tempfile.TemporaryDirectory() as temporary:
-        store = ModelStore(args.cache or temporary, args.cdn, root=args.root, unsigned=args.unsigned)
+        store = _store(args.cache or temporary, args)
         pages = PageClient(args.server, tls=args.tls, ca_certificates=ca)
         sink = FeedbackClient(args.server, tls=args.tls, ca_certificates=ca)
         fake = FakeClock(SystemClock().wall_ms(), SystemClock().monotonic_ms())  # plays take no real time

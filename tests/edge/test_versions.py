@@ -51,6 +51,7 @@ class TestPageBoundary:
         report = phone.on_page(page_bytes(range(301, 309), "kir-b", request.watched_ids, page_id="p3"))
         assert (report.activated, report.reason) == ("kir-b", "")
         assert phone.next().dense_version == "kir-b"
+        phone.maintain()
         assert store.active_version() == "kir-b"
         assert [version for version, _ in phone.page_request().held_models] == ["kir-b"]
 
@@ -183,6 +184,7 @@ class TestRefusedModels:
         monkeypatch.setattr(store, "activate", full)
         assert phone.on_page(page_bytes([201], "kir-b")).activated == "kir-b"
         assert phone.next().dense_version == "kir-b"
+        phone.maintain()
         assert isinstance(phone.last_error, KirError)
         assert store.active_version() == "kir-a"
 
@@ -190,9 +192,11 @@ class TestRefusedModels:
         point_at(cdn, "kir-b")
         phone.update()
         phone.on_page(page_bytes([201], "kir-b"))
+        phone.maintain()
         phone.offer(store.rollback())
         phone.on_page(page_bytes([301, 302], "kir-a", page_id="p2"))
         assert phone.next().dense_version == "kir-a"
+        phone.maintain()
         assert store.active_version() == "kir-a"
         assert phone.update() is None
 
