@@ -214,7 +214,7 @@ class Keeper:
         try:
             with self._telemetry.span("save"):
                 self._file.write(steps)
-        except (sqlite3.Error, KirError, OverflowError) as error:
+        except (sqlite3.Error, KirError, OverflowError, UnicodeDecodeError) as error:
             self._file.failed += 1
             self._telemetry.swallowed(error)
             if is_bad(error):

@@ -23,7 +23,7 @@ from edge._types import Choice, Chooser, DeviceState, Feedback
 from edge._wire import Impression
 
 Floats = NDArray[np.float32]
-UNREADABLE = (KirError, ValueError, KeyError, TypeError, OverflowError, AttributeError, RecursionError)
+UNREADABLE = (KirError, ValueError, LookupError, TypeError, OverflowError, AttributeError, RecursionError)
 _TOKEN = np.dtype(
     [(name, np.dtype(kind).newbyteorder("<"), shape) for name, (kind, shape, _) in WATCHED_COLUMNS.items()]
 )
