@@ -1,8 +1,9 @@
 """Keeps a session's state on disk: what a restart needs, written when it changed and never at a swipe.
 
 Saved: the watched list with its tokens and sparse rows as they stand, impressions that feedback may still come for,
-ids shown, and feedback that was not uploaded. A swipe only notes what it showed; `maintain` and `feedback` save it.
-Never raises: a session without its state is still a session. Not thread-safe.
+ids shown, and feedback that was not uploaded. A swipe (`feedback`, `next`) only notes what there is to save; `maintain`
+saves it, and hands events to the uploader once they are in the file. Never raises: a session without its state is still
+a session. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sqlite3
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -20,6 +22,7 @@ from contract.v1 import feedback_pb2
 from edge._history import SHOWN_MAX, KeptRows, Shown, WatchHistory
 from edge._pool import CandidatePool
 from edge._reranker import Reranker
+from edge._slots import Slots
 from edge._state import StateFile, is_bad
 from edge._stored import (
     UNREADABLE,
@@ -32,7 +35,6 @@ from edge._stored import (
     layout,
     row_of,
     signed,
-    tokens_of,
     unsigned,
 )
 from edge._telemetry import Telemetry
@@ -42,6 +44,7 @@ Event = feedback_pb2.FeedbackEvent
 _WATCHED_MAX = 10_000  # above any L; what a file may make us read
 _NUMBER_END = 2**53
 _OPT_IN = [name for name in Event.DESCRIPTOR.fields_by_name if COLUMN[name].leaves_device == "opt_in"]
+_UNSAVED_MAX = 8  # feedbacks
 _Slot = tuple[bytes, bytes | None, str, int]  # token, row, dense_version, rows_revision
 
 
@@ -72,10 +75,12 @@ class Keeper:
         self._file, self._user_id, self._history, self._pool = file, user_id, history, pool
         self._uploader, self._telemetry = uploader, telemetry
         self._about = {"user_id": str(user_id), "layout": layout()}
-        self._slots: list[_Slot] = []  # as saved, and the list's capacity
+        self._slots: Slots | None = None  # as saved, and the list's capacity
         self._capacity = 0
         self._dirty: OrderedDict[int, Shown] = OrderedDict()  # impressions to save, by their number
+        self._told: OrderedDict[int, Shown] = OrderedDict()  # saved ones of which more was observed
         self._seen: list[tuple[int, int]] = []
+        self._unsaved = 0  # feedbacks since the last save
         self._outbox: deque[_Waiting] = deque()
         self._next_number = 0  # of the outbox
         self._filed = (0, 0)  # numbers [first, end) of the outbox in the file
@@ -154,44 +159,62 @@ class Keeper:
         self._dirty[number] = shown
         self._seen.append((number, signed(shown.impression.choice.video_id)))
         self.number = number + 1
-        if len(self._dirty) > SHOWN_MAX:  # a disk that stays full must not fill the memory
-            self._dirty.popitem(last=False)
+        for waiting in (self._dirty, self._told):
+            if len(waiting) > SHOWN_MAX:  # a disk that stays full must not fill the memory
+                waiting.popitem(last=False)
         del self._seen[: -self._pool.config.seen]
 
     def feedback(self, shown: Shown, event: Event | None) -> None:
-        """What was observed of an impression, and the event that reports it. The event is saved before it is sent."""
-        self._dirty[int(shown.item["number"])] = shown
+        """What was observed of an impression, and the event that reports it. Both are saved before it is sent."""
+        number = int(shown.item["number"])
+        self._unsaved += 1
+        if number not in self._dirty:
+            self._told[number] = shown
         if event is not None:
             self._outbox.append(_Waiting(event, self._next_number))
             self._next_number += 1
 
     def send(self) -> None:
         """Hand new events to the uploader; those that it did not take go at the next start."""
-        for waiting in self._outbox:
-            if waiting.ticket is None and self._uploader is not None:
-                waiting.ticket = self._uploader.offer(waiting.event)
+        if self._uploader is None:
+            return
+        new = list(takewhile(lambda waiting: waiting.ticket is None, reversed(self._outbox)))
+        for waiting in reversed(new):
+            waiting.ticket = self._uploader.offer(waiting.event)
 
     # -- into the file
 
+    @property
+    def overdue(self) -> bool:
+        """Whether so much is unsaved that it can't wait for a `maintain` that may never come."""
+        return self._unsaved >= _UNSAVED_MAX
+
     def save(self, reranker: Reranker | None) -> None:
-        """Write what changed, in one transaction. What can't be written now is written with the next save."""
+        """Write what changed, in one transaction, then send what is to be sent. What can't be written now is written
+        with the next save, and sent all the same.
+        """
+        self._unsaved = 0
         self._trim_outbox()
-        if not self._file.is_open:
-            return
+        if self._file.is_open:
+            self._write(reranker)
+        self.send()
+
+    def _write(self, reranker: Reranker | None) -> None:
         try:
-            slots = self._slots_now(reranker)
+            slots = Slots.of(self._history.watched, reranker)
             steps = [*self._list_steps(slots), *self._shown_steps(), *self._outbox_steps()]
         except Exception as error:  # what an app handed in is no value: without it the others can be saved
             self._file.failed += 1
             self._telemetry.swallowed(error)
             self._dirty.clear()
+            self._told.clear()
             return
         if not steps:
             return
         try:
             with self._telemetry.span("save"):
                 self._file.write(steps)
-        except (sqlite3.Error, KirError, OverflowError) as error:
+        except (sqlite3.Error, KirError, OverflowError, UnicodeDecodeError) as error:
             self._file.failed += 1
             self._telemetry.swallowed(error)
             if is_bad(error):
@@ -200,46 +223,43 @@ class Keeper:
         self._slots, self._capacity = slots, self._history.watched.capacity
         self._filed = self._first_waiting(), self._next_number
         self._dirty.clear()
+        self._told.clear()
         self._seen.clear()
 
     def _begin_anew(self, reason: str) -> None:
         """The file broke under us: what is in memory goes into a new one, with the next save."""
         self._file.set_bad(reason, self._about)
-        self._slots, self._capacity = [], 0
+        self._slots, self._capacity = None, 0
+        self._told.clear()
         self._dirty = OrderedDict((int(one.item["number"]), one) for one in self._history.impressions())
         self._seen = [(number, signed(one.impression.choice.video_id)) for number, one in self._dirty.items()]
         self._filed = (0, 0)
 
-    def _slots_now(self, reranker: Reranker | None) -> list[_Slot]:
-        tokens = tokens_of(self._history.watched.columns())
-        if reranker is None:
-            return [(token, None, "", -1) for token in tokens]
-        rows, revision, version = reranker.rows.rows, reranker.rows.revision.tolist(), reranker.dense_version
-        return [
-            (token, bytes_of(rows[slot]) if revision[slot] >= 0 else None, version, revision[slot])
-            for slot, token in enumerate(tokens)
-        ]
-
-    def _list_steps(self, slots: list[_Slot]) -> list[tuple[str, list[Any]]]:
-        was = self._slots
-        changed = [(i, *slot) for i, slot in enumerate(slots) if i >= len(was) or was[i] != slot]
+    def _list_steps(self, slots: Slots) -> list[tuple[str, list[Any]]]:
+        was, changed = self._slots, slots.changed(self._slots)
         steps: list[tuple[str, list[Any]]] = []
         if changed:
-            steps.append(("INSERT OR REPLACE INTO watched VALUES (?, ?, ?, ?, ?)", changed))
+            rows = [slots.values(slot) for slot in changed]
+            steps.append(("INSERT OR REPLACE INTO watched VALUES (?, ?, ?, ?, ?)", rows))
         if self._capacity != (capacity := self._history.watched.capacity):
             steps.append(("INSERT OR REPLACE INTO about VALUES ('capacity', ?)", [(str(capacity),)]))
-        if len(slots) < len(was) or not was:
+        if was is None or len(slots) < len(was):
             steps.append(("DELETE FROM watched WHERE slot >= ?", [(len(slots),)]))
         return steps
 
     def _shown_steps(self) -> list[tuple[str, list[Any]]]:
+        steps: list[tuple[str, list[Any]]] = []
+        if self._told:
+            told = [(feedback_text(one), number) for number, one in self._told.items()]
+            steps.append(("UPDATE shown SET feedback = ? WHERE number = ?", told))
         if not self._dirty:
-            return []
+            return steps
         shown = [
             (number, item_bytes(one.item), bytes_of(one.row_R), impression_text(one), feedback_text(one))
             for number, one in self._dirty.items()
         ]
         return [
+            *steps,
             ("INSERT OR REPLACE INTO shown VALUES (?, ?, ?, ?, ?)", shown),
             ("DELETE FROM shown WHERE number < ?", [(self.number - SHOWN_MAX,)]),
             ("INSERT OR REPLACE INTO seen VALUES (?, ?)", list(self._seen)),
@@ -260,7 +280,8 @@ class Keeper:
 
     def _outbox_steps(self) -> list[tuple[str, list[Any]]]:
         first, end = self._filed
-        new = [(w.number, w.event.SerializeToString()) for w in self._outbox if w.number >= end]
+        unfiled = takewhile(lambda waiting: waiting.number >= end, reversed(self._outbox))
+        new = [(waiting.number, waiting.event.SerializeToString()) for waiting in unfiled]
         steps: list[tuple[str, list[Any]]] = []
         if new:
             steps.append(("INSERT OR REPLACE INTO outbox VALUES (?, ?)", new))

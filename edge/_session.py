@@ -59,7 +59,7 @@ class EdgeSession:
     uploader  takes feedback events; None: nothing is reported
     timer_ns  measures stages and the policy's budget, in nanoseconds
     state     where the watched list, impressions, seen ids and unsent feedback outlive the app; read here, written by
-              `maintain`, `feedback` and `close`, never by `next`; None: nothing is kept
+              `maintain` and `close`, never by a swipe (`feedback`, `next`); None: nothing is kept
     trace     takes the spans of the session and is written by `close`; None: nothing is traced, at no cost
     Public to read: metrics, pool, session_id, position (videos shown), last_error (what was swallowed last) and
     default_rows.
@@ -337,7 +337,8 @@ class EdgeSession:
         """What need not be waited for: evict and rebuild after a choice, take in a fetched page, ask for the next one,
         write down what changed, a model that took over included.
 
-        Call it after showing a choice. Never raises; `last_error` keeps what went wrong.
+        Call it after showing a choice, and when the app is about to be put aside: it is also what saves, and what hands
+        feedback to the uploader when there is a state file. Never raises; `last_error` keeps what went wrong.
         """
         with self._telemetry.span("maintain"):
             self._settle()
@@ -362,7 +363,9 @@ class EdgeSession:
         start = self._timer_ns()
         self._settle()
         applied = self._models.apply(feedback)
-        self._reporter.tell(applied, feedback, self._time.now_ms(), self._reranker)
+        self._reporter.tell(applied, feedback, self._time.now_ms())
+        if self._keeper is not None and self._keeper.overdue:  # an app that never calls maintain
+            self._keeper.save(self._reranker)
         self._telemetry.stage("feedback", start, self._timer_ns())
         self.metrics.add("kir.edge.feedback", 1, applied.outcome)
         return applied.outcome
@@ -371,6 +374,8 @@ class EdgeSession:
         """Stop the fetching thread and send what feedback is left (within the uploader's deadline)."""
         self._note()
         self._intake.close()
+        if self._keeper is not None:  # what is not in the file yet, and with it the last events, before they are sent
+            self._keeper.save(self._reranker)
         if self._uploader is not None:
             self._uploader.close()
         if self._keeper is not None:

@@ -87,7 +87,7 @@ class StateFile:
                     self._set_up(self._db)
                     self._make(self._db, about)
                 return
-            except (sqlite3.Error, OSError, BadState) as error:
+            except (sqlite3.Error, OSError, BadState, UnicodeDecodeError) as error:
                 self.close()
                 self.problem = str(error)
                 if attempt == 2 or not is_bad(error) or not self._move_aside():
@@ -198,4 +198,4 @@ def is_bad(error: Exception) -> bool:
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # absent: the module's own refusal of a value
         return code & 0xFF in _BAD_CODES or code == sqlite3.SQLITE_IOERR_SHORT_READ or code == sqlite3.SQLITE_ERROR
-    return isinstance(error, BadState)
+    return isinstance(error, BadState | UnicodeDecodeError)  # the latter: SQLite's complaint quotes what is no text

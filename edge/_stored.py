@@ -23,7 +23,7 @@ from edge._types import Choice, Chooser, DeviceState, Feedback
 from edge._wire import Impression
 
 Floats = NDArray[np.float32]
-UNREADABLE = (KirError, ValueError, KeyError, TypeError, OverflowError, AttributeError, RecursionError)
+UNREADABLE = (KirError, ValueError, LookupError, TypeError, OverflowError, AttributeError, RecursionError)
 _TOKEN = np.dtype(
     [(name, np.dtype(kind).newbyteorder("<"), shape) for name, (kind, shape, _) in WATCHED_COLUMNS.items()]
 )
@@ -45,12 +45,12 @@ def unsigned(key: int) -> int:
     return key % 2**64
 
 
-def tokens_of(columns: Mapping[str, NDArray[Any]]) -> list[bytes]:
-    """One record per slot of a watched list's columns."""
-    records = np.zeros(len(columns["video_id"]), _TOKEN)
+def records_of(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    """The tokens of a watched list's columns [n, …], as bytes: uint8 [n, bytes of a token]."""
+    records = np.empty(len(columns["video_id"]), _TOKEN)
     for name in WATCHED_COLUMNS:
         records[name] = columns[name]
-    return [record.tobytes() for record in records]
+    return records.view(np.uint8).reshape(len(records), _TOKEN.itemsize)
 
 
 def columns_of(tokens: Sequence[bytes]) -> dict[str, NDArray[Any]]:

@@ -82,20 +82,18 @@ class Pending(NamedTuple):
 
 
 class Reporter:
-    """Feedback to the uploader, by way of the state file when there is one: saved before it is sent."""
+    """Feedback to the uploader; where there is a state file, by way of the next `maintain`: saved before it is sent."""
 
     def __init__(self, uploader: FeedbackUploader | None, keeper: Keeper | None, opted_in: bool):
         self._uploader, self._keeper, self._opted_in = uploader, keeper, opted_in
 
-    def tell(self, applied: Applied, feedback: Feedback, now_ms: int, reranker: Reranker | None) -> None:
+    def tell(self, applied: Applied, feedback: Feedback, now_ms: int) -> None:
         """Report what was applied; nothing for a video never shown."""
         if applied.shown is None:
             return
         event = self._event(applied, applied.shown, feedback, now_ms) if self._uploader is not None else None
         if self._keeper is not None:
             self._keeper.feedback(applied.shown, event)
-            self._keeper.save(reranker)
-            self._keeper.send()
         elif event is not None and self._uploader is not None:
             self._uploader.offer(event)
 

@@ -39,10 +39,11 @@ class Refusing(FeedbackUploader):
 
 
 def live(path: str, told: int) -> NoReturn:
-    """Swipe for ever; after each saved feedback write its running number to `told`."""
+    """Swipe for ever; once a feedback is saved, by the `maintain` after it, write its running number to `told`."""
     clock = FakeClock()
     session = EdgeSession(USER_ID, uploader=Refusing(), clock=clock, state=StateFile(path, outbox=20))
     session.start()
+    unsaved = None
     while True:
         if not len(session.pool):
             first = 1000 + session._number * PAGE
@@ -50,16 +51,19 @@ def live(path: str, told: int) -> NoReturn:
         number = session._number
         choice = session.next(DeviceState(number % 7))
         session.maintain()
+        if unsaved is not None:
+            os.write(told, unsaved.to_bytes(8, "little"))
         clock.advance(1_000)
         session.feedback(Feedback(choice.video_id, number, {"like": number % 2 == 0}))
-        os.write(told, number.to_bytes(8, "little"))
+        unsaved = number
 
 
 def look(path: str, kept_before: set[int], acknowledged: set[int]) -> tuple[set[int], list[str]]:
     """Running numbers whose feedback a kill left in the file, and what is wrong with it.
 
     kept_before: those before this child; acknowledged: those that it told were saved. One more may have been saved
-    and not told when the kill came; an impression may lack its feedback, when the kill came between the two.
+    and not told when the kill came; an impression may lack its feedback, when the kill came before the `maintain` that
+    would have saved it.
     """
     state = StateFile(path)
     session = EdgeSession(USER_ID, clock=FakeClock(), state=state)

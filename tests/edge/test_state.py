@@ -92,14 +92,20 @@ class TestRestart:
             np.testing.assert_array_equal(values, before[name], err_msg=name)
         assert second.n_watched == L - 1
 
-    def test_without_closing_nothing_is_lost(self, phone: Phone) -> None:
-        """An app is killed more often than it is closed: the copy is what a kill after the feedback leaves."""
+    @pytest.mark.parametrize("maintained", [True, False])
+    def test_a_kill_loses_what_came_after_the_last_maintain_alone(self, phone: Phone, maintained: bool) -> None:
+        """An app is killed more often than it is closed: the copy is what a kill leaves."""
         first = phone.start()
         ids = phone.watch(first, 3)
+        if maintained:
+            first.maintain()
         for end in ("", "-wal"):
             shutil.copy(f"{phone.path}{end}", f"{phone.path}.copy{end}")
         other = Phone(phone.path.with_name(f"{phone.path.name}.copy"), phone.engine)
-        assert columns(other.start())["video_id"] == ids
+        second = other.start()
+        assert columns(second)["video_id"] == (ids if maintained else ids[:2])
+        shown = [one.impression.choice.video_id for one in second._history.impressions()]
+        assert shown == ids  # shown before the last maintain, whatever of its feedback
 
     @pytest.mark.parametrize("n_watched", [1, L - 1, L, L + 2])
     def test_the_swipe_reads_what_a_session_that_never_ended_reads(self, phone: Phone, n_watched: int) -> None:
@@ -190,6 +196,8 @@ class TestFeedbackAcrossARestart:
         second = phone.start(uploader)
         assert second.feedback(Feedback(choice.video_id, 4_000, {"like": True})) is Outcome.APPENDED
         assert second.feedback(Feedback(choice.video_id, 5_000)) is Outcome.AMENDED
+        assert events == []  # saved before they are sent
+        second.maintain()
         late, amended = events
         assert (late.session_id, late.seq, late.revision, amended.revision) == (77, 0, 0, 1)
         assert (late.video_id, late.page_id, late.candidate_index) == (choice.video_id, "p100", choice.candidate_index)
@@ -247,6 +255,7 @@ class TestOutbox:
         sink, uploader = self.stuck()
         first = plain.start(uploader, limits={"outbox": 4})
         plain.watch(first, 10)
+        first.maintain()
         assert plain.state.dropped == 6
         first._keeper.close(None)  # type: ignore[union-attr]
         sink = Sink()
@@ -341,11 +350,50 @@ class TestTheSwipePath:
         calls: list[str] = []
         for name in ("write", "rows", "open"):
             monkeypatch.setattr(phone.state, name, lambda *args, name=name: calls.append(name))
-        choice = session.next()
+        for _ in range(4):
+            choice = session.next()
+            assert calls == []
+            session.maintain()
+            assert calls == ["write"]
+            calls.clear()
+            session.feedback(Feedback(choice.video_id, 1_000))
         assert calls == []
+
+    def test_an_app_that_never_maintains_is_saved_now_and_then(self, plain: Phone) -> None:
+        sink = Sink()
+        uploader = FeedbackUploader(sink, retry=FAST)
+        session = plain.start(uploader)
+        plain.page(session, 12)
+        for _ in range(12):
+            session.feedback(Feedback(session.next().video_id, 1_000))
+        assert plain.state.rows("SELECT count(*) FROM watched", 1) == [(1 + 8,)]
+        assert uploader.flush()
+        assert [seq for batch in sink.batches for seq in batch] == list(range(8))
+        session.close()
+        assert [seq for batch in sink.batches for seq in batch] == list(range(12))
+
+    def test_a_save_touches_what_changed(self, phone: Phone, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One slot for a feedback or an amendment, the half that stays at an eviction."""
+        session = phone.start()
+        slots: list[list[int]] = []
+        whole = phone.state.write
+
+        def spied(steps: list[tuple[str, list[Any]]]) -> None:
+            slots.append([row[0] for step, rows in steps if "INTO watched" in step for row in rows])
+            whole(steps)
+
+        monkeypatch.setattr(phone.state, "write", spied)
+        ids = phone.watch(session, L)
+        session.next()
+        session.maintain()  # evicts
+        half = list(range(1, L // 2 + 1))
+        assert slots == [[0], *([slot] for slot in range(1, L)), half]
+        session.feedback(Feedback(ids[-2], None, {"follow": True}))
         session.maintain()
-        session.feedback(Feedback(choice.video_id, 1_000))
-        assert calls == ["write", "write"]
+        assert slots[-1] == [L // 2 - 1]
+        before = columns(session)
+        session.close()
+        assert columns(phone.start()) == before
 
     def test_nothing_changed_writes_nothing(self, plain: Phone, monkeypatch: pytest.MonkeyPatch) -> None:
         session = plain.start()

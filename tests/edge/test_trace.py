@@ -106,7 +106,7 @@ class TestFile:
         assert around["features"] == around["engine"] == around["search"] == {"choose"}
         assert around["choose"] == around["settle"] == {"swipe"}
         assert around["page_graph"] == around["rows"] == around["decode"] == {"page"}
-        assert around["save"] == {"maintain", "feedback"}
+        assert around["save"] == {"maintain"}
 
     def test_nothing_of_the_user_is_in_it(self, published: Open, clock: FakeClock, tmp_path: Path) -> None:
         buffer = io.StringIO()

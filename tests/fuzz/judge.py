@@ -38,7 +38,8 @@ class Target:
     seeds   valid inputs to start from
     run     takes an input; raises `errors` for a bad one, and AssertionError when what came out does not hold together
     errors  what it documents
-    shape   what an input is to the mutator: "json", or a protobuf message class
+    shape   what an input is to the mutator: "json", a protobuf message class, or an object with `parses(data)` and
+            `change(data, rng)`
     seal    makes a mutated input pass a checksum, so that what lies behind it is reached too
     """
 

@@ -45,6 +45,9 @@ def _parses(target: Target, data: bytes) -> bool:
             return isinstance(document, dict) and document.get("format") == seed.get("format")
         except (ValueError, RecursionError):
             return False
+    if hasattr(target.shape, "change"):
+        parses: bool = target.shape.parses(data)
+        return parses
     try:
         target.shape().ParseFromString(data)
     except DecodeError:
@@ -53,6 +56,9 @@ def _parses(target: Target, data: bytes) -> bool:
 
 
 def _change(target: Target, data: bytes, rng: Rng) -> bytes:
+    if hasattr(target.shape, "change"):
+        changed: bytes = target.shape.change(data, rng)
+        return changed
     return mutate_json(data, rng) if target.shape == "json" else mutate_message(target.shape, data, rng)
 
 

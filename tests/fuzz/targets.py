@@ -7,7 +7,6 @@ input; for a good one it also asserts what must hold of the result, and uses it 
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -34,12 +33,12 @@ from edge import (
     PageClient,
     PageRequest,
     Retry,
-    StateFile,
 )
 from edge._installed import check_runtime, device_files
 from tests.edge import tiny_model
 from tests.edge.tiny_page import page_bytes
 from tests.fuzz import cdn_targets as cdn
+from tests.fuzz import state_targets as states
 from tests.fuzz.judge import Target
 
 HELD, WATCHED = range(901, 905), (801, 802)
@@ -295,34 +294,18 @@ def spec(data: bytes) -> None:
         np.zeros((1, got.width(block)), np.float32)
 
 
+def _restarted(path: Path, uploader: FeedbackUploader) -> EdgeSession:
+    return states.restarted(_engine(), _held_page(), path, uploader)
+
+
 @cache
 def _state_seeds() -> list[bytes]:
-    """What a session of three videos leaves: a list, impressions, ids shown."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state.db"
-        phone = _restarted(path)
-        for _ in range(3):
-            _swipe(phone)
-        phone.close()
-        return [path.read_bytes()]
-
-
-def _restarted(path: Path) -> EdgeSession:
-    phone = EdgeSession(5, _engine(), clock=FakeClock(), session_id=77, state=StateFile(path))
-    assert phone.start() == ""
-    phone.on_page(_held_page())
-    return phone
+    return [states.seed(_restarted)]
 
 
 def state(data: bytes) -> None:
-    """Whatever the state file holds, the session starts, with what can be read of it or empty, and swipes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state.db"
-        path.write_bytes(data)
-        phone = _restarted(path)
-        if len(phone.pool):  # the file may say that all of the page was shown
-            _swipe(phone)
-        phone.close()
+    """Whatever the state file holds, the session goes on."""
+    states.judge(_restarted, data)
 
 
 @cache
@@ -365,7 +348,7 @@ TARGETS = {
         Target("pointer", _pointer_seeds, pointer, (ManifestError,), seal=_seal_pointer),
         Target("spec", _spec_seeds, spec, (SpecError,)),
         Target("golden", _golden_seeds, golden, (ManifestError,)),
-        Target("state", _state_seeds, state, ()),
+        Target("state", _state_seeds, state, (), states.Database()),
         Target("trust", cdn.metadata_seeds, cdn.trust, cdn.METADATA_ERRORS, seal=cdn.seal_metadata),
         Target("active", cdn.active_seeds, cdn.active, cdn.ACTIVE_ERRORS),
     )

@@ -8,14 +8,17 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
 import pytest
 
 from contract.errors import PageError
+from edge import EdgeSession, FakeClock, StateFile
 from tests.fuzz import mutations, run
 from tests.fuzz.judge import Judge, Target
+from tests.fuzz.state_targets import MEMORY
 from tests.fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -131,6 +134,23 @@ class TestMutations:
         assert first == again
         assert len(set(first)) > 8
         assert all(len(data) <= mutations.SIZE_MAX + 1_024 for data in first)
+
+    def test_a_good_share_of_state_files_reaches_the_reader(self) -> None:
+        """Past SQLite and past what a file says of itself: some are taken up, others refused for what they hold."""
+        target, found = TARGETS["state"], []
+        seed = target.seeds()[0]
+        with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+            for n in range(100):
+                file = StateFile(Path(folder) / f"{n}.state")
+                file.path.write_bytes(mutations.mutate(target, seed, random.Random(n)))
+                EdgeSession(5, clock=FakeClock(), state=file)
+                found.append(file.problem)
+                file.close()
+        refused = [problem for problem in found if "can't be read" in problem]
+        assert found.count("") + len(refused) >= 45
+        assert found.count("") >= 10
+        assert len(refused) >= 10
+        assert len(set(refused)) >= 5
 
     @pytest.mark.parametrize("name", ["page", "manifest", "pointer", "spec", "golden"])
     def test_some_get_past_the_parser(self, name: str) -> None:
