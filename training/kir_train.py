@@ -80,10 +80,13 @@ class KirTask(nn.Module):
 
 
 def split_by_time(data: KirData, held_out: float) -> NDArray[np.bool_]:
-    """True for training events: those before the last `held_out` share of the log; without times, of each user's."""
+    """True for training events: those before the last `held_out` share of the log; without times, of each user's.
+
+    Events without a time are older than those with one (KuaiRand's first days), so the share is of the latter.
+    """
     time_ms, n = data.events["time_ms"], len(data)
     known = time_ms >= 0
-    if known.mean() > 0.5:
+    if known.any():
         return ~known | (time_ms < np.quantile(time_ms[known], 1 - held_out))
     user = np.unique(data.events["user_id"], return_inverse=True)[1]
     size = np.bincount(user)
