@@ -158,9 +158,7 @@ def evaluate_checkpoint(
         cut_ms = cut.of(data.events, until_ms)
         metrics, scored = evaluate_ranker(checkpoint, data.events, cut_ms, live=real_time)
     leak = "" if cut_ms is None else caution(cut_ms, until_ms)
-    if leak:
-        metrics = {**metrics, "protocol": f"{metrics['protocol']}; {leak}"}
-        scored = [replace(one, protocol=f"{one.protocol}; {leak}") for one in scored]
+    metrics, scored = _told(leak, metrics, scored)
     about = {"version": checkpoint.version, "data": data_name, "cut_ms": cut_ms, "trained_until_ms": until_ms}
     facts: dict[str, Any] = {**about, "caution": leak, "metrics": metrics}
     if dump is not None and not scored:
@@ -171,6 +169,16 @@ def evaluate_checkpoint(
     if dump is not None:
         within_user.write_scores(dump, results[0].scored)
     return _ranked(metrics_text(checkpoint.version, metrics), facts, results, real_time)
+
+
+def _told(
+    leak: str, metrics: dict[str, Any], scored: list[within_user.ScoredLog]
+) -> tuple[dict[str, Any], list[within_user.ScoredLog]]:
+    """With the caution, if there is one, in every protocol."""
+    if not leak:
+        return metrics, scored
+    metrics = {**metrics, "protocol": f"{metrics['protocol']}; {leak}"}
+    return metrics, [replace(one, protocol=f"{one.protocol}; {leak}") for one in scored]
 
 
 def _ranked(
@@ -239,7 +247,8 @@ def _kir(
         cut_ms = cut.of(events, until_ms)
         scored, which = held_out(data.events, cut_ms, cut.utc_offset_hours), f"from {cut_ms} ms on"
     task = KirTask(net, checkpoint.tables)
-    found = evaluate_kir(task, data, scored, facts["watch_share_threshold"])
+    fusion = checkpoint.model_config.get("fusion")
+    found = evaluate_kir(task, data, scored, facts["watch_share_threshold"], fusion=fusion)
     protocol = f"{int(scored.sum())} impressions, {which}; watched lists as the phone had them"
     return cut_ms, {**found, "protocol": protocol}, scored_views(checkpoint.version, task, data, scored, protocol)
 
