@@ -123,6 +123,7 @@ def test_a_preset_replaces_the_recipes(tmp_path, monkeypatch):
         (("train", "ranker", "--data", SIM, "--out", "m", "--preset", "seed"), "unknown preset"),
         (("train", "ranker", "--data", SIM, "--out", "m", "--holdout-days", "9"), "hold out"),
         (("train", "kir", "--data", SIM, "--out", "m", "--steps", "5"), "--steps"),
+        (("train", "ranker", "--data", SIM, "--out", "m", "--pxtr-only"), "--pxtr-only is for kir"),
         (("train", "ranker", "--data", SIM, "--out", "m", "--set", "loss.alpha=0.2"), "recipes are kuaiformer's"),
         (("train", "kuaiformer", "--data", SIM, "--out", "m", "--recipe", "nowhere"), "no such recipe"),
         (("train", "kuaiformer", "--data", SIM, "--out", "m", "--set", "model.size=3"), "size"),
@@ -167,6 +168,9 @@ def test_kir_is_called_with_what_the_flags_say(tmp_path, monkeypatch):
     assert called["epochs"] == 2
     assert called["preset"] == "kir2022"
     assert called["out"] == tmp_path / "k"
+    assert not called["pxtr_only"]
+    assert run("train", "kir", "--data", SIM, "--out", tmp_path / "k", "--pxtr-only") == 0
+    assert called["pxtr_only"]
 
 
 def test_help_names_every_flag(capsys):
