@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from training.readers import LogData
 
 MODELS = ("kuaiformer", "ranker", "kir")
-RANKER_PRESETS = ("tiny", "small")
+RANKER_PRESETS = ("tiny", "small", "paper")
 PRESETS = ("tiny", "small", "paper", "seed", "kir", "kir2020", "kir2022")
 KUAIRAND_UTC_OFFSET = 8.0
 DATA_HELP = "kuairand:PATH | events:PATH | sim:users=200,days=4"
@@ -114,8 +114,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="size of the model; the rest follows from it. kuaiformer: tiny, small, paper, seed; ranker: tiny, small; "
-        "kir: tiny, kir, kir2020, kir2022 (default: tiny, or the recipe's)",
+        help="size of the model; the rest follows from it. kuaiformer: tiny, small, paper, seed; "
+        "ranker: tiny, small, paper; kir: tiny, kir, kir2020, kir2022 (default: tiny, or the recipe's)",
     )
     parser.add_argument(
         "--epochs", type=_positive, help="passes over the data (default: kuaiformer 10, ranker 2, kir 4)"
@@ -145,9 +145,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="kuaiformer: without DIR, go on from the state that a killed training left beside --out; with --events, "
         "train this checkpoint further; ranker: go on from the state in this checkpoint",
     )
-    parser.add_argument(
-        "--pxtr-only", action="store_true", help="kir: no rows of ids, so that a page needs none; the server's pXTR instead"
-    )
+    parser.add_argument("--pxtr-only", action="store_true", help="kir: no rows of ids, so that a page needs none")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     since = parser.add_argument_group("kuaiformer, on what came since a checkpoint (training/incremental.py)")
     since.add_argument(

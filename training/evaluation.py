@@ -24,6 +24,7 @@ from training.retrieval_eval import KuaiFormerScorer, Popularity, evaluate
 from training.retrieval_rank import Scorer
 from training.retrieval_result import Comparison, RetrievalResult, compare, results_table
 from training.retrieval_split import RetrievalSplit, split_of
+from training.within_user import CLAIM_POSITIVES, no_claim
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def evaluate_checkpoint(
     leak = "" if cut_ms is None else caution(cut_ms, until_ms)
     metrics, scored = _told(leak, metrics, scored)
     about = {"version": checkpoint.version, "data": data_name, "cut_ms": cut_ms, "trained_until_ms": until_ms}
-    facts: dict[str, Any] = {**about, "caution": leak, "metrics": metrics}
+    facts: dict[str, Any] = {**about, "caution": leak, "no_claim": no_claim(metrics), "metrics": metrics}
     if dump is not None and not scored:
         raise InputError("no long_view was observed, so there is nothing to dump", where=f"--data {data_name}")
     if not scored:
@@ -254,12 +255,15 @@ def _kir(
 
 
 def metrics_text(title: str, metrics: Mapping[str, Any]) -> str:
-    """One figure a line under the title and the protocol."""
+    """One figure a line under the title and the protocol; those of few positives are marked (`no_claim`)."""
     lines = [title]
     if "protocol" in metrics:
         lines.append(f"protocol: {metrics['protocol']}")
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     width = max((len(name) for name in numbers), default=0)
+    few = no_claim(metrics)
     for name, value in numbers.items():
-        lines.append(f"  {name:<{width}}  {value:.4f}" if isinstance(value, float) else f"  {name:<{width}}  {value}")
+        text = f"{value:.4f}" if isinstance(value, float) else str(value)
+        mark = f"  no claim (n < {CLAIM_POSITIVES})" if any(name.endswith(f"_{head}") for head in few) else ""
+        lines.append(f"  {name:<{width}}  {text}{mark}")
     return "\n".join(lines)

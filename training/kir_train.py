@@ -116,9 +116,7 @@ def choose_spec(
     return spec.without(dropped), shares, dropped
 
 
-def _labelled(
-    config: KirConfig, data: KirData, train: NDArray[np.bool_], before: Checkpoint | None
-) -> tuple[str, ...]:
+def _labelled(config: KirConfig, data: KirData, train: NDArray[np.bool_], before: Checkpoint | None) -> tuple[str, ...]:
     """Tasks with labels in this training or in that of the checkpoint it goes on from."""
     known = set(labelled_tasks(config.tasks, data.labels_nT[train]))
     if before is not None:
@@ -195,10 +193,15 @@ def evaluate(
     return {
         **found,
         **chances,
-        **{f"server_{name}": x for name, x in server.items() if name.endswith(("effective_view", "watch_time"))},
-        **{f"fused_{name}": x for name, x in value.items() if name.endswith("watch_time")},
+        **{f"server_{name}": x for name, x in server.items() if _ranks(name, "effective_view", "watch_time")},
+        **{f"fused_{name}": x for name, x in value.items() if _ranks(name, "watch_time")},
         "mask_gap": mask_gap(task, batches),
     }
+
+
+def _ranks(metric: str, *tasks: str) -> bool:
+    """Whether it says how well one of these tasks is ranked."""
+    return metric.endswith(tasks) and "auc" in metric
 
 
 def train_kir(
@@ -299,7 +302,7 @@ def _card(config: KirConfig, net: Kir, facts: dict[str, Any], metrics: dict[str,
         "fields without data, dropped": ", ".join(facts["dropped_fields"] or ["none"]),
         "fusion": ", ".join(f"{task} {weight:g}" for task, weight in facts["fusion"].items()),
     }
-    note = "`server_*` ranks by what the server sent alone; GAUC is per user, weighted by impressions."
+    note = "`server_*` ranks by what the server sent alone; GAUC is per user, weighted by positives."
     return model_card("KIR, the on-device reranker", lines, metrics, note)
 
 

@@ -164,6 +164,12 @@ def test_kir_and_ranker_are_evaluated_too(rankers, tmp_path, capsys, model):
         assert found["metrics"][name] == pytest.approx(checkpoint.metrics[name], abs=1e-6)
     assert found["cut_ms"] == found["trained_until_ms"] == trained_until(out)
     assert found["caution"] == ""
+    counts = {k.removeprefix("positives_"): n for k, n in found["metrics"].items() if k.startswith("positives_")}
+    assert found["no_claim"] == {head: n for head, n in counts.items() if n < 500} != {}
+    marked = [line for line in printed.splitlines() if "no claim (n < 500)" in line]
+    assert {line.split()[0] for line in marked} >= {f"positives_{head}" for head in found["no_claim"]}
+    task = "effective_view" if model == "kir" else "long_view"
+    assert found["metrics"][f"gauc_{task}"] == pytest.approx(ours["metrics"]["gauc"]["mean"]), "one GAUC, not two"
     assert run("evaluate", out, "--data", SIM, "--split", "val") == 2
     assert "--split" in capsys.readouterr().err
 

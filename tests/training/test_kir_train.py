@@ -199,7 +199,7 @@ def slow_gauc(scores, labels, groups):
         s, y = scores[groups == group], labels[groups == group]
         pairs = [(a > b) + 0.5 * (a == b) for a in s[y] for b in s[~y]]
         if pairs:
-            total, weight = total + np.mean(pairs) * len(s), weight + len(s)
+            total, weight = total + np.mean(pairs) * y.sum(), weight + y.sum()
     return total / weight
 
 

@@ -173,6 +173,15 @@ def test_kir_is_called_with_what_the_flags_say(tmp_path, monkeypatch):
     assert called["pxtr_only"]
 
 
+def test_a_ranker_has_the_presets_that_help_names(capsys):
+    from training.ranker import PRESETS
+
+    assert tuple(PRESETS) == cli.RANKER_PRESETS
+    with pytest.raises(SystemExit):
+        kir.main(["train", "--help"])
+    assert f"ranker: {', '.join(PRESETS)};" in " ".join(capsys.readouterr().out.split())
+
+
 def test_help_names_every_flag(capsys):
     for name in ("simulate", "train", "evaluate"):
         parser = argparse.ArgumentParser()
