@@ -81,7 +81,8 @@ def load_source(checkpoint: str | Path) -> KirSource:
     fusion = dict(found.model_config.get("fusion") or fusion_of(config.tasks))
     if set(fusion) - set(config.tasks):
         raise ConversionError("fusion names unknown tasks", where=found.path, got=sorted(fusion), allowed=config.tasks)
-    told = found.model_config.get("list_reward") or list_reward_of(config.tasks)
+    # None where a training had no labels of staying; only checkpoints older than list_reward say nothing
+    told = found.model_config.get("list_reward", list_reward_of(config.tasks))
     try:
         reward = None if told is None else ListReward.from_json(told, config.tasks)
     except InputError as error:

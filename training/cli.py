@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from training.retrieval_rank import Scorer
 
 MODELS = ("kuaiformer", "ranker", "kir")
-RANKER_PRESETS = ("tiny", "small")
+RANKER_PRESETS = ("tiny", "small", "paper")
 PRESETS = ("tiny", "small", "paper", "seed", "kir", "kir2020", "kir2022")
 KUAIRAND_UTC_OFFSET = 8.0
 DATA_HELP = "kuairand:PATH | events:PATH | sim:users=200,days=4"
@@ -116,8 +116,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=PRESETS,
         help="size of the model; the rest follows from it, beside --recipe too, which then says how it is trained. "
-        "kuaiformer: tiny, small, paper, seed; ranker: tiny, small; kir: tiny, kir, kir2020, kir2022 (default: tiny, "
-        "or the recipe's)",
+        "kuaiformer: tiny, small, paper, seed; ranker: tiny, small, paper; kir: tiny, kir, kir2020, kir2022 (default: "
+        "tiny, or the recipe's)",
     )
     parser.add_argument(
         "--epochs", type=_positive, help="passes over the data (default: kuaiformer 10, ranker 2, kir 4)"
@@ -147,6 +147,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="kuaiformer: without DIR, go on from the state that a killed training left beside --out; with --events, "
         "train this checkpoint further; ranker: go on from the state in this checkpoint",
     )
+    parser.add_argument("--pxtr-only", action="store_true", help="kir: no rows of ids, so that a page needs none")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     since = parser.add_argument_group("kuaiformer, on what came since a checkpoint (training/incremental.py)")
     since.add_argument(
@@ -169,6 +170,8 @@ def run_train(args: argparse.Namespace) -> int:
     """Train one model, print its metrics with the protocol above them."""
     if args.holdout_days is not None and args.holdout_days < 0:
         raise InputError("--holdout-days can't be negative", got=args.holdout_days)
+    if args.pxtr_only and args.model != "kir":
+        raise InputError("--pxtr-only is for kir", got=f"train {args.model} with --pxtr-only")
     if args.events is None and args.data is None:
         raise InputError("nothing to train on", fix=f"pass --data {DATA_HELP}")
     given = {"--events": args.events, "--items-only": args.items_only or None, "--replay": args.replay}
@@ -286,7 +289,7 @@ def _train(args: argparse.Namespace, data: LogData) -> Checkpoint:
         kir: dict[str, Any] = {"max_seconds": args.max_seconds, "seed": args.seed or 0, "overwrite": args.overwrite}
         if args.epochs is not None:
             kir["epochs"] = args.epochs
-        return train_kir(events, args.out, args.preset or "tiny", **kir, log=_to_stderr)
+        return train_kir(events, args.out, args.preset or "tiny", **kir, pxtr_only=args.pxtr_only, log=_to_stderr)
     if args.resume == "" or (args.resume and not Path(args.resume).is_dir()):
         raise InputError("no such checkpoint directory", where=f"--resume {args.resume}".rstrip())
     options: dict[str, Any] = {name: getattr(args, name) for name in ("steps", "overwrite", "resume")}

@@ -27,15 +27,18 @@ def days_of(events: Events, utc_offset_hours: float = 0.0) -> NDArray[np.int64]:
 def cut_before_last_days(events: Events, days: int, utc_offset_hours: float = 0.0) -> int:
     """Unix milliseconds at which the last `days` days of the log begin.
 
-    Raises InputError when nothing would be left before them, EventError for a log without times.
+    Raises InputError when nothing would be left before them, EventError for a log without times or of one day alone.
     """
     found = np.unique(days_of(events, utc_offset_hours))
     found = found[found >= 0]
     if not len(found):
         raise EventError("the log has no times, so nothing can be held out", fix="hold out 0 days")
-    first = int(found[-1]) - days + 1
+    first, most = int(found[-1]) - days + 1, int(found[-1] - found[0])
     if days < 1 or (not (found < first).any() and not (events["time_ms"] < 0).any()):
-        raise InputError("can't hold out so many days", got=days, allowed=f"1 … {int(found[-1] - found[0])}")
+        if not most:
+            fix = "hold out 0 days to train, name the first millisecond by --from-ms to evaluate"
+            raise EventError("the log is of one day, so no day of it can be held out", got=f"{days} held out", fix=fix)
+        raise InputError("can't hold out so many days", got=days, allowed=f"1 … {most}")
     return first * DAY_MS - int(utc_offset_hours * 3_600_000)
 
 

@@ -18,13 +18,14 @@ from contract.errors import InputError
 from contract.events import Events
 from training import within_user
 from training.checkpoint import CONFIG, Checkpoint, load_checkpoint
-from training.days import cut_before_last_days
+from training.days import cut_before_last_days, held_out
 from training.known_items import KnownItems, known_items
 from training.readers import LogData, open_data
 from training.retrieval_eval import KuaiFormerScorer, Popularity, evaluate
 from training.retrieval_rank import Scorer
 from training.retrieval_result import Comparison, RetrievalResult, compare, results_table
 from training.retrieval_split import RetrievalSplit, split_of
+from training.within_user import CLAIM_POSITIVES, no_claim
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,22 @@ def open_split(name: str, cut: Cut, trained_until_ms: int | None = None) -> Retr
     if isinstance(data, LogData):
         cut_ms = cut.of(data.events, trained_until_ms)
         split = split_of(data, kind, cut_ms=cut_ms, utc_offset_hours=cut.utc_offset_hours)
-        if trained_until_ms is None or cut_ms >= trained_until_ms:
+        leak = caution(cut_ms, trained_until_ms, "queries")
+        if not leak:
             return split
-        leak = f"; CAUTION: training saw this log up to {trained_until_ms} ms, queries before that included"
-        told = {name: replace(one, protocol=one.protocol + leak) for name, one in split.queries.items()}
+        told = {name: replace(one, protocol=f"{one.protocol}; {leak}") for name, one in split.queries.items()}
         return replace(split, queries=told)
     if cut.from_ms is not None or cut.holdout_days is not None:
         raise InputError("leave-one-out data are not cut by time", where=f"--data {name}", fix="choose by --split")
     return split_of(data, kind)
+
+
+def caution(cut_ms: int, trained_until_ms: int | None, what: str = "impressions") -> str:
+    """What a protocol must say where training saw some of what is scored from `cut_ms` on; "" where it did not, or
+    where no end of training is known."""
+    if trained_until_ms is None or cut_ms >= trained_until_ms:
+        return ""
+    return f"CAUTION: training saw this log up to {trained_until_ms} ms, {what} before that included"
 
 
 def kind_of(path: Path) -> str:
@@ -138,22 +147,25 @@ def evaluate_checkpoint(
     if not isinstance(data, LogData):
         raise InputError("these data have no events, so they are for retrieval alone", where=f"--data {data_name}")
     cut_ms: int | None
+    until_ms = trained_until(path)
     if checkpoint.kind == "kir":
-        cut_ms, metrics, scored = _kir(checkpoint, data.events, cut)
+        cut_ms, metrics, scored = _kir(checkpoint, data.events, cut, until_ms)
     else:
         from training.ranker_train import evaluate_ranker
 
-        cut_ms = cut.of(data.events, trained_until(path))
+        cut_ms = cut.of(data.events, until_ms)
         metrics, scored = evaluate_ranker(checkpoint, data.events, cut_ms, live=real_time)
     known = known_items(checkpoint, data.events["video_id"], data_name)
-    facts: dict[str, Any] = {"version": checkpoint.version, "data": data_name, "cut_ms": cut_ms, "metrics": metrics}
+    leak = "" if cut_ms is None else caution(cut_ms, until_ms)
+    metrics, scored = _told(leak, metrics, scored)
+    about = {"version": checkpoint.version, "data": data_name, "cut_ms": cut_ms, "trained_until_ms": until_ms}
+    facts: dict[str, Any] = {**about, "caution": leak, "no_claim": no_claim(metrics), "metrics": metrics}
     facts["known_items"] = known and known.to_json()
     if dump is not None and not scored:
         raise InputError("no long_view was observed, so there is nothing to dump", where=f"--data {data_name}")
     text = _below(known, metrics_text(checkpoint.version, metrics))
     if not scored:
         return Evaluation(text, facts)
-    about = {"version": checkpoint.version, "data": data_name, "cut_ms": cut_ms}
     results = [within_user.evaluate(replace(one, about=about)) for one in scored]
     if dump is not None:
         within_user.write_scores(dump, results[0].scored)
@@ -175,6 +187,16 @@ def _scorer(checkpoint: Checkpoint, data_name: str, open_baseline: Callable[[Pat
 def _below(known: KnownItems | None, text: str) -> str:
     """The text, with what there is to say on the items above it."""
     return f"{known.line}\n{text}" if known and known.line else text
+
+
+def _told(
+    leak: str, metrics: dict[str, Any], scored: list[within_user.ScoredLog]
+) -> tuple[dict[str, Any], list[within_user.ScoredLog]]:
+    """With the caution, if there is one, in every protocol."""
+    if not leak:
+        return metrics, scored
+    metrics = {**metrics, "protocol": f"{metrics['protocol']}; {leak}"}
+    return metrics, [replace(one, protocol=f"{one.protocol}; {leak}") for one in scored]
 
 
 def _ranked(
@@ -227,9 +249,12 @@ def _retrieval_facts(
 
 
 def _kir(
-    checkpoint: Checkpoint, events: Events, cut: Cut
+    checkpoint: Checkpoint, events: Events, cut: Cut, until_ms: int | None
 ) -> tuple[int | None, dict[str, Any], list[within_user.ScoredLog]]:
-    """Metrics of the reranker on events from the cut on; without one, on the latest share that training held out."""
+    """Metrics of the reranker on events from the cut on, by default from the end of its training.
+
+    A training without times has no end: then on the latest share of each user, as it held out itself.
+    """
     from training.kir import load_kir
     from training.kir_data import prepare
     from training.kir_eval import scored_views
@@ -239,24 +264,28 @@ def _kir(
     net, facts = load_kir(checkpoint), checkpoint.config["training"]
     data = prepare(events, net.config.watched)
     cut_ms = None
-    if cut == Cut(utc_offset_hours=cut.utc_offset_hours):
-        held_out, which = ~split_by_time(data, facts["held_out"]), f"the latest {facts['held_out']:.0%}"
+    if until_ms is None and cut == Cut(utc_offset_hours=cut.utc_offset_hours):
+        scored, which = ~split_by_time(data, facts["held_out"]), f"each user's latest {facts['held_out']:.0%}"
     else:
-        cut_ms = cut.of(events, None)
-        held_out, which = data.events["time_ms"] >= cut_ms, f"from {cut_ms} ms on"
+        cut_ms = cut.of(events, until_ms)
+        scored, which = held_out(data.events, cut_ms, cut.utc_offset_hours), f"from {cut_ms} ms on"
     task = KirTask(net, checkpoint.tables)
-    found = evaluate_kir(task, data, held_out, facts["watch_share_threshold"])
-    protocol = f"{int(held_out.sum())} impressions, {which}; watched lists as the phone had them; GAUC per user"
-    return cut_ms, {**found, "protocol": protocol}, scored_views(checkpoint.version, task, data, held_out, protocol)
+    fusion = checkpoint.model_config.get("fusion")
+    found = evaluate_kir(task, data, scored, facts["watch_share_threshold"], fusion=fusion)
+    protocol = f"{int(scored.sum())} impressions, {which}; watched lists as the phone had them"
+    return cut_ms, {**found, "protocol": protocol}, scored_views(checkpoint.version, task, data, scored, protocol)
 
 
 def metrics_text(title: str, metrics: Mapping[str, Any]) -> str:
-    """One figure a line under the title and the protocol."""
+    """One figure a line under the title and the protocol; those of few positives are marked (`no_claim`)."""
     lines = [title]
     if "protocol" in metrics:
         lines.append(f"protocol: {metrics['protocol']}")
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     width = max((len(name) for name in numbers), default=0)
+    few = no_claim(metrics)
     for name, value in numbers.items():
-        lines.append(f"  {name:<{width}}  {value:.4f}" if isinstance(value, float) else f"  {name:<{width}}  {value}")
+        text = f"{value:.4f}" if isinstance(value, float) else str(value)
+        mark = f"  no claim (n < {CLAIM_POSITIVES})" if any(name.endswith(f"_{head}") for head in few) else ""
+        lines.append(f"  {name:<{width}}  {text}{mark}")
     return "\n".join(lines)

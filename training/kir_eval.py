@@ -1,4 +1,4 @@
-"""How well scores rank: AUC, and GAUC (AUC within each user or session, weighted by impressions).
+"""How well scores rank: AUC, and GAUC (AUC within each user or session, weighted by positives).
 
 Shape legend: n impressions, T tasks.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from contract.vocabulary import MISSING_KEY, PXTR_HEADS, TASKS
 from training.kir_data import Batches, KirData
-from training.within_user import ScoredLog, ece
+from training.within_user import METRICS, ScoredLog, ece, per_user
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -22,30 +22,14 @@ Bools = NDArray[np.bool_]
 
 def auc(scores: Floats, labels: Bools) -> float:
     """Probability that a positive scores above a negative, ties half. NaN when one class is absent."""
-    return gauc(scores, labels, np.zeros(len(scores), np.int64))
+    return gauc(scores, labels, np.zeros(len(scores), np.uint64))
 
 
 def gauc(scores: Floats, labels: Bools, groups: NDArray[Any]) -> float:
-    """Mean AUC of the groups that hold both classes, weighted by their size (DIN, KDD 2018, Eq. 7). NaN without any."""
-    group = np.unique(groups, return_inverse=True)[1]
-    order = np.lexsort((scores, group))
-    group, scores, labels = group[order], np.asarray(scores)[order], np.asarray(labels, bool)[order]
-    n = len(scores)
-    if not n:
-        return float("nan")
-    new_tie = np.concatenate([[True], (scores[1:] != scores[:-1]) | (group[1:] != group[:-1])])
-    tie = np.cumsum(new_tie) - 1
-    rank = (np.bincount(tie, np.arange(n)) / np.bincount(tie))[tie]  # mean of tied ranks
-    size = np.bincount(group)
-    first = np.cumsum(size) - size
-    positive = np.bincount(group, labels)
-    negative = size - positive
-    rank_sum = np.bincount(group, np.where(labels, rank - first[group], 0.0))
-    both = (positive > 0) & (negative > 0)
-    if not both.any():
-        return float("nan")
-    area = (rank_sum[both] - positive[both] * (positive[both] - 1) / 2) / (positive[both] * negative[both])
-    return float(np.average(area, weights=size[both]))
+    """Mean AUC of the groups that hold both classes, weighted by their positives: that of `training.within_user`. NaN
+    without any."""
+    found = per_user(groups, labels, np.asarray(scores, np.float64))
+    return float(found.values(np.ones((1, len(found.user_id))))[0, METRICS.index("gauc")]) if len(scores) else np.nan
 
 
 def binary_labels(labels_nT: Floats, threshold: float) -> tuple[Bools, Bools]:
@@ -58,9 +42,9 @@ def binary_labels(labels_nT: Floats, threshold: float) -> tuple[Bools, Bools]:
 def ranking_metrics(
     scores_nT: Floats, tasks: Sequence[str], data: KirData, rows: NDArray[np.int64], threshold: float
 ) -> dict[str, float]:
-    """`auc_<task>`, `gauc_<task>` (per user) and `session_gauc_<task>` of scores with a column for each of `tasks`;
-    tasks with one class alone are left out."""
-    found = {}
+    """`positives_<task>`, `auc_<task>`, `gauc_<task>` (per user) and `session_gauc_<task>` of scores with a column for
+    each of `tasks`; tasks with one class alone are left out."""
+    found: dict[str, float] = {}
     yes_nT, known_nT = binary_labels(data.labels_nT[rows], threshold)
     user, session = data.events["user_id"][rows], data.events["session_id"][rows]
     for place, task in enumerate(tasks):
@@ -69,6 +53,7 @@ def ranking_metrics(
         if not 0 < yes_nT[known, t].sum() < known.sum():
             continue
         scores, yes = scores_nT[known, place], yes_nT[known, t]
+        found[f"positives_{task}"] = int(yes.sum())
         found[f"auc_{task}"] = auc(scores, yes)
         found[f"gauc_{task}"] = gauc(scores, yes, user[known])
         if (session[known] != MISSING_KEY).all():

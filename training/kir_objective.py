@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,14 +27,22 @@ LIST_REWARD = {"value": {"watch_time": 1.0, "like": 0.0, "effective_view": 0.15}
 PLAIN_FUSION = {"has_next": 1.0, "effective_view": 1.0, "like": 0.3}
 
 
+def labelled_tasks(tasks: Sequence[str], labels: NDArray[np.floating]) -> tuple[str, ...]:
+    """Those of a model's tasks that training told anything about. labels: float [n, len(TASKS)], NaN = null."""
+    known_T = (~np.isnan(labels)).any(axis=0)
+    return tuple(task for task in tasks if known_T[TASKS.index(task)])
+
+
 def fusion_of(tasks: Sequence[str]) -> dict[str, float]:
-    """Weight of each task in the value that a swipe ranks by."""
+    """Weight of each task in the value that a swipe ranks by. tasks: those that had labels (`labelled_tasks`), or the
+    scores of the others, which are noise, would rank."""
     whole = FUSION if "watch_time" in tasks else PLAIN_FUSION
     return {task: whole[task] for task in whole if task in tasks}
 
 
 def list_reward_of(tasks: Sequence[str]) -> dict[str, Any] | None:
-    """`contract.beam.ListReward` as data: the fusion without staying, discounted by it; None without has_next."""
+    """`contract.beam.ListReward` as data: the fusion without staying, discounted by it. None where has_next is no task
+    with labels: nothing is known of what follows in a list, and the phone chooses by NextOne."""
     if "has_next" not in tasks:
         return None
     return {"value": {k: v for k, v in fusion_of(tasks).items() if k != "has_next"}, "survival": "has_next"}

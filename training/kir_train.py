@@ -35,6 +35,7 @@ from training.kir_layers import HARD_MASK
 from training.kir_objective import (
     TASK_WEIGHTS,
     fusion_of,
+    labelled_tasks,
     list_reward_of,
     task_columns,
     task_losses,
@@ -80,10 +81,13 @@ class KirTask(nn.Module):
 
 
 def split_by_time(data: KirData, held_out: float) -> NDArray[np.bool_]:
-    """True for training events: those before the last `held_out` share of the log; without times, of each user's."""
+    """True for training events: those before the last `held_out` share of the log; without times, of each user's.
+
+    Events without a time are older than those with one (KuaiRand's first days), so the share is of the latter.
+    """
     time_ms, n = data.events["time_ms"], len(data)
     known = time_ms >= 0
-    if known.mean() > 0.5:
+    if known.any():
         return ~known | (time_ms < np.quantile(time_ms[known], 1 - held_out))
     user = np.unique(data.events["user_id"], return_inverse=True)[1]
     size = np.bincount(user)
@@ -110,6 +114,16 @@ def choose_spec(
     shares = coverage(spec, data, train)
     dropped = [name for name, share in shares.items() if share < least]
     return spec.without(dropped), shares, dropped
+
+
+def _labelled(config: KirConfig, data: KirData, train: NDArray[np.bool_], before: Checkpoint | None) -> tuple[str, ...]:
+    """Tasks with labels in this training or in that of the checkpoint it goes on from."""
+    known = set(labelled_tasks(config.tasks, data.labels_nT[train]))
+    if before is not None:
+        known |= set(before.config["training"].get("labelled_tasks", before.model_config.get("fusion", ())))
+    if not known:
+        raise InputError("no label of any task to train on", got=f"{int(train.sum())} events", allowed=config.tasks)
+    return tuple(task for task in config.tasks if task in known)
 
 
 def new_keys(spec: FeatureSpec, data: KirData, train: NDArray[np.bool_]) -> dict[str, NDArray[np.uint64]]:
@@ -155,9 +169,15 @@ def mask_gap(task: KirTask, batches: Batches) -> float:
 
 
 def evaluate(
-    task: KirTask, data: KirData, held_out: NDArray[np.bool_], threshold: float, view: View | None = None
+    task: KirTask,
+    data: KirData,
+    held_out: NDArray[np.bool_],
+    threshold: float,
+    view: View | None = None,
+    fusion: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Ranking on held-out events, of the net and of the server's own order (`server_*`)."""
+    """Ranking on held-out events, of the net and of the server's own order (`server_*`), and by `fusion`, None = of all
+    tasks (`fused_*`)."""
     batches = Batches(data, task.net.spec, task.tables, held_out, windows=4 * WINDOWS, view=view)
     scores_nT, rows = score(task, batches)
     if not len(rows):
@@ -168,15 +188,20 @@ def evaluate(
     chances = {} if task.net.config.loss == "weighted" else calibration(scores_nT, tasks, data, rows)
     baseline, _ = server_scores(data, rows)
     server = ranking_metrics(np.repeat(baseline[:, None], len(TASKS), axis=1), TASKS, data, rows, threshold)
-    fused_T = np.repeat(fused(scores_nT, tasks, fusion_of(tasks))[:, None], len(TASKS), axis=1)
+    fused_T = np.repeat(fused(scores_nT, tasks, fusion or fusion_of(tasks))[:, None], len(TASKS), axis=1)
     value = ranking_metrics(fused_T, TASKS, data, rows, threshold)
     return {
         **found,
         **chances,
-        **{f"server_{name}": x for name, x in server.items() if name.endswith(("effective_view", "watch_time"))},
-        **{f"fused_{name}": x for name, x in value.items() if name.endswith("watch_time")},
+        **{f"server_{name}": x for name, x in server.items() if _ranks(name, "effective_view", "watch_time")},
+        **{f"fused_{name}": x for name, x in value.items() if _ranks(name, "watch_time")},
         "mask_gap": mask_gap(task, batches),
     }
+
+
+def _ranks(metric: str, *tasks: str) -> bool:
+    """Whether it says how well one of these tasks is ranked."""
+    return metric.endswith(tasks) and "auc" in metric
 
 
 def train_kir(
@@ -206,6 +231,7 @@ def train_kir(
     changes      of the preset's configuration; without: fields left out of the spec; view: what choices may know.
                  For ablations; not with init_from
 
+    Tasks that the log never observed stay in the net, but neither fusion nor list reward reads them.
     Raises InputError when there is nothing to train on.
     """
     if Path(out_dir).exists() and not overwrite:
@@ -224,6 +250,7 @@ def train_kir(
     net, tables, facts = (
         _continue(data, train, init_from) if init_from else _start(data, train, config, seed, pxtr_only, without)
     )
+    labelled = _labelled(config, data, train, init_from)
     task = KirTask(net, tables)
     batches = Batches(data, net.spec, tables, train, placed=config.placed, view=view)
     batches.size = min(WINDOWS, max(LEAST_WINDOWS, len(batches.pieces) // STEPS))
@@ -234,13 +261,13 @@ def train_kir(
     result = Trainer(task, batches.epoch, len(batches), plan, label="kir", quiet=log is None).run()
     net.balance()
     threshold = float(np.nanmean(data.labels_nT[train, TASKS.index("watch_time")]))
-    metrics = evaluate(task, data, ~train, threshold, view)
+    metrics = evaluate(task, data, ~train, threshold, view, fusion_of(labelled))
     say(f"trained {result.steps} steps in {result.seconds:.1f} s; " + _headline(metrics))
     facts |= {
         "seed": seed, "impressions": len(data), "training_impressions": int(train.sum()), "held_out": held_out,
         "users": len(np.unique(data.events["user_id"])), "plan": asdict(plan), "result": result.to_dict(),
         "task_weights": {task: TASK_WEIGHTS[task] for task in config.tasks}, "key_dropout": KEY_DROPOUT,
-        "watch_share_threshold": threshold,
+        "watch_share_threshold": threshold, "labelled_tasks": list(labelled), "fusion": fusion_of(labelled),
         "trained_until_ms": int(data.events["time_ms"][train].max(initial=-1)) + 1,
         "server_baseline": server_scores(data, np.arange(min(len(data), 10_000)))[1], "pxtr_only": pxtr_only,
     }  # fmt: skip
@@ -252,8 +279,8 @@ def train_kir(
         spec=net.spec,
         model_config={
             **config.to_json(),
-            "fusion": fusion_of(config.tasks),
-            "list_reward": list_reward_of(config.tasks),
+            "fusion": fusion_of(labelled),
+            "list_reward": list_reward_of(labelled),
         },
         training=facts,
         metrics=metrics,
@@ -273,9 +300,9 @@ def _card(config: KirConfig, net: Kir, facts: dict[str, Any], metrics: dict[str,
         "dense parameters": sum(p.numel() for p in net.parameters()),
         "training impressions": facts["training_impressions"],
         "fields without data, dropped": ", ".join(facts["dropped_fields"] or ["none"]),
-        "fusion": ", ".join(f"{task} {weight:g}" for task, weight in fusion_of(config.tasks).items()),
+        "fusion": ", ".join(f"{task} {weight:g}" for task, weight in facts["fusion"].items()),
     }
-    note = "`server_*` ranks by what the server sent alone; GAUC is per user, weighted by impressions."
+    note = "`server_*` ranks by what the server sent alone; GAUC is per user, weighted by positives."
     return model_card("KIR, the on-device reranker", lines, metrics, note)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from contract.events import Events
 from contract.vocabulary import PXTR_HEADS
-from training.within_user import METRICS, ScoredLog, per_user
+from training.within_user import METRICS, ScoredLog, ece, per_user
 
 PSEUDO_COUNTS = 20.0  # of the baseline's smoothed rate
 PAST_ONLY = "labels and histories up to the cut only"
@@ -51,14 +51,20 @@ def item_rate(earlier: Events, video_id: NDArray[np.uint64], head: str = "long_v
 
 
 def ranker_metrics(events: Events, pxtr_nX: NDArray[np.float32], earlier: Events) -> dict[str, float]:
-    """AUC per head with labels of both classes, predicted over observed rate, and within-user ranking by long_view."""
+    """`positives_<head>` of each head that was observed; `auc_`, `gauc_` and `ece_<head>` and predicted over observed
+    rate where labels are of both classes; and within-user ranking by long_view, beside the item rate."""
     found: dict[str, float] = {}
     for x, head in enumerate(PXTR_HEADS):
         seen = (events[head] >= 0) & ~np.isnan(pxtr_nX[:, x])
-        value = auc(events[head][seen], pxtr_nX[seen, x])
+        labels, chances = events[head][seen], pxtr_nX[seen, x].astype(np.float64)
+        if seen.any():
+            found[f"positives_{head}"] = int((labels == 1).sum())
+        value = auc(labels, chances)
         if not np.isnan(value):
-            found[f"auc_{head}"] = value
-            found[f"calibration_{head}"] = float(pxtr_nX[seen, x].mean() / (events[head][seen] == 1).mean())
+            gauc = within_user_ranking(events["user_id"][seen], labels, chances)["gauc"]
+            found |= {f"auc_{head}": value, **_numbers("", {f"gauc_{head}": gauc})}
+            found[f"ece_{head}"] = ece(labels == 1, chances)
+            found[f"calibration_{head}"] = float(chances.mean() / (labels == 1).mean())
     x = PXTR_HEADS.index("long_view")
     seen = (events["long_view"] >= 0) & ~np.isnan(pxtr_nX[:, x])
     if seen.any():

@@ -28,7 +28,7 @@ from training.ranker_loss import ranker_loss
 from training.real_time import against_outcomes, live_index, told_live
 from training.tables import SparseTables, table_keys
 from training.trainer import TrainConfig, Trainer, keep_log, log_beside
-from training.within_user import ScoredLog
+from training.within_user import CLAIM_POSITIVES, ScoredLog, no_claim
 
 
 class RankerTask(nn.Module):
@@ -323,12 +323,17 @@ def train_ranker(
         model_config=net.config.to_dict(),
         training=training,
         metrics=metrics,
-        card_text=model_card("Server ranker", about, metrics),
+        card_text=model_card("Server ranker", about, metrics, _note(metrics)),
         state=fitted.state,
         overwrite=overwrite,
     )
     keep_log(out_dir)
     return saved
+
+
+def _note(metrics: dict[str, Any]) -> str:
+    few = ", ".join(f"{head} ({n})" for head, n in no_claim(metrics).items())
+    return f"No claim: heads with fewer than {CLAIM_POSITIVES} positives: {few}." if few else ""
 
 
 def evaluate_ranker(

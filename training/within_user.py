@@ -34,6 +34,7 @@ Floats = NDArray[np.float64]
 CUT = 5
 METRICS = ("primary", "gauc", "ndcg@5")
 CALIBRATION_BINS = 10
+CLAIM_POSITIVES = 500  # of a head or task: with fewer, figures are shown and carry no claim
 FORMAT = "kir-scores/1"
 METADATA = b"kir-scores"
 SCHEMA = pa.schema(
@@ -254,6 +255,13 @@ def ece(label: NDArray[Any], chance: Floats, bins: int = CALIBRATION_BINS) -> fl
     order = np.argsort(chance, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
     return float(sum(len(p) * abs(chance[p].mean() - label[p].mean()) for p in parts) / max(len(label), 1))
+
+
+def no_claim(metrics: Mapping[str, Any]) -> dict[str, int]:
+    """Heads or tasks with too few positives for their figures to say anything, and how many they have: of
+    metrics with a `positives_<head>` each."""
+    counts = {name.removeprefix("positives_"): n for name, n in metrics.items() if name.startswith("positives_")}
+    return {head: int(n) for head, n in counts.items() if n < CLAIM_POSITIVES}
 
 
 def results_table(results: Sequence[WithinUserResult], first_against: bool = False) -> str:

@@ -60,6 +60,18 @@ class TestSource:
         with pytest.raises(ConversionError, match="list_reward"):
             load_source(directory)
 
+    def test_a_net_that_never_saw_staying_gets_no_list_reward(self, tmp_path: Path) -> None:
+        directory = makers.make_kir(tmp_path / "kir").path
+        config = json.loads((directory / "config.json").read_text())
+        model = {**config["model"], "list_reward": None, "fusion": {"watch_time": 1.0}}
+        (directory / "config.json").write_text(json.dumps({**config, "model": model}))
+        source = load_source(directory)
+        assert source.list_reward is None
+        assert source.fusion == {"watch_time": 1.0}
+        del model["list_reward"]  # a checkpoint older than it
+        (directory / "config.json").write_text(json.dumps({**config, "model": model}))
+        assert asdict(load_source(directory).list_reward) == LIST_REWARD
+
     def test_rows_are_those_a_phone_gets(self, two_buckets: KirSource) -> None:
         exact, coded = two_buckets.tables.numpy_rows()["video"], two_buckets.decoded_tables()["video"]
         assert 0 < np.abs(exact - coded).max() <= np.abs(exact).max() / 127

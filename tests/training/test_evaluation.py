@@ -10,6 +10,7 @@ import torch
 
 import kir
 from contract.errors import InputError
+from contract.parquet import write_events
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.days import DAY_MS
 from training.evaluation import Cut, evaluate_checkpoint, kind_of, open_split, trained_until
@@ -19,6 +20,7 @@ from training.readers import open_data
 from training.retrieval_result import RetrievalResult, compare
 from training.retrieval_split import split_of
 from training.tables import SparseTables, table_keys
+from training.within_user import read_scores
 
 SIM = "sim:users=30,items=120,days=3"
 CONFIG = preset_config("tiny", width=16, hidden=24, video_width=8, attribute_width=4)
@@ -156,31 +158,66 @@ def test_sequences_are_evaluated_by_split(sequences, tmp_path, capsys, which):
 SERVER = "server (server_position)"  # the simulator tells no pXTR
 
 
-def test_kir_and_ranker_are_evaluated_too(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def rankers(tmp_path_factory):
+    """A KIR and a server ranker of the simulated log, trained as briefly as may be."""
+    folder = tmp_path_factory.mktemp("rankers")
     for model in ("kir", "ranker"):
-        out, figures = tmp_path / model, tmp_path / f"{model}.json"
-        assert run("train", model, "--data", SIM, "--out", out, "--epochs", 1) == 0
-        dump = tmp_path / f"{model}.parquet"
-        assert run("evaluate", out, "--data", SIM, "--json", figures, "--dump", dump) == 0
-        checkpoint, found = load_checkpoint(out), json.loads(figures.read_text())
-        assert "protocol: " in capsys.readouterr().out
-        ours, floor = found["within_user"]
-        assert (ours["name"], floor["name"]) == (checkpoint.version, "item rate" if model == "ranker" else SERVER)
-        apart = found["comparison"]["primary"]["mean"]
-        assert apart == pytest.approx(ours["metrics"]["primary"]["mean"] - floor["metrics"]["primary"]["mean"])
-        assert run("evaluate", "--from-dump", dump, "--json", tmp_path / "again.json") == 0
-        assert "GAUC weighted by positives" in capsys.readouterr().out
-        assert json.loads((tmp_path / "again.json").read_text())["result"] == ours
-        shared = [name for name in checkpoint.metrics if name.startswith(("auc", "gauc"))]
-        assert shared
-        for name in shared:
-            assert found["metrics"][name] == pytest.approx(checkpoint.metrics[name], abs=1e-6)
-        assert run("evaluate", out, "--data", SIM, "--split", "val") == 2
-        assert "--split" in capsys.readouterr().err
-    cut = int(load_checkpoint(tmp_path / "ranker").config["training"]["trained_until_ms"])
-    assert run("evaluate", tmp_path / "kir", "--data", SIM, "--from-ms", cut, "--json", figures) == 0
-    assert f"from {cut} ms on" in capsys.readouterr().out
-    assert json.loads(figures.read_text())["cut_ms"] == cut
+        assert run("train", model, "--data", SIM, "--out", folder / model, "--epochs", 1) == 0
+    return folder
+
+
+@pytest.mark.parametrize("model", ["kir", "ranker"])
+def test_kir_and_ranker_are_evaluated_too(rankers, tmp_path, capsys, model):
+    out, figures, dump = rankers / model, tmp_path / "figures.json", tmp_path / "scores.parquet"
+    assert run("evaluate", out, "--data", SIM, "--json", figures, "--dump", dump) == 0
+    checkpoint, found = load_checkpoint(out), json.loads(figures.read_text())
+    printed = capsys.readouterr().out
+    assert "protocol: " in printed
+    assert "CAUTION" not in printed
+    ours, floor = found["within_user"]
+    assert (ours["name"], floor["name"]) == (checkpoint.version, "item rate" if model == "ranker" else SERVER)
+    apart = found["comparison"]["primary"]["mean"]
+    assert apart == pytest.approx(ours["metrics"]["primary"]["mean"] - floor["metrics"]["primary"]["mean"])
+    assert run("evaluate", "--from-dump", dump, "--json", tmp_path / "again.json") == 0
+    assert "GAUC weighted by positives" in capsys.readouterr().out
+    assert json.loads((tmp_path / "again.json").read_text())["result"] == ours
+    shared = [name for name in checkpoint.metrics if name.startswith(("auc", "gauc"))]
+    assert shared
+    for name in shared:
+        assert found["metrics"][name] == pytest.approx(checkpoint.metrics[name], abs=1e-6)
+    assert found["cut_ms"] == found["trained_until_ms"] == trained_until(out)
+    assert found["caution"] == ""
+    counts = {k.removeprefix("positives_"): n for k, n in found["metrics"].items() if k.startswith("positives_")}
+    assert found["no_claim"] == {head: n for head, n in counts.items() if n < 500} != {}
+    marked = [line for line in printed.splitlines() if "no claim (n < 500)" in line]
+    assert {line.split()[0] for line in marked} >= {f"positives_{head}" for head in found["no_claim"]}
+    task = "effective_view" if model == "kir" else "long_view"
+    assert found["metrics"][f"gauc_{task}"] == pytest.approx(ours["metrics"]["gauc"]["mean"]), "one GAUC, not two"
+    assert run("evaluate", out, "--data", SIM, "--split", "val") == 2
+    assert "--split" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("model", "flags"), [("kir", ("--holdout-days", 2)), ("ranker", ("--from-ms", 5))])
+def test_scoring_what_training_saw_is_said_aloud(rankers, tmp_path, capsys, model, flags):
+    until, figures = trained_until(rankers / model), tmp_path / "figures.json"
+    assert run("evaluate", rankers / model, "--data", SIM, *flags, "--json", figures) == 0
+    leak = f"CAUTION: training saw this log up to {until} ms, impressions before that included"
+    assert capsys.readouterr().out.count(leak) == 2, "above the figures and above the table of intervals"
+    found = json.loads(figures.read_text())
+    assert found["caution"] == leak
+    assert all(leak in one["protocol"] for one in (found["metrics"], *found["within_user"]))
+
+
+@pytest.mark.parametrize("model", ["kir", "ranker"])
+def test_a_log_that_begins_after_training_is_scored_whole(rankers, log, tmp_path, capsys, model):
+    later = log.events.with_columns(time_ms=log.events["time_ms"] + 10 * DAY_MS)
+    write_events(tmp_path / "events.parquet", later)
+    assert run("evaluate", rankers / model, "--data", f"events:{tmp_path}", "--dump", tmp_path / "scores.parquet") == 0
+    printed = capsys.readouterr().out
+    assert f"protocol: {len(later)} impressions" in printed
+    assert "CAUTION" not in printed
+    assert len(read_scores(tmp_path / "scores.parquet")) == int((later["long_view"] >= 0).sum())
 
 
 def test_where_a_log_is_cut(log, cut_ms):

@@ -156,6 +156,8 @@ ABLATED = {
 }
 CASES = [*((spec_name, TINY) for spec_name in SPECS), *(("full", config) for config in (PRESETS | ABLATED).values())]
 NAMES = [*SPECS, *PRESETS, *ABLATED]
+CASES += [("pxtr_only", config) for config in PRESETS.values()]
+NAMES += [f"pxtr_only-{name}" for name in PRESETS]
 
 
 @pytest.mark.parametrize(("spec_name", "config"), CASES, ids=NAMES)

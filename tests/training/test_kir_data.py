@@ -318,6 +318,10 @@ def test_split_is_by_time():
     time_ms = data.events["time_ms"]
     assert time_ms[train].max() < time_ms[~train].min()
     assert 0.7 < train.mean() < 0.8
+    # KuaiRand: nine in ten have no time and are older; what is held out are the last hours, not each user's last
+    mostly = prepare(some_events(200, time_ms=np.r_[np.full(180, -1), 1_700_000_000_000 + np.arange(20)]), L)
+    train, time_ms = split_by_time(mostly, 0.25), mostly.events["time_ms"]
+    assert np.sort(time_ms[~train]).tolist() == [1_700_000_000_000 + i for i in range(15, 20)]
     without = prepare(some_events(200, time_ms=np.full(200, -1)), L)
     share = split_by_time(without, 0.25)
     for user in np.unique(without.events["user_id"]):

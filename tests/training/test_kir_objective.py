@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from training.kir_objective import (
     LIST_REWARD,
     PLAIN_FUSION,
     fusion_of,
+    labelled_tasks,
     list_reward_of,
     task_columns,
     task_losses,
@@ -79,6 +81,15 @@ def test_weights_name_the_models_own_tasks(preset):
     if reward is not None:
         ListReward.from_json(reward, tasks)
     assert [TASKS[i] for i in task_columns(tasks)] == list(tasks)
+
+
+def test_tasks_without_a_label_neither_rank_nor_discount():
+    labels = np.array([[1.0, np.nan, np.nan, 0.5], [0.0, np.nan, np.nan, np.nan]])
+    assert labelled_tasks(TASKS, labels) == ("effective_view", "watch_time")
+    assert labelled_tasks(("has_next", "effective_view", "like"), labels) == ("effective_view",)
+    known = labelled_tasks(TASKS, labels)
+    assert fusion_of(known) == {"watch_time": FUSION["watch_time"], "effective_view": FUSION["effective_view"]}
+    assert list_reward_of(known) is None
 
 
 def test_all_tasks_have_the_tuned_weights():

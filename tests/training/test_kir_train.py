@@ -158,6 +158,24 @@ def test_unknown_labels_train_nothing(log, tmp_path):
     assert "auc_effective_view" in checkpoint.metrics
 
 
+def test_a_task_that_the_log_never_observed_does_not_rank(log, tmp_path):
+    """KuaiRand tells nothing of staying: its score is noise, and so would be what it adds or discounts on the phone."""
+    blank = log.with_columns(has_next=np.full(len(log), -1))
+    checkpoint = train_kir(blank, tmp_path / "no-next", "tiny", **QUICK)
+    rest = {task: weight for task, weight in FUSION.items() if task != "has_next"}
+    assert checkpoint.model_config["fusion"] == rest == checkpoint.config["training"]["fusion"]
+    assert checkpoint.model_config["list_reward"] is None
+    assert "has_next" not in checkpoint.card_path.read_text().split("fusion")[1].splitlines()[0]
+    tuned = train_kir(blank, tmp_path / "tuned", init_from=checkpoint, **QUICK)
+    assert tuned.model_config["fusion"] == rest
+    told = train_kir(log, tmp_path / "told", init_from=checkpoint, **QUICK)
+    assert told.model_config["fusion"] == FUSION
+    assert told.model_config["list_reward"] == LIST_REWARD
+    silent = log.with_columns(play_time_ms=np.full(len(log), -1), **{n: np.full(len(log), -1) for n in SIGNALS})
+    with pytest.raises(InputError, match="no label of any task"):
+        train_kir(silent.with_columns(has_next=np.full(len(log), -1)), tmp_path / "silent", "tiny", **QUICK)
+
+
 def test_a_budget_is_kept(log, tmp_path):
     checkpoint = train_kir(log, tmp_path / "budget", "tiny", epochs=10_000, max_seconds=1.0)
     assert checkpoint.config["training"]["result"]["seconds"] < 5
@@ -181,7 +199,7 @@ def slow_gauc(scores, labels, groups):
         s, y = scores[groups == group], labels[groups == group]
         pairs = [(a > b) + 0.5 * (a == b) for a in s[y] for b in s[~y]]
         if pairs:
-            total, weight = total + np.mean(pairs) * len(s), weight + len(s)
+            total, weight = total + np.mean(pairs) * y.sum(), weight + y.sum()
     return total / weight
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from contract.errors import CheckpointError, InputError, SpecError
+from contract.errors import CheckpointError, EventError, InputError, SpecError
 from contract.events import Events
 from contract.features import dense_block
 from contract.history import HistoryIndex
@@ -17,10 +17,11 @@ from contract.matches import K_MATCHES, match_flags
 from contract.specs import kuaiformer_spec
 from contract.vocabulary import PXTR_HEADS, X_PXTR
 from training.checkpoint import load_checkpoint
-from training.days import cut_before_last_days, days_of, split_at
+from training.days import cut_before_last_days, days_of, held_out, split_at
+from training.evaluation import metrics_text
 from training.ranker import PRESETS, SHRINK, Ranker, RankerConfig, RankerProbabilities, preset_config
 from training.ranker_data import PAIRS_OF_A_POSITIVE, RankerData, frozen_bounds, known_until_ms, pairs_of
-from training.ranker_eval import auc, item_rate, within_user_ranking
+from training.ranker_eval import auc, item_rate, ranker_metrics, within_user_ranking
 from training.ranker_loss import masked_bce, pair_loss
 from training.ranker_train import (
     RankerPlan,
@@ -35,6 +36,7 @@ from training.ranker_train import (
     train_ranker,
 )
 from training.simulator import SimConfig, World, simulate_logs
+from training.within_user import ece, no_claim
 
 CONFIG = preset_config("tiny", row_width=4, width=16, hidden=8, history=5)
 LONG_VIEW = PXTR_HEADS.index("long_view")
@@ -369,6 +371,16 @@ def test_folds_keep_days_whole(events):
         fold_days(one_day, 2)
 
 
+def test_a_log_of_one_day_says_so(events):
+    one_day = events.take(np.flatnonzero(days_of(events) == days_of(events).max()))
+    with pytest.raises(EventError, match="the log is of one day") as told:
+        cut_before_last_days(one_day, 1)
+    assert "…" not in str(told.value), "no range that ends before it begins"
+    with pytest.raises(InputError, match="so many days") as told:
+        cut_before_last_days(events, 4)
+    assert "1 … 3" in str(told.value)
+
+
 @pytest.fixture(scope="module")
 def trained(events, tmp_path_factory):
     out = tmp_path_factory.mktemp("ranker") / "model"
@@ -381,6 +393,29 @@ def test_it_learns(trained):
     assert 0.7 < metrics["calibration_long_view"] < 1.4
     assert metrics["primary"] > 0.4
     assert "frozen" in metrics["protocol"] or "up to the cut" in metrics["protocol"]
+
+
+def test_every_head_is_counted_and_few_positives_claim_nothing(trained, events):
+    """By hand, from the log and the predictions: positives, GAUC and calibration error of each head."""
+    cut = trained.config["training"]["trained_until_ms"]
+    earlier, later = split_at(events, cut)
+    pxtr = predict(load_ranker(trained), trained.tables, events, np.flatnonzero(held_out(events, cut)), cut_ms=cut)
+    found = ranker_metrics(later, pxtr, earlier)
+    few = no_claim(found)
+    for x, head in enumerate(PXTR_HEADS):
+        seen = later[head] >= 0
+        labels, chances = later[head][seen], pxtr[seen, x].astype(np.float64)
+        assert found[f"positives_{head}"] == (labels == 1).sum()
+        assert (head in few) == ((labels == 1).sum() < 500)
+        if f"auc_{head}" in found:
+            assert found[f"ece_{head}"] == pytest.approx(ece(labels, chances))
+            one = within_user_ranking(later["user_id"][seen], labels, chances)
+            assert found.get(f"gauc_{head}", np.nan) == pytest.approx(one["gauc"], nan_ok=True)
+    assert found["gauc_long_view"] == found["gauc"]
+    assert "follow" in few, "so short a log has few of them"
+    assert f"follow ({few['follow']})" in trained.card_path.read_text()
+    lines = metrics_text("ranker", found).splitlines()
+    assert all(line.endswith("no claim (n < 500)") == any(h in line for h in few) for line in lines[1:])
 
 
 def test_a_checkpoint_scores_as_it_did(trained, events):

@@ -185,6 +185,7 @@ def test_a_correction_without_effect_is_said(tmp_path, capsys):
         (("train", "ranker", "--data", SIM, "--out", "m", "--preset", "seed"), "unknown preset"),
         (("train", "ranker", "--data", SIM, "--out", "m", "--holdout-days", "9"), "hold out"),
         (("train", "kir", "--data", SIM, "--out", "m", "--steps", "5"), "--steps"),
+        (("train", "ranker", "--data", SIM, "--out", "m", "--pxtr-only"), "--pxtr-only is for kir"),
         (("train", "ranker", "--data", SIM, "--out", "m", "--set", "loss.alpha=0.2"), "recipes are kuaiformer's"),
         (("train", "kuaiformer", "--data", SIM, "--out", "m", "--recipe", "nowhere"), "no such recipe"),
         (("train", "kuaiformer", "--data", SIM, "--out", "m", "--set", "model.size=3"), "size"),
@@ -229,6 +230,18 @@ def test_kir_is_called_with_what_the_flags_say(tmp_path, monkeypatch):
     assert called["epochs"] == 2
     assert called["preset"] == "kir2022"
     assert called["out"] == tmp_path / "k"
+    assert not called["pxtr_only"]
+    assert run("train", "kir", "--data", SIM, "--out", tmp_path / "k", "--pxtr-only") == 0
+    assert called["pxtr_only"]
+
+
+def test_a_ranker_has_the_presets_that_help_names(capsys):
+    from training.ranker import PRESETS
+
+    assert tuple(PRESETS) == cli.RANKER_PRESETS
+    with pytest.raises(SystemExit):
+        kir.main(["train", "--help"])
+    assert f"ranker: {', '.join(PRESETS)};" in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_names_every_flag(capsys):
