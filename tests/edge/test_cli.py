@@ -126,7 +126,12 @@ class TestSwipe:
         with Cdn(signed.path) as web:
             flags = ("--cdn", web.url, "--swipes", "3")
             assert self.swipe(server, *flags) == 2
-            assert "trusted by their signature" in capsys.readouterr().err
+            said = capsys.readouterr().err
+            assert "trusted by their signature" in said
+            assert "--root FILE" in said
+            assert "--unsigned" in said
+            assert "root=" not in said
+            assert "unsigned=" not in said
             for trust in (["--root", str(signed.root)], ["--unsigned"]):
                 assert self.swipe(server, *flags, *trust) == 0
                 assert capsys.readouterr().out.startswith("model: kir-a (new)")

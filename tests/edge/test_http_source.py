@@ -85,6 +85,31 @@ def test_a_refused_range_starts_again(store: ModelStore, web: Cdn) -> None:
         Handler.do_GET = original  # type: ignore[method-assign]
 
 
+@pytest.mark.parametrize(("part", "n_asked"), [(b"", 1), (b"its beginning", 2)])
+def test_416_is_the_cdns_failure_not_the_disks(web: Cdn, tmp_path: Path, part: bytes, n_asked: int) -> None:
+    """A Range that is refused is given up once; a 416 to a request without one can only be told."""
+    (tmp_path / "part").write_bytes(part)
+    web.statuses = [416] * 9
+    with pytest.raises(DownloadError, match=r"models/kir-a/x\.tflite: the CDN answered 416"):
+        HttpSource(web.url).download("models/kir-a/x.tflite", tmp_path / "part", 1_000, lambda *_: None)
+    assert [wanted for _, wanted in web.log] == ["bytes=13-", ""][-n_asked:]
+
+
+def test_an_update_from_a_cdn_that_always_answers_416(
+    store: ModelStore, web: Cdn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Handler.do_GET
+
+    def refuse_graphs(self: Handler) -> None:
+        if self.path.endswith(".tflite"):
+            self.server.statuses = [416]
+        original(self)
+
+    monkeypatch.setattr(Handler, "do_GET", refuse_graphs)
+    with pytest.raises(DownloadError, match=r"models/kir-a/\w+\.tflite: the CDN answered 416"):
+        store.update()
+
+
 @pytest.mark.parametrize("status", [301, 403, 404, 500, 503])
 def test_other_answers_are_told(store: ModelStore, web: Cdn, status: int) -> None:
     web.statuses = [status]

@@ -121,6 +121,28 @@ class TestDuplicates:
         assert add(pool, [1]) == 0
         assert pool.pages == []
 
+    @pytest.mark.parametrize("config", [PoolConfig(), PoolConfig(max_pages=1)])
+    def test_a_page_with_nothing_new_takes_no_candidate_away(self, config: PoolConfig) -> None:
+        pool = CandidatePool(config)
+        add(pool, [1, 2, 3, 4], page_id="a")
+        for index in (0, 1):
+            pool.shown(pool.pages[0], index)
+        assert add(pool, [1, 2], 10, page_id="b") == 0
+        assert left(pool.tier(20)) == [3, 4]
+        assert add(pool, [1, 2], HARD_MS, page_id="c") == 0  # what is left has expired by now, and is all there is
+        assert left(pool.tier(HARD_MS)) == [3, 4]
+        assert not any(pool.evicted.values())
+        assert add(pool, [5], HARD_MS, page_id="d") == 1
+        assert (left(pool.pages), pool.evicted["expired"]) == ([5], 2)
+
+    def test_with_two_pages_held_neither_goes_for_a_page_with_nothing_new(self, pool: CandidatePool) -> None:
+        add(pool, [1, 2])
+        add(pool, [3, 4], 1)
+        pool.shown(pool.pages[0], 0)
+        pool.shown(pool.pages[1], 0)
+        assert add(pool, [1, 3], 2) == 0
+        assert left(pool.tier(3)) == [2, 4]
+
     def test_the_seen_list_is_bounded(self) -> None:
         pool = CandidatePool(PoolConfig(seen=2))
         add(pool, [1, 2, 3])

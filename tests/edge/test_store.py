@@ -20,7 +20,7 @@ from contract.errors import (
     VersionMismatch,
 )
 from contract.manifest import MANIFEST_NAME, POINTER_NAME, Manifest
-from edge import InstalledModel, ModelStore
+from edge import EdgeSession, InstalledModel, ModelStore
 from edge._installed import device_files
 from tests.edge.tiny_model import point_at
 
@@ -43,6 +43,12 @@ def lengthen(path: Path) -> None:
 
 def manifest_of(cdn: Path, version: str) -> Manifest:
     return Manifest.from_bytes((cdn / "models" / version / MANIFEST_NAME).read_bytes())
+
+
+def blobs_of(cdn: Path, *versions: str) -> set[str]:
+    """Hashes of what a phone fetches of these versions."""
+    manifests = [manifest_of(cdn, version) for version in versions]
+    return {manifest.files[file].sha256 for manifest in manifests for file in device_files(manifest)}
 
 
 @pytest.fixture
@@ -373,11 +379,111 @@ class TestKeep:
             point_at(cdn, version)
             store.activate(str(store.update()))
         assert store.versions() == ["kir-b", "kir-pxtr"]
-        named = {
-            manifest_of(cdn, v).files[f].sha256 for v in store.versions() for f in device_files(manifest_of(cdn, v))
-        }
-        assert {path.name for path in (cache / "blobs").iterdir()} == named
+        assert {path.name for path in (cache / "blobs").iterdir()} == blobs_of(cdn, *store.versions())
         assert store.rollback().dense_version == "kir-b"
+
+    def test_what_was_offered_and_never_ran_goes_when_the_cdn_moves_on(self, cdn: Path, cache: Path) -> None:
+        store = ModelStore(cache, cdn, keep=2)
+        store.activate(str(store.update()))
+        for version in ("kir-b", "kir-pxtr", "kir-b", "kir-pxtr"):
+            point_at(cdn, version)
+            assert store.update() == version
+            assert store.versions() == sorted(["kir-a", version])
+            assert {path.name for path in (cache / "blobs").iterdir()} == blobs_of(cdn, "kir-a", version)
+
+    def test_what_is_offered_stays_at_a_start(self, running: ModelStore, cache: Path) -> None:
+        running.update()
+        ModelStore(cache).prune()
+        assert ModelStore(cache).load("kir-b").dense_version == "kir-b"
+
+    @pytest.mark.parametrize("ends_by", [EdgeSession.maintain, EdgeSession.close])
+    def test_a_session_drops_what_nothing_names(
+        self, running: ModelStore, cdn: Path, cache: Path, ends_by: Callable[[EdgeSession], None]
+    ) -> None:
+        (cache / "parts").mkdir(exist_ok=True)
+        leftovers = [cache / "parts" / f"{'0' * 64}.part", cache / "blobs" / ("0" * 64)]
+        leftovers += [cache / "versions" / ".kir-x.json.new"]
+        for path in leftovers:
+            path.write_bytes(b"of an update that was killed")
+        session = EdgeSession(5, running)
+        assert session.start() == ""
+        assert all(path.exists() for path in leftovers)  # a start reads, and is quick
+        ends_by(session)
+        assert not any(path.exists() for path in leftovers)
+        assert running.active().dense_version == "kir-a"
+        assert session.last_error is None
+
+    def test_a_transfer_that_broke_off_is_not_dropped_while_it_is_wanted(
+        self, running: ModelStore, cdn: Path, cache: Path
+    ) -> None:
+        seen: list[str] = []
+
+        def die_in_the_second_file(path: str, have: int, n_bytes: int) -> None:
+            seen.append(path)
+            if len(set(seen)) == 2:
+                raise Killed
+
+        with pytest.raises(Killed):
+            ModelStore(cache, cdn, progress=die_in_the_second_file).update()
+        blobs = {path.name for path in (cache / "blobs").iterdir()}
+        parts = [path.name for path in (cache / "parts").iterdir()]
+        assert len(blobs - blobs_of(cdn, "kir-a")) == len(parts) == 1
+        ModelStore(cache).prune()  # the next start
+        assert {path.name for path in (cache / "blobs").iterdir()} == blobs
+        assert [path.name for path in (cache / "parts").iterdir()] == parts
+        point_at(cdn, "kir-pxtr")
+        assert running.update() == "kir-pxtr"  # wanted no more
+        assert {path.name for path in (cache / "blobs").iterdir()} == blobs_of(cdn, "kir-a", "kir-pxtr")
+        assert list((cache / "parts").iterdir()) == []
+
+    def test_a_version_that_is_loaded_is_not_dropped(self, running: ModelStore, cdn: Path, cache: Path) -> None:
+        """An offered model waits for its page, and reads its graphs of lists when a search wants them."""
+        running.update()
+        held = running.load("kir-b")
+        point_at(cdn, "kir-pxtr")
+        other = ModelStore(cache, cdn, keep=2)
+        assert other.update() == "kir-pxtr"
+        assert other.versions() == ["kir-a", "kir-b", "kir-pxtr"]
+        held.verify()
+        assert running.activate("kir-b").dense_version == "kir-b"
+        del held
+        other.prune()
+        assert other.versions() == ["kir-a", "kir-b", "kir-pxtr"]  # b is active now, a the one before, pxtr wanted
+
+    def test_it_goes_once_nobody_holds_it(self, running: ModelStore, cdn: Path, cache: Path) -> None:
+        running.update()
+        held = running.load("kir-b")
+        point_at(cdn, "kir-pxtr")
+        running.update()
+        del held
+        running.prune()
+        assert running.versions() == ["kir-a", "kir-pxtr"]
+        assert {path.name for path in (cache / "blobs").iterdir()} == blobs_of(cdn, "kir-a", "kir-pxtr")
+
+    @pytest.mark.parametrize("name", ["active.json", "versions/kir-a.json"])
+    def test_with_a_spoilt_pointer_or_record_no_file_is_dropped(
+        self, running: ModelStore, cdn: Path, cache: Path, name: str
+    ) -> None:
+        (cache / name).write_bytes(b"{")
+        point_at(cdn, "kir-pxtr")
+        running.update()
+        assert blobs_of(cdn, "kir-a") <= {path.name for path in (cache / "blobs").iterdir()}
+        assert "kir-a" in running.versions()
+
+    def test_room_is_made_before_a_download(self, running: ModelStore, cdn: Path, cache: Path) -> None:
+        """On a full disk the version that never ran is what stands in the new one's way."""
+        running.update()
+        only_b = blobs_of(cdn, "kir-b") - blobs_of(cdn, "kir-a")
+        left: list[set[str]] = []
+
+        def look(path: str, have: int, n_bytes: int) -> None:
+            left.append(only_b & {blob.name for blob in (cache / "blobs").iterdir()})
+
+        point_at(cdn, "kir-pxtr")
+        ModelStore(cache, cdn, progress=look).update()
+        assert only_b
+        assert left
+        assert not any(left)
 
     def test_a_running_model_survives_the_removal_of_its_files(self, cdn: Path, cache: Path) -> None:
         store = ModelStore(cache, cdn, keep=2)

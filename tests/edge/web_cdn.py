@@ -24,6 +24,8 @@ class Cdn(http.server.ThreadingHTTPServer):
         self.stopping = threading.Event()
         self.endless: set[str] = set()  # paths that never end
         self.trickling: set[str] = set()  # paths of which a byte comes now and then, for ever
+        self.stall_after: int | None = None  # graphs sent whole, before one stops half-way until `go_on`
+        self.stalled, self.go_on = threading.Event(), threading.Event()
 
     def __enter__(self) -> Cdn:
         self._thread = threading.Thread(target=self.serve_forever, daemon=True, kwargs={"poll_interval": 0.02})
@@ -32,6 +34,7 @@ class Cdn(http.server.ThreadingHTTPServer):
 
     def __exit__(self, *_: object) -> None:
         self.stopping.set()
+        self.go_on.set()
         self.shutdown()
         self.server_close()
         self._thread.join()
@@ -71,6 +74,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.flush()
             self.close_connection = True
             return
+        if self.server.stall_after is not None and path.suffix == ".tflite":
+            self.server.stall_after -= 1
+            if self.server.stall_after < 0:
+                self.server.stall_after = None
+                self.wfile.write(body[: len(body) // 2])
+                self.wfile.flush()
+                self.server.stalled.set()
+                self.server.go_on.wait()
+                body = body[len(body) // 2 :]
         self.wfile.write(body)
 
     def _name(self) -> str:
