@@ -23,7 +23,12 @@ from contract.beam import BeamPlan
 from contract.errors import InputError
 from contract.page import Page
 from contract.v1 import page_pb2
+from edge._config import SessionConfig
+from edge._explain import Explanation
+from edge._installed import InstalledModel
 from edge._metrics import Metrics
+from edge._pool import CandidatePool
+from edge._ranking import Ranking
 from edge._session import EdgeSession
 from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Search
 from edge._wire import PageRequest
@@ -52,7 +57,40 @@ class AsyncEdgeSession:
 
     @property
     def metrics(self) -> Metrics:
+        """What the session counts, and how long its stages take; `snapshot` at any time."""
         return self._session.metrics
+
+    @property
+    def pool(self) -> CandidatePool:
+        """Pages on the phone. The worker's: its length may be asked for at any time, the rest while no call runs."""
+        return self._session.pool
+
+    @property
+    def config(self) -> SessionConfig:
+        return self._session.config
+
+    @property
+    def user_id(self) -> int:
+        return self._session.user_id
+
+    @property
+    def session_id(self) -> int:
+        return self._session.session_id
+
+    @property
+    def last_error(self) -> Exception | None:
+        """What was swallowed last."""
+        return self._session.last_error
+
+    @property
+    def default_rows(self) -> int:
+        """Entries of all pages for which the server had no row of its own."""
+        return self._session.default_rows
+
+    @property
+    def n_watched(self) -> int:
+        """Videos in the watched list."""
+        return self._session.n_watched
 
     @property
     def dense_version(self) -> str:
@@ -78,6 +116,14 @@ class AsyncEdgeSession:
         """As `EdgeSession.look_ahead`."""
         return await self._run(self._session.look_ahead, plan, device, first)
 
+    async def ranking(self, device: DeviceState | None = None) -> Ranking:
+        """As `EdgeSession.ranking`: costs a swipe, shows nothing. Raises PoolExhausted."""
+        return await self._run(self._session.ranking, device)
+
+    async def explain(self, video_id: int) -> Explanation:
+        """As `EdgeSession.explain`. Swipes wait for its dozens of runs. Raises InputError when no model scores it."""
+        return await self._run(self._session.explain, video_id)
+
     async def maintain(self) -> None:
         """What need not be waited for; after a choice was shown."""
         await self._run(self._session.maintain)
@@ -86,9 +132,13 @@ class AsyncEdgeSession:
         """Take in a feedback."""
         return await self._run(self._session.feedback, feedback)
 
+    async def page_request(self) -> PageRequest:
+        """What to ask the server for now, for an app that fetches pages itself."""
+        return await self._run(self._session.page_request)
+
     async def fetch_page(self) -> PageReport:
         """Ask and wait, while swipes go on. Raises ServerUnavailable, ServerError or PageError."""
-        request = await self._run(self._session.page_request)
+        request = await self.page_request()
         message = await asyncio.to_thread(self._session._intake.get, request)
         return await self.on_page(message, request)
 
@@ -109,6 +159,10 @@ class AsyncEdgeSession:
         """Download what the CDN calls current and offer it, while swipes go on. Raises as the store does."""
         engine = await asyncio.to_thread(self._session._models.newer)
         return None if engine is None else await self._run(self._session._models.update, engine)
+
+    async def offer(self, installed: InstalledModel) -> None:
+        """As `EdgeSession.offer`; swipes wait while it loads. Raises as `Engine` when the model can't run here."""
+        await self._run(self._session.offer, installed)
 
     async def close(self) -> None:
         """As `EdgeSession.close`, after the calls under way; a second call does nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,42 @@ async def test_the_choices_are_those_of_the_plain_session(published: Open) -> No
             await session.next()
     assert got == want
     assert session.metrics.snapshot()["kir.edge.swipes"] == 8
+
+
+def public(session: object) -> set[str]:
+    return {name for name in dir(session) if not name.startswith("_")}
+
+
+def test_every_public_member_of_the_session_is_there(session: EdgeSession) -> None:
+    """Calls as coroutines with the same parameters, what is only read as it is."""
+    phone = AsyncEdgeSession(session)
+    assert public(phone) == public(session)
+    for name in public(session):
+        plain = getattr(session, name)
+        if inspect.ismethod(plain):
+            call = getattr(phone, name)
+            assert inspect.iscoroutinefunction(call), name
+            assert inspect.signature(call) == inspect.signature(plain), name
+        elif name != "config":
+            assert getattr(phone, name) == plain, name
+    assert phone.config is session.config
+
+
+async def test_what_is_read_and_asked_is_the_sessions(published: Open, clock: FakeClock) -> None:
+    inner = EdgeSession(5, published("kir-a"), clock=clock, session_id=77)
+    async with AsyncEdgeSession(inner) as phone:
+        await phone.on_page(page_bytes(range(101, 109)))
+        best = (await phone.ranking()).video_ids[0]
+        choice = await phone.next()
+        assert choice.video_id == best
+        assert (await phone.explain(best)).video_id == best
+        await phone.feedback(Feedback(best, 2_000))
+        assert (await phone.page_request()).watched_ids == [best]
+        assert (phone.n_watched, len(phone.pool), phone.last_error) == (1, 7, None)
+        await phone.offer(published("kir-b"))
+        assert (await phone.on_page(page_bytes(range(201, 204), "kir-b"))).activated == "kir-b"
+        with pytest.raises(InputError, match="no model scores"):
+            await phone.explain(best)
 
 
 async def test_one_thread_drives_the_session(session: EdgeSession, monkeypatch: pytest.MonkeyPatch) -> None:
