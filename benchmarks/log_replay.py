@@ -2,15 +2,18 @@
 
 A page is `size` consecutive impressions of one user in the window, in logged order, repeats of a video left out. At
 each step the edge runtime picks from what is left of the page and then sees the logged feedback of its pick
-(`per_swipe`), or sees it only with the next page (`one_shot`). The order found is compared with the logged one by nDCG
-of long_view over the whole page; pages whose labels are all the same say nothing and are counted apart. Rows are int8
-as a server sends them; pXTR are those of a ranker that saw earlier days only.
+(`per_swipe`), or sees it only with the next page (`one_shot`). Orders are compared by nDCG of long_view over the whole
+page: the logged one; that of the server's pXTR of long_view alone (`server`), which is what a page would show without
+a reranker, so what the reranker has to beat; and those of the reranker, whose fusion has other wishes than long_view
+(watched time), hence once more by its score of that label alone (`by_view`). Pages whose labels are all the same say
+nothing and are counted apart. Rows are int8 as a server sends them; pXTR are those of a ranker that saw earlier days
+only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,18 +21,30 @@ from numpy.typing import NDArray
 
 from benchmarks.edge_arm import EdgeChooser
 from benchmarks.stats import cluster_bootstrap_mean
+from contract.errors import InputError
 from contract.features import block_keys
 from contract.history import HistoryIndex
 from contract.page import CANDIDATE, ROWS_OK, USER, Candidates, Page, Rows
 from contract.rows import INT8, encode_rows
 from contract.spec import FeatureSpec
 from contract.user_profile import profiles_at
+from contract.vocabulary import PXTR_HEADS
 from edge import Engine, InstalledModel
 
 PROTOCOL = (
     "A page is that many consecutive impressions of one user, repeats of a video left out; nDCG of long_view over the "
-    "page, users drawn whole for the 95 % intervals. The reranker starts cold with each user's first page."
+    "page, users drawn whole for the 95 % intervals. The reranker starts cold with each user's first page. server: by "
+    "its pXTR of long_view alone; by view: per swipe by the score of effective_view (long_view) alone, not the fusion."
 )
+JUDGED = "effective_view"  # the reranker's task whose label is long_view
+ORDERS = ("logged", "server", "one_shot", "per_swipe", "by_view")
+# Paired differences of a row: name -> (order, minus that order).
+GAINS = {
+    "ndcg_gain": ("per_swipe", "logged"),
+    "swipe_gain": ("per_swipe", "one_shot"),
+    "server_gain": ("per_swipe", "server"),
+    "view_gain": ("by_view", "server"),
+}
 
 
 @dataclass(frozen=True)
@@ -136,31 +151,45 @@ def replay_log(
     max_pages: int = 3000,
     rows_revision: int = 0,
 ) -> dict[str, Any]:
-    """Every size's table row: pages, nDCG of the logged order, one-shot and per-swipe, and paired differences."""
+    """Every size's table row: pages, nDCG of ORDERS and the paired differences of GAINS.
+
+    Raises InputError for a model that does not predict what is judged.
+    """
     manifest, engine = installed.manifest, Engine(installed)
+    if JUDGED not in manifest.tasks:
+        raise InputError(
+            "the replay judges by long_view", where=manifest.dense_version, got=manifest.tasks, allowed=JUDGED
+        )
+    by_view = Engine(replace(installed, manifest=replace(manifest, fusion={JUDGED: 1.0})))
+    arms = {"one_shot": (engine, False), "per_swipe": (engine, True), "by_view": (by_view, True)}
     signals = events.signals
     maker = LoggedPages(events, manifest.spec, tables, manifest.dense_version, rows_revision)
     rows = []
     for size in sizes:
-        found: list[tuple[int, float, float, float]] = []
+        found: list[list[float]] = []
         same = 0
         for user, pages in enumerate(logged_pages(events, size, start_ms)):
             if len(found) + same >= max_pages:
                 break
             labels = [[int(v == 1) for v in events["long_view"][page]] for page in pages]
             shown = {
-                arm: _orders(events, signals, engine, maker, pages, arm == "per_swipe")
-                for arm in ("one_shot", "per_swipe")
+                name: _orders(events, signals, chooser, maker, pages, live) for name, (chooser, live) in arms.items()
             }
+            shown |= {"logged": [list(range(size))] * len(pages), "server": server_orders(events, pages)}
             for number, page_labels in enumerate(labels):
-                logged = ndcg(page_labels)
-                if np.isnan(logged):
+                values = [ndcg([page_labels[i] for i in shown[name][number]]) for name in ORDERS]
+                if np.isnan(values[0]):
                     same += 1
-                    continue
-                arms = [ndcg([page_labels[i] for i in shown[arm][number]]) for arm in ("one_shot", "per_swipe")]
-                found.append((user, logged, arms[0], arms[1]))
-        rows.append(_row(size, np.array(found).reshape(-1, 4), same))
+                else:
+                    found.append([float(user), *values])
+        rows.append(_row(size, np.array(found).reshape(-1, 1 + len(ORDERS)), same))
     return {"protocol": PROTOCOL, "sizes": [row for row in rows if row["pages"]]}
+
+
+def server_orders(events: Any, pages: Sequence[NDArray[np.int64]]) -> list[list[int]]:
+    """Each page by pXTR of long_view, best first; ties and nulls, which count as 0, as they were logged."""
+    chance = np.nan_to_num(events["pxtr"][:, PXTR_HEADS.index("long_view")])
+    return [np.argsort(-chance[rows], kind="stable").tolist() for rows in pages]
 
 
 def _orders(
@@ -195,17 +224,10 @@ def _orders(
 def _row(size: int, found: NDArray[np.float64], same: int) -> dict[str, Any]:
     if not len(found):
         return {"size": size, "pages": 0, "pages_all_same": same}
-    users, logged, one_shot, per_swipe = found.T
-    return {
-        "size": size,
-        "pages": len(found),
-        "pages_all_same": same,
-        "logged": float(logged.mean()),
-        "one_shot": float(one_shot.mean()),
-        "per_swipe": float(per_swipe.mean()),
-        "ndcg_gain": cluster_bootstrap_mean(per_swipe - logged, users).to_json(),
-        "swipe_gain": cluster_bootstrap_mean(per_swipe - one_shot, users).to_json(),
-    }
+    users, by = found[:, 0], dict(zip(ORDERS, found[:, 1:].T, strict=True))
+    means = {name: float(values.mean()) for name, values in by.items()}
+    apart = {name: cluster_bootstrap_mean(by[a] - by[b], users).to_json() for name, (a, b) in GAINS.items()}
+    return {"size": size, "pages": len(found), "pages_all_same": same, **means, **apart}
 
 
 def within_user(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -70,21 +70,20 @@ def run_replay(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def replay_table(result: dict[str, Any]) -> str:
-    """The protocol, then a line a page size: pages counted, nDCG of the three orders, paired differences."""
+    """The protocol, a line a page size with the nDCG of every order, and a line a size with the paired differences."""
+    from benchmarks.log_replay import GAINS, ORDERS
+
+    names = {name: name.replace("_", "-") for name in ORDERS}
     lines = [result["protocol"], ""]
-    lines.append(
-        f"{'page':>4} {'mixed':>6} {'all same':>8} {'logged':>7} {'one-shot':>8} {'per-swipe':>9}"
-        f"  {'per-swipe − logged':<27}  per-swipe − one-shot"
-    )
+    lines.append(f"{'page':>4} {'mixed':>6} {'all same':>8}" + "".join(f" {name:>9}" for name in names.values()))
     for row in result["sizes"]:
-        gains = [
-            f"{row[name]['mean']:+.4f} [{row[name]['low']:+.4f}, {row[name]['high']:+.4f}]"
-            for name in ("ndcg_gain", "swipe_gain")
-        ]
-        lines.append(
-            f"{row['size']:>4} {row['pages']:>6} {row['pages_all_same']:>8} {row['logged']:>7.4f} "
-            f"{row['one_shot']:>8.4f} {row['per_swipe']:>9.4f}  {gains[0]:<27}  {gains[1]}"
-        )
+        counts = f"{row['size']:>4} {row['pages']:>6} {row['pages_all_same']:>8}"
+        lines.append(counts + "".join(f" {row[name]:>9.4f}" for name in ORDERS))
     if not result["sizes"]:
-        lines.append("no user has a whole page with labels of both kinds in these days")
+        return "\n".join([*lines, "no user has a whole page with labels of both kinds in these days"])
+    heads = [f"{names[a]} − {names[b]}" for a, b in GAINS.values()]
+    lines += ["", f"{'page':>4}" + "".join(f"  {head:<26}" for head in heads).rstrip()]
+    for row in result["sizes"]:
+        gains = (f"{row[g]['mean']:+.4f} [{row[g]['low']:+.4f}, {row[g]['high']:+.4f}]" for g in GAINS)
+        lines.append(f"{row['size']:>4}" + "".join(f"  {gain:<26}" for gain in gains).rstrip())
     return "\n".join(lines)

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.log_replay import LoggedPages, logged_pages, ndcg
+from benchmarks.log_replay import ORDERS, LoggedPages, _row, logged_pages, ndcg, server_orders
+from benchmarks.replay_cli import replay_table
 from contract.events import Events
 from contract.features import block_keys, pool_rows
 from contract.history import HistoryIndex
@@ -57,6 +58,34 @@ class TestLoggedPages:
     def test_repeats_of_a_video_are_left_out(self) -> None:
         events = log([1] * 6, [5, 5, 6, 7, 5, 8])
         assert [page.tolist() for pages in logged_pages(events, 2, start_ms=0) for page in pages] == [[0, 2], [3, 5]]
+
+
+class TestServerOrder:
+    """What a page shows without a reranker, the floor that it is held against."""
+
+    def test_by_the_servers_long_view_alone(self) -> None:
+        pxtr = np.zeros((5, 7), np.float32)
+        pxtr[:, 1] = [0.2, 0.9, 0.5, 0.5, np.nan]
+        pxtr[:, 0] = [0.9, 0.1, 0.0, 0.0, 0.99]  # clicks say otherwise
+        events = log([1] * 5, [1, 2, 3, 4, 5]).with_columns(pxtr=pxtr)
+        pages = [np.array([4, 0, 1]), np.array([3, 2])]
+        assert server_orders(events, pages) == [[2, 1, 0], [0, 1]]
+
+    def test_without_predictions_the_log_stands(self) -> None:
+        events = log([1] * 3, [1, 2, 3]).with_columns(pxtr=np.full((3, 7), np.nan, np.float32))
+        assert server_orders(events, [np.array([2, 0, 1])]) == [[0, 1, 2]]
+
+
+def test_every_order_has_its_mean_and_every_difference_its_interval() -> None:
+    row = _row(3, np.array([[0, 0.5, 0.6, 0.7, 0.8, 0.9], [1, 0.3, 0.9, 0.4, 0.4, 1.0]]), same=4)
+    assert [row[name] for name in ORDERS] == pytest.approx([0.4, 0.75, 0.55, 0.6, 0.95])
+    assert row["server_gain"]["mean"] == pytest.approx(-0.15), "worse than what it was given"
+    assert row["view_gain"]["mean"] == pytest.approx(0.2)
+    assert row["server_gain"]["low"] < 0 < row["server_gain"]["high"]
+    text = replay_table({"protocol": "how", "sizes": [row]})
+    assert "per-swipe − server" in text
+    assert "-0.1500" in text
+    assert "no user has" in replay_table({"protocol": "how", "sizes": []})
 
 
 def test_a_logged_page_carries_the_checkpoints_rows() -> None:
