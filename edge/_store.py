@@ -24,7 +24,8 @@ from pathlib import Path
 
 from contract.errors import DownloadError, IntegrityError, KirError, ManifestError, ModelStoreError, NoModelError
 from contract.manifest import FILE_BYTES_MAX, POINTER_NAME, FileEntry, Manifest, Pointer, is_version_name
-from edge._installed import InstalledModel, check_bytes, check_runtime, device_files
+from edge._device import Device
+from edge._installed import InstalledModel, check_bytes, check_runtime, device_classes, device_files
 from edge._source import DirectorySource, Progress, Source, open_source
 
 ACTIVE_FORMAT = "kir-edge-active/1"
@@ -66,6 +67,7 @@ class ModelStore:
     unsigned  take any model from a source that is no directory, without root: for development
     fetch     "device": shipped graphs only; "all": golden cases, whole net and card as well
     keep      versions to keep, the active one included; from 2, or nothing could be rolled back
+    device    what the manifest's device classes are chosen for; None = this device
     progress  called as (path, bytes so far, bytes in all) while a file arrives
     """
 
@@ -78,6 +80,7 @@ class ModelStore:
         unsigned: bool = False,
         fetch: str = "device",
         keep: int = 3,
+        device: Device | None = None,
         progress: Progress = lambda path, have, n_bytes: None,
     ):
         if fetch not in FETCH:
@@ -95,7 +98,7 @@ class ModelStore:
             )  # fmt: skip
         if self._root is not None and unsigned:
             raise ModelStoreError("either root= or unsigned=True, not both", where=self._source)
-        self._fetch, self._keep, self._progress = fetch, keep, progress
+        self._fetch, self._keep, self._device, self._progress = fetch, keep, device, progress
         self._lock = threading.RLock()
         self.refused: list[KirError] = []  # what `active` found unusable, last call
 
@@ -203,7 +206,9 @@ class ModelStore:
         return TrustedReader(self._source, self._root, self.cache / "trust").read
 
     def _needed(self, manifest: Manifest) -> list[str]:
-        return device_files(manifest) if self._fetch == "device" else list(manifest.files)
+        if self._fetch == "all":
+            return list(manifest.files)
+        return device_files(manifest.of_class(device_classes(manifest, self._device)[0]))
 
     def _open(self, version: str) -> InstalledModel:
         record = self._record(version)
@@ -215,9 +220,14 @@ class ModelStore:
             manifest = Manifest.from_bytes(raw, str(record))
         except KirError as error:
             raise IntegrityError("version record is spoilt", where=record.name, got=str(error)) from None
-        device = set(device_files(manifest))
         paths = {file: self._blob(entry) for file, entry in manifest.files.items()}
-        return InstalledModel(manifest, {f: path for f, path in paths.items() if f in device or path.exists()})
+        # A device's class may change, as with a new system that tells more flags: until an `update` brings that class's
+        # files, the one that it met before goes on.
+        seen = [(name, manifest.of_class(name)) for name in device_classes(manifest, self._device)]
+        whole = (one for one in seen if all(paths[file].exists() for file in device_files(one[1])))
+        name, manifest = next(whole, seen[0])
+        device = set(device_files(manifest))
+        return InstalledModel(manifest, {f: path for f, path in paths.items() if f in device or path.exists()}, name)
 
     def _fetch_file(self, manifest: Manifest, file: str) -> bool:
         """Bring one file into the blobs; False when it was there and whole. A spoilt blob is fetched again."""
