@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from contract.beam import ListReward
+from contract.device_class import DeviceClass, check_classes
 from contract.errors import InputError, ManifestError
 from contract.spec import FeatureSpec
 from contract.typed import check_types
@@ -27,6 +28,7 @@ MANIFEST_NAME = "manifest.json"
 METADATA_FOLDER = "metadata"  # of The Update Framework (TUF): N.root.json, N.targets.json, …, timestamp.json
 RELEASE_ROLE = "release"  # the delegated role that signs the pointer and the manifests
 FILE_BYTES_MAX = 64 * 2**20
+OPERATORS_MAX = 100_000  # of a graph
 MANIFEST_BYTES_MAX = 4 * 2**20  # a manifest takes some 100 KB; JSON takes twenty times its bytes in memory
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -50,6 +52,12 @@ class Variant:
     file: str
     tolerance: float
     verification: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> int | None:
+        """Operators that XNNPACK left to plain kernels on the converting machine; None where that is not told."""
+        found: int | None = self.verification.get("left_out")
+        return found
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,7 @@ class Manifest:
 
     capacities: {"L": …, "P": …, "k": …, "N": [buckets], "t": [watch buckets]}; fusion: task -> weight.
     list_reward: what a list of videos is worth, for the beam search; None in manifests older than it.
+    device_classes: which devices run other variants than those that ship; the first that a device meets counts.
     """
 
     dense_version: str
@@ -114,6 +123,33 @@ class Manifest:
     verification: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     list_reward: ListReward | None = None
+    device_classes: tuple[DeviceClass, ...] = ()
+
+    def classes_for(self, cpu: Collection[str], memory_mib: int) -> list[str]:
+        """Names of the classes that a device meets, the one it takes first, and "" last: what ships."""
+        return [*(one.name for one in self.device_classes if one.fits(cpu, memory_mib)), ""]
+
+    def of_class(self, name: str) -> Manifest:
+        """As a device of this class sees it: its variants ship, and goldens are theirs. "": as it is.
+
+        Raises ManifestError for a class that is not there.
+        """
+        if not name:
+            return self
+        one = next((c for c in self.device_classes if c.name == name), None)
+        if one is None:
+            have = [c.name for c in self.device_classes]
+            raise ManifestError("no such device class", where=self.dense_version, got=name, allowed=have)
+        return replace(
+            self,
+            graphs=tuple(replace(g, ship=one.variants.get(g.name, g.ship)) for g in self.graphs),
+            golden=replace(
+                self.golden,
+                tensors={**self.golden.tensors, **one.golden_tensors},
+                session=one.golden_session or self.golden.session,
+            ),
+            verification={**self.verification, **one.verification},
+        )
 
     def graph(self, name: str, bucket: str) -> Graph:
         for graph in self.graphs:
@@ -133,6 +169,8 @@ class Manifest:
         data["format"] = MANIFEST_FORMAT
         if self.list_reward is None:
             del data["list_reward"]  # a version published before it keeps its bytes
+        if not self.device_classes:
+            del data["device_classes"]  # likewise; and phones older than classes take a model that has none
         return canonical_json(data)
 
     @staticmethod
@@ -148,9 +186,11 @@ class Manifest:
             golden = Golden(**data.pop("golden"))
             tasks = tuple(data.pop("tasks"))
             reward = _list_reward(data.pop("list_reward"), tasks, where) if "list_reward" in data else None
+            classes = tuple(DeviceClass.from_json(one) for one in data.pop("device_classes", ()))
             manifest = Manifest(
-                spec=spec, graphs=graphs, files=files, golden=golden, tasks=tasks, list_reward=reward, **data
-            )
+                spec=spec, graphs=graphs, files=files, golden=golden, tasks=tasks, list_reward=reward,
+                device_classes=classes, **data,
+            )  # fmt: skip
             for part in (manifest, golden, *files.values()):
                 check_types(part)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -276,10 +316,23 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
             raise ManifestError("file entry holds unusable values", where=where, got=(name, entry.n_bytes))
     named = [v.file for g in manifest.graphs for v in g.variants] + list(manifest.golden.tensors.values())
     named += [name for name in (manifest.golden.session, manifest.card) if name]
+    named += [name for one in manifest.device_classes for name in one.files]
     dangling = sorted(set(named) - set(manifest.files))
     if dangling:
         raise ManifestError("manifest names files it does not list", where=where, got=dangling)
     for graph in manifest.graphs:
-        graph.variant()
-        if not re.fullmatch(r"[NT]\d{1,5}", graph.bucket):
-            raise ManifestError("unknown bucket", where=where, got=graph.bucket, allowed="N<number> or T<number>")
+        _check_graph(graph, where)
+    variants: dict[str, dict[str, set[str]]] = {}
+    for graph in manifest.graphs:
+        buckets, names = variants.setdefault(graph.name, {}), {v.name for v in graph.variants}
+        buckets[graph.bucket] = names & buckets.get(graph.bucket, names)  # a graph listed twice: what both have
+    check_classes(manifest.device_classes, variants, where)
+
+
+def _check_graph(graph: Graph, where: str) -> None:
+    graph.variant()
+    if not re.fullmatch(r"[NT]\d{1,5}", graph.bucket):
+        raise ManifestError("unknown bucket", where=where, got=graph.bucket, allowed="N<number> or T<number>")
+    counts = [v.left_out for v in graph.variants if v.left_out is not None]
+    if not all(type(count) is int and 0 <= count <= OPERATORS_MAX for count in counts):
+        raise ManifestError("left_out is no number of operators", where=where, got=counts)

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.beam import BeamPlan, beam_search
+from contract.beam import BeamPlan, ListReward, beam_search
 from contract.events import Events
 from contract.features import block_keys, pool_rows
 from contract.golden import Ahead, FeedbackStep, GoldenSession, PageStep, Step, SwipeStep, fused_values
 from contract.history import HistoryIndex
 from contract.page import CANDIDATE, ROWS_OK, USER, Candidates, Page, Rows, encode_page, parse_page
 from contract.rows import encode_rows
+from contract.spec import FeatureSpec
 from contract.user_profile import profiles_at
 from contract.vocabulary import DECODERS, MISSING_KEY, NETWORKS, SIGNALS
 from contract.watched import WatchedList
+from convert.chain import Layout
 from convert.phone import Sample, whole_inputs
 from convert.source import KirSource
 
@@ -98,10 +100,27 @@ def make_page(
     return encode_page(page).SerializeToString(deterministic=True)
 
 
+class SessionFacts(Protocol):
+    """What a session needs to know of a model: a checkpoint's (`KirSource`), or a conversion's."""
+
+    @property
+    def spec(self) -> FeatureSpec: ...
+    @property
+    def capacities(self) -> Mapping[str, Any]: ...
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+    @property
+    def list_reward(self) -> ListReward | None: ...
+    @property
+    def fusion_weights(self) -> NDArray[np.float32]: ...
+    @property
+    def layout(self) -> Layout: ...
+
+
 class SessionReference:
     """The phone of a golden session without any cache: one page, one watched list, everything anew at each swipe."""
 
-    def __init__(self, source: KirSource, score: Score, place: Place | None = None):
+    def __init__(self, source: SessionFacts, score: Score, place: Place | None = None):
         self.source, self.score, self.place = source, score, place
         self.watched = WatchedList(int(source.capacities["L"]))
         self.rows: list[Floats] = []

@@ -20,13 +20,15 @@ MODEL, REPORT = "model.json", "verification.json"  # convert/model.py, which nee
 
 @dataclass(frozen=True)
 class InspectedDirectory:
-    """files: in the order of their labels. shipped: paths of the variants that a phone loads."""
+    """files: in the order of their labels. shipped: paths of the variants that a phone loads. classes: device classes
+    of published versions, a line each."""
 
     path: str
     files: tuple[Inspection, ...]
     damaged: tuple[Damaged, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     shipped: frozenset[str] = frozenset()
+    classes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -36,6 +38,7 @@ class InspectedDirectory:
                 for one in self.files
             ],
             "damaged": [{"path": one.path, "error": str(one.error)} for one in self.damaged],
+            "device_classes": list(self.classes),
             "totals": self.totals(),
         }
 
@@ -73,7 +76,7 @@ class InspectedDirectory:
         line = f"{totals['files']} files, {totals['bytes']:,} bytes, {totals['parameters']:,} parameters"
         if self.shipped:
             line += f"; * ships: {totals['shipped_files']} files, {totals['shipped_bytes']:,} bytes"
-        return "\n".join([*lines, line])
+        return "\n".join([*lines, line, *self.classes])
 
 
 def inspect_paths(paths: Sequence[str | Path]) -> Inspection | InspectedDirectory:
@@ -102,6 +105,7 @@ def inspect_many(paths: Sequence[str | Path]) -> InspectedDirectory:
         damaged=tuple(one for one in found if isinstance(one, Damaged)),
         labels=named.labels,
         shipped=frozenset(named.shipped),
+        classes=tuple(named.classes),
     )
 
 
@@ -111,6 +115,7 @@ class _Named:
     def __init__(self) -> None:
         self.labels: dict[str, str] = {}
         self.shipped: set[str] = set()
+        self.classes: list[str] = []
 
     def below(self, root: Path) -> list[str]:
         """Files below root, folder by folder, those with a label first and by it."""
@@ -137,6 +142,10 @@ class _Named:
         for graph in manifest.graphs:
             for variant in graph.variants:
                 self._add(file.parent / variant.file, f"{graph.name}/{graph.bucket}", variant.name, graph.ship)
+        for one in manifest.device_classes:
+            variants = ", ".join(f"{graph} {variant}" for graph, variant in sorted(one.variants.items()))
+            line = f"{manifest.dense_version}: device class {one.name} ({one.needs}): {variants or 'as shipped'}"
+            self.classes.append(line)
 
     def _converted(self, file: Path) -> None:
         try:

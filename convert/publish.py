@@ -13,11 +13,12 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contract.beam import ListReward
+from contract.device_class import DeviceClass
 from contract.errors import InputError, IntegrityError, ManifestError
 from contract.golden import GoldenSession
 from contract.manifest import (
@@ -31,6 +32,7 @@ from contract.manifest import (
     Variant,
 )
 from contract.spec import FeatureSpec
+from convert.classes import PublishedModel, classes_table, read_classes, with_goldens
 from convert.devices import device_table
 from convert.files import flush, flush_tree, sha256_of, write_durably
 from convert.kir_job import SESSION
@@ -70,27 +72,31 @@ def publish(
     cdn_root: str | Path,
     measured: Sequence[str | Path] = (),
     *,
+    classes: str | Path | None = None,
     keys: str | Path | None = None,
     lifetimes: Lifetimes | None = None,
 ) -> Published:
     """Put a converted model into the CDN and point at it. Publishing the same again changes nothing.
 
     measured: results of `kir bench swipe` for the card's device table (convert/devices.py).
+    classes: a file of device classes, which run other variants than those that ship (convert/classes.py).
     keys: folder with release.pem and online.pem (convert/trust_keys.py); without it the CDN is unsigned.
 
     Raises InputError for a directory that is no finished conversion, ManifestError when this version is there with
-    other content: versions are immutable. InputError without keys on a signed CDN; else as `Publisher`.
+    other content: versions are immutable. InputError without keys on a signed CDN; as `with_goldens` for classes that
+    don't hold; else as `Publisher`.
     """
     result, root = Path(result_dir), Path(cdn_root)
     _check_signing(root, keys)
     about, report = _read_result(result)
+    told = [] if classes is None else read_classes(classes)
     version = str(about["dense_version"])
     directory = root / "models" / version
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = directory.with_name(f".{version}.{os.getpid()}.part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        manifest = _write_version(result, about, report, aside, measured)
+        manifest = _write_version(result, about, report, aside, measured, told)
         raw = (aside / MANIFEST_NAME).read_bytes()
         if directory.exists():
             if not (directory / MANIFEST_NAME).is_file() or (directory / MANIFEST_NAME).read_bytes() != raw:
@@ -197,8 +203,9 @@ def check_version(directory: str | Path) -> Manifest:
             raise IntegrityError("file is not the one that was published", where=path, fix="publish it again")
         if not name.startswith(entry.sha256[:20]):
             raise IntegrityError("file does not have its hash's name", where=path, got=entry.sha256[:20])
-    if manifest.golden.session:
-        path = directory / manifest.golden.session
+    sessions = [manifest.golden.session, *(one.golden_session for one in manifest.device_classes)]
+    for name in filter(None, sessions):
+        path = directory / name
         session = GoldenSession.from_bytes(path.read_bytes(), str(path))
         if session.dense_version != manifest.dense_version:
             raise IntegrityError("golden session of another version", where=path, got=session.dense_version)
@@ -286,6 +293,7 @@ def _write_version(
     report: Verification,
     directory: Path,
     measured: Sequence[str | Path],
+    told: Sequence[DeviceClass],
 ) -> Manifest:
     files = _Files(directory)
     graphs, tensors = [], {}
@@ -297,6 +305,8 @@ def _write_version(
         inputs, outputs = tensors_of(entry["inputs"]), tensors_of(entry["outputs"])
         graphs.append(Graph(entry["name"], entry["bucket"], inputs, outputs, variants, report.shipped[key]))
         tensors[key] = files.add(result / entry["golden"])
+    reward = _list_reward(about, result)
+    classes = _classes(files, PublishedModel(result, about, report, reward), told)
     manifest = Manifest(
         dense_version=str(about["dense_version"]),
         created_at=str(about["created_at"]),
@@ -307,7 +317,7 @@ def _write_version(
         graphs=tuple(graphs),
         files=files.entries,
         golden=Golden(int(about["rows_revision"]), tensors, files.add(result / SESSION)),
-        card=files.put(_card(result, about, report, measured).encode(), ".md"),
+        card=files.put(_card(result, about, report, measured, classes).encode(), ".md"),
         min_runtime=MIN_RUNTIME,
         verification={
             "report": files.add(result / REPORT),
@@ -320,17 +330,39 @@ def _write_version(
             "session_to_float_whole": about["session"],
         },
         provenance={**about["provenance"], "recipes": about["recipes"]},
-        list_reward=_list_reward(about, result),
+        list_reward=reward,
+        device_classes=classes,
     )
     (directory / MANIFEST_NAME).write_bytes(manifest.to_bytes())
     return Manifest.from_bytes((directory / MANIFEST_NAME).read_bytes(), str(result))
 
 
-def _card(result: Path, about: Mapping[str, Any], report: Verification, measured: Sequence[str | Path]) -> str:
-    text = (result / CARD).read_text()
-    if not measured:
-        return text
-    return f"{text.rstrip()}\n\n{device_table(measured, str(about['dense_version']), report.shipped)}"
+def _classes(files: _Files, model: PublishedModel, told: Sequence[DeviceClass]) -> tuple[DeviceClass, ...]:
+    """The classes with their golden files in place."""
+    session = (model.result / SESSION).read_bytes()
+    return tuple(
+        replace(
+            made.one,
+            golden_tensors={key: files.put(raw, ".npz") for key, raw in made.tensors.items()},
+            golden_session=files.put(made.session, ".json") if made.session else "",
+        )
+        for made in with_goldens(model, told, session)
+    )
+
+
+def _card(
+    result: Path,
+    about: Mapping[str, Any],
+    report: Verification,
+    measured: Sequence[str | Path],
+    classes: Sequence[DeviceClass],
+) -> str:
+    parts = [(result / CARD).read_text()]
+    if classes:
+        parts.append(classes_table(classes))
+    if measured:
+        parts.append(device_table(measured, str(about["dense_version"]), report.shipped))
+    return parts[0] if len(parts) == 1 else "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
 def _list_reward(about: Mapping[str, Any], result: Path) -> ListReward | None:
@@ -342,4 +374,6 @@ def _list_reward(about: Mapping[str, Any], result: Path) -> ListReward | None:
 def _variant(report: Verification, key: str, name: str, file: str) -> Variant:
     facts = asdict(report.row(key, name))
     del facts["graph"], facts["variant"]
+    if facts["left_out"] is None:
+        del facts["left_out"]  # a conversion older than it gives the manifest that it gave before
     return Variant(name, file, float(f"{report.tolerance(key, name):.2g}"), facts)

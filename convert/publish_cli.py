@@ -36,6 +36,10 @@ def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
         "--measured", type=Path, action="append", default=[], metavar="FILE.json",
         help="result of `kir bench swipe --json` for the card's device table; may be repeated",
     )  # fmt: skip
+    model.add_argument(
+        "--classes", type=Path, metavar="FILE.json",
+        help="device classes: which variants phones with given CPU flags and memory run (docs/delivery.md)",
+    )  # fmt: skip
     model.add_argument("--rollback", metavar="VERSION", help="point at a version that is already there")
     keys = jobs.add_parser("keys", help="make the keys that sign a CDN, and the root.json for the host app")
     keys.add_argument("folder", type=Path, help="a folder that does not exist yet")
@@ -95,6 +99,8 @@ def _publish(args: argparse.Namespace, lifetimes: Any) -> Any:
         raise InputError("publish takes a directory, or --rollback VERSION, and not both")
     if args.rollback and args.measured:
         raise InputError("--measured goes into the card of what is published, not of what --rollback names")
+    if args.rollback and args.classes:
+        raise InputError("--classes goes into what is published, not into what --rollback names")
     if args.rollback:
         return rollback(args.cdn, args.rollback, keys=args.keys, lifetimes=lifetimes)
-    return publish(args.directory, args.cdn, args.measured, keys=args.keys, lifetimes=lifetimes)
+    return publish(args.directory, args.cdn, args.measured, classes=args.classes, keys=args.keys, lifetimes=lifetimes)

@@ -61,6 +61,7 @@ class Gates:
 class VariantReport:
     """One file. latency_us: 20th percentile, set inputs + invoke + get outputs, one thread; 0 = not measured.
 
+    left_out: operators that XNNPACK does not run; None = not counted.
     outcomes: what the variant does to known outcomes; None where there are none, and for files that are no variant.
     """
 
@@ -80,6 +81,7 @@ class VariantReport:
     passed: bool
     integer: bool = False
     outcomes: OutcomeGap | None = None
+    left_out: int | None = None
 
     @staticmethod
     def of(
@@ -94,12 +96,14 @@ class VariantReport:
         passed: bool,
         integer: bool = False,
         outcomes: OutcomeGap | None = None,
+        left_out: int | None = None,
     ) -> VariantReport:
         ranks = ranks or Ranking(1.0, 1.0, 1.0)
         p20, p50 = (times_us[len(times_us) // 5], times_us[len(times_us) // 2]) if times_us else (0.0, 0.0)
         return VariantReport(
             graph, variant, **asdict(found), **asdict(ranks), n_bytes=n_bytes, latency_us=round(p20, 2),
             latency_p50_us=round(p50, 2), partitions=partitions, passed=passed, integer=integer, outcomes=outcomes,
+            left_out=left_out,
         )  # fmt: skip
 
     @staticmethod

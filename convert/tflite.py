@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.delegation import DELEGATE, left_outside
 from contract.errors import ConversionError, InputError
 from contract.manifest import Tensor
 from convert.flatbuffer import numbers, operator_name, operators, tensors, text, unpack
@@ -83,7 +84,10 @@ def convert_onnx(onnx_path: str | Path, path: str | Path, inputs: tuple[Tensor, 
 
 
 class TfliteGraph:
-    """A TFLite file in LiteRT on one thread, bound by tensor name, on the plain CPU path (`set_tensor`, `invoke`)."""
+    """A TFLite file in LiteRT on one thread, bound by tensor name, on the plain CPU path (`set_tensor`, `invoke`).
+
+    left_out: how many operators XNNPACK does not run.
+    """
 
     def __init__(self, model: str | Path | bytes, threads: int = 1):
         from ai_edge_litert.interpreter import Interpreter
@@ -99,12 +103,14 @@ class TfliteGraph:
         self.n_bytes = len(raw)
         self._inputs = {d["name"]: d for d in self._interpreter.get_input_details()}
         self._outputs = {d["name"]: d for d in self._interpreter.get_output_details()}
-        self.operators = tuple(str(op["op_name"]) for op in self._interpreter._get_ops_details())
+        nodes = self._interpreter._get_ops_details()
+        self.operators = tuple(str(op["op_name"]) for op in nodes)
+        self.left_out = len(left_outside(nodes))
 
     @property
     def partitions(self) -> int:
         """How many parts XNNPACK runs; 0 = it took nothing."""
-        return self.operators.count("DELEGATE")
+        return self.operators.count(DELEGATE)
 
     def tensors(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Inputs and outputs as the file has them."""

@@ -16,12 +16,12 @@ from contract.errors import ConversionError, VerificationFailed
 from contract.golden import fused_values
 from convert.build import BuiltGraph
 from convert.chain import WHOLE, Feeds, Run, run_halves
+from convert.golden import SessionFacts
 from convert.measure import Distance, OutcomeGap, Ranking, distance, outcome_gap, ranking
 from convert.onnx_export import OnnxGraph
 from convert.phone import Sample
 from convert.quantize import FLOAT
 from convert.report import Gates, VariantReport, Verification
-from convert.source import KirSource
 from convert.subject import Subject
 from convert.tflite import TfliteGraph, check_contract
 
@@ -58,7 +58,7 @@ def verify(
 
 
 def distance_to_whole(
-    source: KirSource, samples: Sequence[Sample], shipped: Mapping[str, Run], floats: Mapping[str, Run]
+    source: SessionFacts, samples: Sequence[Sample], shipped: Mapping[str, Run], floats: Mapping[str, Run]
 ) -> tuple[dict[str, float], dict[str, Feeds]]:
     """How far page + watch + swipe as shipped stray from the float whole net over a session's swipes.
 
@@ -137,7 +137,10 @@ class Chain:
                 self._hold(what, found, self.gates.float_max_abs, wanted)
             integer = name in self.built[key].integer
             measured = (found, ranks, file.n_bytes, times[name], file.partitions)
-            rows.append(VariantReport.of(key, name, *measured, passed=passed, integer=integer, outcomes=outcomes))
+            left = file.left_out
+            rows.append(
+                VariantReport.of(key, name, *measured, passed=passed, integer=integer, outcomes=outcomes, left_out=left)
+            )
         return rows
 
     def judge(

@@ -21,6 +21,7 @@ from contract.errors import (
 from edge._client import FakePageClient, PageClient, PageSource, Retry
 from edge._clock import Clock, FakeClock, SystemClock
 from edge._config import SessionConfig
+from edge._device import Device
 from edge._engine import Engine
 from edge._explain import Effect, Explanation
 from edge._installed import InstalledModel
@@ -48,6 +49,7 @@ __all__ = [
     "ChoicePolicy",
     "Chooser",
     "Clock",
+    "Device",
     "DeviceState",
     "DirectorySource",
     "DownloadError",

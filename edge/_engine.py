@@ -72,7 +72,7 @@ class Memory:
 
 
 class Engine:
-    """Runs the graphs of an installed model.
+    """Runs the graphs of an installed model, by the variants of its device class.
 
     Every graph of `page`, `swipe` and `watch` is loaded, checked and run once at creation, so that a broken model is
     refused here and not at a swipe; `place` (see `load_place`) and `whole` load on first use.
@@ -140,13 +140,14 @@ class Engine:
         return runner
 
     def load_graph(self, name: str, bucket: str, variant: str = "") -> GraphRunner:
-        """A runner of its own for a graph, shipped variant or a named one (replay, benchmarks)."""
+        """A runner of its own for a graph: the variant that ships for this device's class, or a named one."""
         try:
             graph = self.manifest.graph(name, bucket)
-            content = self.installed.read(graph.variant(variant).file)
+            chosen = graph.variant(variant)
+            content = self.installed.read(chosen.file)
         except ManifestError as error:
             raise NoModelError("the model lacks a graph", where=self.dense_version, got=str(error)) from None
-        return GraphRunner(content, graph, allow_no_delegate=self._allow_no_delegate)
+        return GraphRunner(content, graph, allow_no_delegate=self._allow_no_delegate, left_out=chosen.left_out)
 
     def bucket_for(self, n: int) -> int:
         """The smallest bucket for n candidates. Raises InputError above the largest: the server's order cuts before."""
@@ -242,7 +243,7 @@ class Engine:
 
     @property
     def delegated(self) -> bool:
-        """Whether XNNPACK runs every loaded graph."""
+        """Whether XNNPACK runs every loaded graph, as far as it should."""
         return all(runner.delegated for runner in self._runners.values())
 
 

@@ -14,19 +14,22 @@ from pathlib import Path
 
 from contract.errors import IntegrityError, ManifestError, NoModelError, VersionMismatch
 from contract.manifest import MANIFEST_NAME, POINTER_NAME, FileEntry, Manifest, Pointer
+from edge._device import Device
 
 DEVICE_GRAPHS = ("page", "watch", "swipe", "place")
 
 
 @dataclass(frozen=True)
 class InstalledModel:
-    """A model's manifest and its files' places (those that are here: a phone does not fetch goldens).
+    """A model's manifest as this device's class sees it (`Manifest.of_class`), and its files' places: those that are
+    here, for a phone does not fetch goldens. device_class: "" when the shipped variants run.
 
     hold: keeps the files from being dropped while this lives, when a store has them.
     """
 
     manifest: Manifest
     paths: Mapping[str, Path]
+    device_class: str = ""
     hold: object = field(default=None, repr=False, compare=False)
 
     @property
@@ -60,10 +63,14 @@ class InstalledModel:
             self.read(file)
 
     @staticmethod
-    def open_published(folder: str | Path) -> InstalledModel:
+    def open_published(
+        folder: str | Path, device: Device | None = None, *, device_class: str | None = None
+    ) -> InstalledModel:
         """A version directory as published, or a CDN directory: its current version.
 
-        Raises NoModelError when there is none, ManifestError when it can't be trusted.
+        device: what to choose variants for; None = this device. device_class: a class by name, whatever the device;
+        "" = what ships.
+        Raises NoModelError when there is none, ManifestError when it can't be trusted or has no such class.
         """
         root = Path(folder)
         if (root / POINTER_NAME).is_file():
@@ -72,11 +79,21 @@ class InstalledModel:
             fix = f"give a folder with {MANIFEST_NAME} or {POINTER_NAME}"
             raise NoModelError("no published model here", where=folder, fix=fix)
         manifest = Manifest.from_bytes((root / MANIFEST_NAME).read_bytes(), str(root / MANIFEST_NAME))
-        return InstalledModel(manifest, {file: root / file for file in manifest.files})
+        name = device_classes(manifest, device)[0] if device_class is None else device_class
+        return InstalledModel(manifest.of_class(name), {file: root / file for file in manifest.files}, name)
+
+
+def device_classes(manifest: Manifest, device: Device | None = None) -> list[str]:
+    """Names of the device classes that a device (None = this one) meets, the best first; "" last: what ships."""
+    device = device or Device.this()
+    return manifest.classes_for(device.cpu, device.memory_mib)
 
 
 def device_files(manifest: Manifest) -> list[str]:
-    """What a phone loads: the shipped variants of page, watch, swipe and place, in the manifest's order, each once."""
+    """What a phone loads: the shipped variants of page, watch, swipe and place, in the manifest's order, each once.
+
+    manifest: as the device's class sees it (`Manifest.of_class`).
+    """
     files = [graph.variant().file for graph in manifest.graphs if graph.name in DEVICE_GRAPHS]
     if not files:
         raise ManifestError("manifest ships no graph for a device", where=manifest.dense_version, allowed=DEVICE_GRAPHS)

@@ -76,17 +76,28 @@ class ReplayReport:
 
 
 def replay(model: InstalledModel | str | Path, *, allow_no_delegate: bool = False) -> ReplayReport:
-    """Replay a model's golden cases. model: an installed one with all its files, a version directory or a CDN
-    directory.
+    """Replay a model's golden cases. model: an installed one with all its files, by the variants of its device class;
+    a version directory or a CDN directory, by what ships and by the variants of every class, whatever this device is.
 
     Raises NoModelError, IntegrityError or ManifestError when there is nothing to replay; a difference is in the report.
     """
-    installed = model if isinstance(model, InstalledModel) else InstalledModel.open_published(model)
+    if isinstance(model, InstalledModel):
+        return ReplayReport(model.dense_version, tuple(_lines(model, allow_no_delegate)))
+    shipped = InstalledModel.open_published(model, device_class="")
+    lines = _lines(shipped, allow_no_delegate)
+    for one in shipped.manifest.device_classes:
+        installed = InstalledModel.open_published(model, device_class=one.name)
+        found = _lines(installed, allow_no_delegate)
+        lines += [replace(line, case=f"{one.name}: {line.case}") for line in found]
+    return ReplayReport(shipped.dense_version, tuple(lines))
+
+
+def _lines(installed: InstalledModel, allow_no_delegate: bool) -> list[ReplayLine]:
     engine = Engine(installed, allow_no_delegate=allow_no_delegate)
     lines = [line for key in sorted(installed.manifest.golden.tensors) for line in _tensor_lines(engine, key)]
     if installed.manifest.golden.session:
         lines += _session_lines(engine, SessionConfig(allow_no_delegate=allow_no_delegate))
-    return ReplayReport(installed.dense_version, tuple(lines))
+    return lines
 
 
 def _tensor_lines(engine: Engine, key: str) -> Iterator[ReplayLine]:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from contract.errors import DownloadError, IntegrityError, KirError, ManifestError, ModelStoreError, NoModelError
 from contract.manifest import FILE_BYTES_MAX, POINTER_NAME, FileEntry, Manifest, Pointer
-from edge._installed import InstalledModel, check_bytes, check_runtime, device_files
+from edge._device import Device
+from edge._installed import InstalledModel, check_bytes, check_runtime, device_classes, device_files
 from edge._source import DirectorySource, Progress, Source, open_source
 from edge._store_files import NAMES_MAX, Active, StoreFiles, naming
 
@@ -37,6 +38,7 @@ class ModelStore:
     fetch     "device": shipped graphs only; "all": golden cases, whole net and card as well
     keep      versions to keep, the active one included; from 2, or nothing could be rolled back. Beside them stay what
               the CDN called current last, and what some session has loaded
+    device    what the manifest's device classes are chosen for; None = this device
     progress  called as (path, bytes so far, bytes in all) while a file arrives
     """
 
@@ -49,6 +51,7 @@ class ModelStore:
         unsigned: bool = False,
         fetch: str = "device",
         keep: int = 3,
+        device: Device | None = None,
         progress: Progress = lambda path, have, n_bytes: None,
     ):
         if fetch not in FETCH:
@@ -66,8 +69,8 @@ class ModelStore:
             )  # fmt: skip
         if self._root is not None and unsigned:
             raise ModelStoreError("either root= or unsigned=True, not both", where=self._source)
-        self._fetch, self._keep, self._progress = fetch, keep, progress
-        self._files = StoreFiles(self.cache, keep)
+        self._fetch, self._keep, self._device, self._progress = fetch, keep, device, progress
+        self._files = StoreFiles(self.cache, keep, device)
         self.refused: list[KirError] = []  # what `active` found unusable, last call
 
     # -- what is here
@@ -198,7 +201,9 @@ class ModelStore:
         return TrustedReader(self._source, self._root, self._files.trust).read
 
     def _needed(self, manifest: Manifest) -> list[str]:
-        return device_files(manifest) if self._fetch == "device" else list(manifest.files)
+        if self._fetch == "all":
+            return list(manifest.files)
+        return device_files(manifest.of_class(device_classes(manifest, self._device)[0]))
 
     def _is_whole(self, manifest: Manifest, file: str) -> bool:
         """Whether a file is in the blobs as published; a spoilt one is fetched again."""

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from contract.errors import IntegrityError, KirError, ModelStoreError, NoModelError
 from contract.manifest import FileEntry, Manifest, is_version_name
-from edge._installed import InstalledModel, device_files
+from edge._device import Device
+from edge._installed import InstalledModel, device_classes, device_files
 
 ACTIVE_FORMAT = "kir-edge-active/1"
 NAMES_MAX = 64  # versions of each kind that `active.json` keeps
@@ -78,13 +79,13 @@ class Hold:
 
 
 class StoreFiles:
-    """The files of one cache directory; `keep` as ModelStore has it. Methods raise OSError unless they say otherwise.
+    """The files of one cache directory; `keep` and `device` as ModelStore has them. Methods raise OSError unless they say otherwise.
 
     Safe to use from any thread and process.
     """
 
-    def __init__(self, cache: Path, keep: int):
-        self.cache, self.keep = cache, keep
+    def __init__(self, cache: Path, keep: int, device: Device | None = None):
+        self.cache, self.keep, self._device = cache, keep, device
         self.trust = cache / "trust"
 
     # -- who may write
@@ -137,9 +138,15 @@ class StoreFiles:
         except OSError:
             raise NoModelError("no such version here", where=self.cache, got=version, allowed=self.versions()) from None
         manifest = _manifest(raw, record)
-        device = set(device_files(manifest))
         paths = {file: self.blob(entry) for file, entry in manifest.files.items()}
-        return InstalledModel(manifest, {f: path for f, path in paths.items() if f in device or path.exists()}, hold)
+        # A device's class may change, as with a new system that tells more flags: until an `update` brings that class's
+        # files, the one that it met before goes on.
+        seen = [(name, manifest.of_class(name)) for name in device_classes(manifest, self._device)]
+        whole = (one for one in seen if all(paths[file].exists() for file in device_files(one[1])))
+        name, manifest = next(whole, seen[0])
+        device = set(device_files(manifest))
+        here = {file: path for file, path in paths.items() if file in device or path.exists()}
+        return InstalledModel(manifest, here, name, hold)
 
     def put_version(self, version: str, raw: bytes) -> None:
         """A manifest all of whose files are here: with it the version is there. Under the lock of updates."""

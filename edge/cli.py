@@ -23,7 +23,6 @@ from contract.keys import key_of_id
 from contract.vocabulary import NETWORKS
 from edge._client import PageClient
 from edge._clock import FakeClock, SystemClock
-from edge._installed import InstalledModel
 from edge._player import PlayClock
 from edge._replay import replay
 from edge._session import EdgeSession, SessionConfig
@@ -70,7 +69,7 @@ def _store(cache: str | Path, args: argparse.Namespace, *, fetch: str = "device"
 def run_replay(args: argparse.Namespace) -> int:
     """Print the table; 0 when every golden case agrees, 1 otherwise."""
     if args.model is not None:
-        report = replay(InstalledModel.open_published(args.model))
+        report = replay(args.model)
     else:
         with tempfile.TemporaryDirectory() as cache:
             store = _store(cache, args, fetch="all")

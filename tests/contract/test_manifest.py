@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.beam import ListReward
+from contract.device_class import CLASSES_MAX, DeviceClass
 from contract.errors import ManifestError, SpecError
 from contract.manifest import (
     FILE_BYTES_MAX,
@@ -63,6 +64,9 @@ def manifests(draw: Any) -> Manifest:
         card=draw(file),
         min_runtime={"ai-edge-litert": "2.3.0"},
         list_reward=draw(st.none() | list_rewards),
+        device_classes=tuple(
+            DeviceClass(name, {}, (), 100 - number) for number, name in enumerate(draw(st.sets(names, max_size=3)))
+        ),
     )
 
 
@@ -73,6 +77,11 @@ def one_manifest() -> Manifest:
         "swipe", "N20", (Tensor("query", (1, 20, 32)),), (Tensor("scores", (1, 20, 4)),), variants, "int8-dynamic"
     )
     other = replace(graph, bucket="N8", ship="float32")
+    classes = (
+        DeviceClass("large", {"swipe": "float32"}, ("asimddp", "i8mm"), 6000, {"swipe/N20": "b.npz"}, "c.json"),
+        DeviceClass("dotprod", {"swipe": "int8-dynamic"}, ("asimddp",)),
+        DeviceClass("others", {}, (), 2000),
+    )
     return Manifest(
         dense_version="kir-1f3a",
         created_at="2026-01-01T00:00:00Z",
@@ -86,6 +95,7 @@ def one_manifest() -> Manifest:
         card="c.json",
         min_runtime={},
         list_reward=ListReward({"like": 1.0}),
+        device_classes=classes,
     )
 
 
@@ -123,6 +133,11 @@ class TestManifest:
     def test_a_manifest_older_than_list_reward_keeps_its_bytes(self) -> None:
         old = replace(one_manifest(), list_reward=None)
         assert b"list_reward" not in old.to_bytes()
+        assert Manifest.from_bytes(old.to_bytes()) == old
+
+    def test_a_manifest_without_device_classes_keeps_its_bytes(self) -> None:
+        old = replace(one_manifest(), device_classes=())
+        assert b"device_classes" not in old.to_bytes()
         assert Manifest.from_bytes(old.to_bytes()) == old
 
     @given(st.data())
@@ -182,6 +197,33 @@ class TestManifest:
             ("list_reward", lambda d: d.update(list_reward=None)),
             ("fingerprint", lambda d: d["spec"]["fields"][0].update(width=99, name="user_id")),
             ("incomplete", lambda d: d.pop("golden")),
+            ("left_out", lambda d: d["graphs"][0]["variants"][0].update(verification={"left_out": -1})),
+            ("left_out", lambda d: d["graphs"][0]["variants"][0].update(verification={"left_out": True})),
+            ("left_out", lambda d: d["graphs"][0]["variants"][0].update(verification={"left_out": [1]})),
+            ("left_out", lambda d: d["graphs"][0]["variants"][0].update(verification={"left_out": 10**9})),
+            ("names an absent variant", lambda d: d["device_classes"][0]["variants"].update(swipe="int4")),
+            ("names an absent variant", lambda d: d["graphs"][1]["variants"].pop(1)),
+            ("names no graph", lambda d: d["device_classes"][0]["variants"].update(watch="float32")),
+            ("names no CPU flags", lambda d: d["device_classes"][0].update(cpu=["asimddp i8mm"])),
+            ("names no CPU flags", lambda d: d["device_classes"][0].update(cpu=["a"] * 100)),
+            ("needs no such memory", lambda d: d["device_classes"][0].update(memory_mib_min=-1)),
+            ("needs no such memory", lambda d: d["device_classes"][0].update(memory_mib_min=2**40)),
+            ("no name of its own", lambda d: d["device_classes"][0].update(name="dotprod")),
+            ("no name of its own", lambda d: d["device_classes"][0].update(name="../x")),
+            ("never reached", lambda d: d["device_classes"][0].update(cpu=[], memory_mib_min=0)),
+            ("too many device classes", lambda d: d["device_classes"].extend(d["device_classes"] * CLASSES_MAX)),
+            ("golden tensors of no graph", lambda d: d["device_classes"][0].update(golden_tensors={"x": "b.npz"})),
+            ("does not list", lambda d: d["device_classes"][0].update(golden_session="nowhere.json")),
+            ("does not list", lambda d: d["device_classes"][0].update(golden_tensors={"swipe/N20": "nowhere"})),
+            ("DeviceClass.cpu must be", lambda d: d["device_classes"][0].update(cpu="asimddp")),
+            ("DeviceClass.cpu must be", lambda d: d["device_classes"][0].update(cpu=[1])),
+            ("DeviceClass.memory_mib_min must be int", lambda d: d["device_classes"][0].update(memory_mib_min=1.5)),
+            ("DeviceClass.variants must be", lambda d: d["device_classes"][0].update(variants=["float32"])),
+            ("incomplete", lambda d: d["device_classes"][0].update(priority=1)),
+            ("incomplete", lambda d: d["device_classes"][0].pop("name")),
+            ("incomplete", lambda d: d.update(device_classes={"large": {}})),
+            ("incomplete", lambda d: d.update(device_classes=3)),
+            ("incomplete", lambda d: d.update(device_classes=[3])),
             ("incomplete", lambda d: d.update(extra=1)),
             ("incomplete", lambda d: d["graphs"][0].pop("inputs")),
             ("incomplete", lambda d: d["graphs"][0]["inputs"][0].update(shape="x")),
@@ -216,6 +258,36 @@ class TestManifest:
     def test_a_number_of_five_thousand_digits_is_refused(self) -> None:
         with pytest.raises(ManifestError, match="not JSON"):
             Manifest.from_bytes(b'{"format": "kir-model/1", "x": ' + b"9" * 5_000 + b"}")
+
+
+class TestDeviceClasses:
+    @pytest.mark.parametrize(
+        ("cpu", "memory_mib", "names"),
+        [
+            ({"asimddp", "i8mm", "fp"}, 8000, ["large", "dotprod", "others", ""]),
+            ({"asimddp", "i8mm"}, 5999, ["dotprod", "others", ""]),
+            ({"asimddp"}, 1000, ["dotprod", ""]),
+            ({"avx2"}, 2000, ["others", ""]),
+            (set(), 0, [""]),
+        ],
+    )
+    def test_the_first_whose_needs_are_met_comes_first(self, cpu: set[str], memory_mib: int, names: list[str]) -> None:
+        assert one_manifest().classes_for(cpu, memory_mib) == names
+
+    def test_its_variants_ship_in_all_buckets_and_its_goldens_count(self) -> None:
+        manifest = one_manifest()
+        seen = manifest.of_class("large")
+        assert [graph.ship for graph in seen.graphs] == ["float32", "float32"]
+        assert [graph.ship for graph in manifest.graphs] == ["int8-dynamic", "float32"]
+        assert seen.golden == replace(manifest.golden, tensors={"swipe/N20": "b.npz"})
+
+    def test_what_it_does_not_name_ships(self) -> None:
+        manifest = one_manifest()
+        assert manifest.of_class("others") == manifest.of_class("") == manifest
+
+    def test_an_unknown_class_is_refused(self) -> None:
+        with pytest.raises(ManifestError, match="no such device class"):
+            one_manifest().of_class("huge")
 
 
 class TestPointer:

@@ -15,6 +15,7 @@ from contract.errors import ConversionError, InputError
 from contract.manifest import Tensor
 from convert.build import BuiltGraph
 from convert.onnx_export import export_onnx
+from convert.probe import probe
 from convert.quantize import FLOAT
 from convert.source import KirSource
 from convert.tflite import TfliteGraph, check_contract, convert_onnx, custom_operators
@@ -47,6 +48,13 @@ def test_xnnpack_takes_part_in_few_pieces(built: Built) -> None:
     for graph in built.values():
         for path in graph.variants.values():
             assert 1 <= TfliteGraph(path).partitions <= 5, path.name
+
+
+def test_operators_left_out_are_those_that_a_load_without_fusing_leaves_out(built: Built) -> None:
+    """Counted from one load as a phone has it, and by `convert.probe` from two."""
+    paths = [path for graph in built.values() for path in graph.variants.values()]
+    for path, found in zip(paths, probe(paths), strict=True):
+        assert TfliteGraph(path).left_out == len(found.left_out), path.name
 
 
 def test_no_custom_operator(built: Built) -> None:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from contract import manifest as m
+from contract.delegation import left_outside
 from contract.errors import InputError, IntegrityError, NoModelError
 from contract.vocabulary import MASK_VALUE
 from edge import Engine, InstalledModel
 from edge._engine import Memory, PageState, Past
 from edge._graph import GraphRunner
+from tests.convert.tiny_tflite import ROWS, WIDTH, Net
 from tests.edge import tiny_model
 from tests.edge.tiny_model import BUCKETS, L1, SPEC, D, G, K, P, T, V
 
@@ -280,6 +282,72 @@ class TestDelegate:
         assert not plain.delegated
         blocks = random_page(4)
         np.testing.assert_allclose(plain.page(blocks).outputs["query"], engine.page(blocks).outputs["query"], atol=1e-5)
+
+
+def partly_delegated(outside: int, inside: int) -> tuple[bytes, m.Graph]:
+    """x -> `outside` open-ended SLICEs, which XNNPACK leaves out -> `inside` MULs, which it takes -> y."""
+    net, at = Net(), "x"
+    net.tensor("x", (1, ROWS, WIDTH))
+    net.tensor("from", (3,), "int32", value=np.zeros(3))
+    net.tensor("size", (3,), "int32", value=np.array((1, -1, WIDTH)))
+    for number in range(outside):
+        net.tensor(f"slice{number}", (1, ROWS, WIDTH))
+        at = net.operator("SLICE", (at, "from", "size"), f"slice{number}", "SliceOptions")
+    for number in range(inside):
+        name = "y" if number == inside - 1 else f"mul{number}"
+        net.tensor(name, (1, ROWS, WIDTH))
+        at = net.operator("MUL", (at, at), name, "MulOptions")
+    sides = [(m.Tensor(name, (1, ROWS, WIDTH)),) for name in "xy"]
+    return net.bytes(["x"], ["y"]), m.Graph("swipe", "N4", sides[0], sides[1], (), "float32")
+
+
+class TestPartlyDelegated:
+    @pytest.mark.parametrize(
+        ("outside", "inside", "told", "runs"),
+        [
+            (2, 1, 0, False),
+            (2, 1, 1, False),
+            (2, 1, 2, True),
+            (2, 1, 3, True),  # here XNNPACK takes more than there
+            (2, 1, None, True),  # a manifest older than the count
+            (1, 9, 0, True),  # a tenth of the graph
+            (2, 17, 0, False),
+            (106, 1, 0, False),
+        ],
+    )
+    def test_more_outside_than_where_it_was_made_is_refused(
+        self, outside: int, inside: int, told: int | None, runs: bool
+    ) -> None:
+        content, graph = partly_delegated(outside, inside)
+        if runs:
+            assert GraphRunner(content, graph, left_out=told).delegated
+            return
+        with pytest.raises(NoModelError, match=f"{outside} of {outside + inside} operators outside"):
+            GraphRunner(content, graph, left_out=told)
+        accepted = GraphRunner(content, graph, left_out=told, allow_no_delegate=True)
+        assert not accepted.delegated
+        accepted.try_out()
+
+    def test_the_engine_asks_for_what_the_manifest_tells(self, published: Open) -> None:
+        model = published("kir-a")
+        engine = Engine(model)
+        nodes = engine.load_graph("page", "N4")._interpreter._get_ops_details()
+        outside = len(left_outside(nodes))
+        assert outside > 2  # TensorFlow wrote ADD_N, which XNNPACK does not take
+
+        def told(count: int) -> InstalledModel:
+            def tell(graph: m.Graph) -> m.Graph:
+                (variant,) = graph.variants
+                return dataclasses.replace(
+                    graph, variants=(dataclasses.replace(variant, verification={"left_out": count}),)
+                )
+
+            return spoilt(model, graphs=graphs_with(model, "page", tell))
+
+        assert Engine(told(outside)).delegated
+        with pytest.raises(NoModelError, match=r"leaves too much.*page/N"):
+            Engine(told(0))
+        assert not Engine(told(0), allow_no_delegate=True).delegated
 
 
 def without_delegate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ SURFACE = {
     "ChoicePolicy",
     "Chooser",
     "Clock",
+    "Device",
     "DeviceState",
     "DirectorySource",
     "DownloadError",

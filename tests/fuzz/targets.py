@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from contract.device_class import DeviceClass
 from contract.errors import ManifestError, PageError, ServerError, SpecError, VersionMismatch
 from contract.golden import GoldenSession, SwipeStep
 from contract.manifest import POINTER_FORMAT, Manifest, Pointer, canonical_json
@@ -230,7 +231,11 @@ def _small_manifest(version: str) -> bytes:
     named = {v.file for g in kept for v in g.variants} | {golden.session, got.card, golden.tensors["swipe/N4"]}
     files = {name: entry for name, entry in got.files.items() if name in named}
     spec = replace(got.spec, fields=fields)
-    return replace(got, graphs=kept, golden=golden, files=files, spec=spec).to_bytes()
+    classes = (
+        DeviceClass("large", {"swipe": "float32"}, ("asimddp", "i8mm"), 6000, golden.tensors, golden.session),
+        DeviceClass("others", {"watch": "float32"}, (), 2000),
+    )
+    return replace(got, graphs=kept, golden=golden, files=files, spec=spec, device_classes=classes).to_bytes()
 
 
 def _seal_manifest(data: bytes) -> bytes:
@@ -253,6 +258,9 @@ def manifest(data: bytes) -> None:
     check_runtime(got)
     for graph in got.graphs:
         got.graph(graph.name, graph.bucket)
+    for name in got.classes_for({"asimddp", "i8mm"}, 8000):
+        seen = got.of_class(name)
+        assert set(device_files(seen)) | set(seen.golden.tensors.values()) <= set(got.files)
 
 
 @cache
