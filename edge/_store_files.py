@@ -79,7 +79,8 @@ class Hold:
 
 
 class StoreFiles:
-    """The files of one cache directory; `keep` and `device` as ModelStore has them. Methods raise OSError unless they say otherwise.
+    """The files of one cache directory; `keep` and `device` as ModelStore has them. Methods raise OSError unless they say
+    otherwise.
 
     Safe to use from any thread and process.
     """
