@@ -80,7 +80,7 @@ class Hold:
 
 class StoreFiles:
     """The files of one cache directory; `keep` and `device` as ModelStore has them. Methods raise OSError unless they say
-    otherwise.
+    say otherwise.
 
     Safe to use from any thread and process.
     """
