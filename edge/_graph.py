@@ -19,10 +19,10 @@ from contract.manifest import Graph, Tensor
 
 Floats = NDArray[np.float32]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-# Of a graph's operators, how many more than on the converting machine XNNPACK may leave to plain kernels. What it takes
-# follows from an operator's kind, types and shapes, hardly from the CPU: x86 and arm64 agree on every file so far, and
-# an older LiteRT is refused by `min_runtime`. But a newer one may drop a kind of operator, and a tenth of a graph in
-# plain kernels costs less than no model on every phone that has it.
+# Share of a graph's operators that XNNPACK may leave to plain kernels beyond those that it left where the file was
+# made. What it takes follows from an operator's kind, types and shapes, hardly from the CPU, and an older LiteRT is
+# refused by `min_runtime`. But a newer one may drop a kind of operator: a tenth of a graph in plain kernels costs less
+# than no model on every phone that has it. Taking more than there is never wrong.
 MORE_LEFT_OUT = 0.1
 
 
