@@ -74,9 +74,8 @@ class WatchGraph(nn.Module):
         super().__init__()
         self.net, self.t = net, t
         config = net.config
-        causal = causal_mask(t, config.heads)
-        open_past = torch.zeros(1, t * config.heads, config.slots)
-        self.register_buffer("causal", torch.cat([open_past, causal], dim=-1), persistent=False)
+        causal = torch.cat([torch.zeros(1, t, config.slots), causal_mask(t, 1)], dim=-1)
+        self.register_buffer("causal", causal[:, :, None], persistent=False)
         self.register_buffer("zeros", torch.zeros(1, t), persistent=False)
 
     def forward(
@@ -227,7 +226,7 @@ class WholeGraph(_Scores):
 
     def __init__(self, net: Kir):
         super().__init__(net)
-        self.register_buffer("causal", causal_mask(net.config.slots, net.config.heads), persistent=False)
+        self.register_buffer("causal", causal_mask(net.config.slots, 1)[:, :, None], persistent=False)
         self.page = PageGraph(net)
 
     def forward(

@@ -201,6 +201,17 @@ def excess(logits: Tensor) -> Tensor:
     return torch.relu(logits.abs() - LOGIT_BOUND).square().mean()
 
 
+def masked(logits: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """logits [B·S, t·H, keys] + mask [1, t·H, keys]; or + [1, t, 1, keys], one row for all heads of a token.
+
+    A graph holds its causal mask as a constant, the largest of the whole net: the second form is a share H of the bytes.
+    """
+    if mask.dim() == 3:
+        return logits + mask
+    slates, rows, keys = logits.shape
+    return (logits.reshape(slates, rows // heads, heads, keys) + mask).reshape(slates, rows, keys)
+
+
 class Block(nn.Module):
     """One pre-norm transformer block of all towers. `excess`: of the last training step's logits."""
 
@@ -219,7 +230,7 @@ class Block(nn.Module):
         self.down = MaskedLinear(tower_mask(config.ffn, width, self.towers), gain=0.5)
 
     def forward(self, x: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, t, S·D], mask [1, t·H, keys], past k and v [S, L1, D] -> x and this block's own k, v [B·S, t, D]."""
+        """x [B, t, S·D], mask as `masked` takes it, past k and v [S, L1, D] -> x and this block's own k, v [B·S, t, D]."""
         batch, t, _ = x.shape
         normed = self.norm(x)
         q = towers_first(self.q(normed), self.towers, self.heads)
@@ -228,7 +239,7 @@ class Block(nn.Module):
         logits = q @ keys.transpose(1, 2)
         if self.training:
             self.excess = excess(logits)
-        weights = torch.softmax(logits + mask, dim=-1)
+        weights = torch.softmax(masked(logits, mask, self.heads), dim=-1)
         x = x + self.out(towers_last(weights @ values, batch, t))
         return x + self.down(torch.relu(self.up(self.norm(x)))), k, v
 

@@ -50,11 +50,13 @@ def test_the_shipped_recipes_are_the_quantizers_own() -> None:
 
     every, norms = load_recipe("int8-dynamic").recipe
     assert [every] == theirs.dynamic_wi8_afp32()
-    assert norms["algorithm_key"] == "no_quantize"
+    assert {**norms, "regex": ".*"} == theirs.weight_only_wi8_afp32()[0]
     assert list(load_recipe("int8-weight-only").recipe) == theirs.weight_only_wi8_afp32()
 
 
-def test_norms_stay_float_for_a_quiet_tower_beside_a_loud_one(source: KirSource, built: Built, tmp_path: Path) -> None:
+def test_norms_compute_in_float_for_a_quiet_tower_beside_a_loud_one(
+    source: KirSource, built: Built, tmp_path: Path
+) -> None:
     """A norm's mean of squares is a product over both towers. Quantised with one scale a row, the quiet tower's mean
     is rounded to nothing, and keys and values come out hundreds of times too large."""
     graph = source.graphs["watch/T3"]
@@ -76,6 +78,21 @@ def test_norms_stay_float_for_a_quiet_tower_beside_a_loud_one(source: KirSource,
     assert worst["all"] > 100 * worst["norms"]
 
 
+def test_a_norms_weights_are_int8_and_lose_nothing(built: Built, tmp_path: Path) -> None:
+    """They hold 1/width and zeros, and one scale a row holds those as they are."""
+    floats = built["watch/T1"].variants[FLOAT]
+    shipped = load_recipe("int8-dynamic")
+    norms = replace(shipped, recipe=shipped.recipe[1:])
+    path = quantize(floats, norms, tmp_path / "norms.tflite")
+    assert path.stat().st_size < floats.stat().st_size
+    file, reference = TfliteGraph(path), TfliteGraph(floats)
+    rng = np.random.default_rng(0)
+    feeds = {t.name: rng.normal(size=t.shape).astype(np.float32) for t in reference.tensors()[0]}
+    want, got = reference.run(feeds), file.run(feeds)
+    for name, values in want.items():
+        np.testing.assert_allclose(got[name], values, rtol=1e-5, atol=1e-6)
+
+
 def test_which_multiply_in_integers_and_which_must_see_pages_first() -> None:
     static = {"int16-act", "int8-fc", "int8-full"}
     assert {name for name in recipe_names() if load_recipe(name).calibrate} == static
@@ -87,10 +104,11 @@ def test_which_multiply_in_integers_and_which_must_see_pages_first() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if load_recipe(name).integer])
-def test_norms_stay_float_in_every_recipe_that_multiplies_in_integers(name: str) -> None:
+def test_norms_compute_in_float_in_every_recipe_that_multiplies_in_integers(name: str) -> None:
     """The test above says why. FULLY_CONNECTED has taken in the ADD of epsilon: the pattern must find it there too."""
     rule = load_recipe(name).recipe[-1]
-    assert (rule["algorithm_key"], rule["operation"]) == ("no_quantize", "*")
+    assert rule["operation"] == "*"
+    assert rule["algorithm_key"] == "no_quantize" or rule["op_config"]["compute_precision"] == "FLOAT"
     scopes = ("/blocks.0/norm/MatMul_output_0;", "/blocks.0/norm_1/Add_output_0;", "/norm/Add_output_0;", "norm/Add;")
     assert all(re.search(rule["regex"], scope) for scope in scopes)
     assert not any(re.search(rule["regex"], scope) for scope in ("/blocks.0/up/Add_output_0;", "/normal/Add;"))
