@@ -79,8 +79,9 @@ class Hold:
 
 
 class StoreFiles:
-    """The files of one cache directory; `keep` and `device` as ModelStore has them. Methods raise OSError unless they say
-    say otherwise.
+    """The files of one cache directory; `keep` and `device` as ModelStore has them.
+
+    Methods raise OSError unless they say otherwise.
 
     Safe to use from any thread and process.
     """
