@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -186,7 +187,9 @@ def test_nothing_that_is_being_downloaded_is_dropped(store: ModelStore, web: Cdn
     assert web.stalled.wait(WAIT_S)
     others = {entry.sha256 for v in store.versions() for entry in manifest_of(web.root, v).files.values()}
     arrived = {path.name for path in (store.cache / "blobs").iterdir()} - others
-    parts = [path.name for path in (store.cache / "parts").iterdir()]
+    deadline = time.monotonic() + WAIT_S  # the CDN stops once it has sent, which is before the phone has written
+    while not (parts := [path.name for path in (store.cache / "parts").iterdir()]) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert len(arrived) == 2
     assert len(parts) == 1
     other = ModelStore(store.cache, keep=2)
