@@ -62,7 +62,7 @@ class Database:
             db.execute("COMMIT")
             changed = db.serialize()
             db.close()
-        except (sqlite3.Error, ValueError, OverflowError):
+        except (sqlite3.Error, ValueError, OverflowError, TypeError):  # what an earlier change left takes no other one
             return mutations.mutate_bytes(data, rng)
         return changed[:18] + _IN_WAL + changed[20:]
 
@@ -75,7 +75,7 @@ def _opened(data: bytes) -> sqlite3.Connection:
 
 
 def _place(db: sqlite3.Connection, rng: random.Random) -> tuple[str, str, int]:
-    """A table, a column and the rowid of a row; of `about`, which has none, its number."""
+    """A table, a column and the rowid of a row; of `about`, which has none, its name."""
     table = rng.choice(("watched", "watched", "shown", "shown", "shown", "seen", "outbox", "about"))
     rows = db.execute(f"SELECT {'name' if table == 'about' else 'rowid'} FROM {table} LIMIT 600").fetchall()
     if not rows:
