@@ -27,8 +27,9 @@ TARGETS = {
     "over_onnxruntime": Target(1 / 5, "… in onnxruntime"),
     "over_torch": Target(1 / 10, "… in torch eager"),
     "engine_over_floor": Target(3.0, "engine over the arithmetic floor"),
-    "kendall_tau": Target(0.99, "order beside the whole float net's, Kendall's tau", least=True),
-    "top1": Target(0.99, "same first video as the whole float net", least=True),
+    # The gates of a quantised graph: `convert.report.Gates`.
+    "kendall_tau": Target(0.98, "order beside the whole float net's, Kendall's tau", least=True),
+    "top1": Target(0.97, "same first video as the whole float net", least=True),
     "over_linear": Target(1.0, "growth of a swipe over growth of N, the worst step"),
     "cold_start_ms": Target(150.0, "cold start to the first choice, ms"),
     "memory_mib": Target(10.0, "model and state, MiB"),
