@@ -135,7 +135,10 @@ def _case(subject: Subject, folder: Path, n: int, swipes: int, soak: int) -> dic
     return {
         "L": engine.capacity,
         "N": n,
-        "variants": {graph: subject.installed.manifest.graph(*graph.split("/")).ship for graph in graphs},
+        "bucket": bucket,
+        "variants": {
+            graph: subject.installed.manifest.graph(*graph.split("/")).ship for graph in (*graphs, f"page/{bucket}")
+        },
         **{f"{name}_us": percentiles(times[name]) for name in SWIPES},
         "page_us": percentiles(times["page"]),
         "stages_us": {name: float(np.median(values)) for name, values in stages.items()},

@@ -40,7 +40,6 @@ _SWIPES = {
     "swipe_us": "swipe: feedback in, next video out",
     "swipe_state_us": "… with a state file",
     "swipe_collected_us": "… with Python's collector at work",
-    "page_us": "page arrival",
 }
 
 
@@ -50,6 +49,8 @@ def edge_table(result: dict[str, Any]) -> str:
     for case in result["cases"]:
         lines += ["", f"L {case['L']}, N {case['N']}{'':<28} {'p50':>8} {'p90':>8} {'p99':>8} {'x swipe':>8}"]
         rows = {words: case[name] for name, words in _SWIPES.items()}
+        page = f"page/{case['bucket']}"
+        rows[f"page arrival, {page} {case['variants'][page]}"] = case["page_us"]
         rows |= {f"engine alone: {name} {case['variants'][name]}": row for name, row in case["engine_us"].items()}
         for name, row in (rows | case["peers_us"]).items():
             over = row["p50"] / case["swipe_p50_us"]
