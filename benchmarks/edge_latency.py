@@ -5,8 +5,10 @@
     kir bench edge --l 10 50 100 --n 8 16 32 64 100       # the sweep; one model per L
     kir bench edge --soak 10000                           # memory and p99 over a long session
 
-A swipe is feedback in, next video out, through `EdgeSession`, with `maintain` outside as the player calls it. The
-session's graphs are first held to the whole net's scores (replay of the golden cases). Session and LiteRT run in a
+A swipe is feedback in, next video out, through `EdgeSession`, with `maintain` outside as the player calls it; once more
+with a state file (in the folder of temporary files: let TMPDIR be a real disk), and with Python's collector at work.
+The golden cases of the published files are replayed first. In each round some swipes are scored by the whole float net
+as well, on the same inputs: Kendall's tau and the share of equal first videos are printed. Session and LiteRT run in a
 process of their own, without torch (benchmarks/edge_swiper.py), onnxruntime and torch in this one. Everything takes
 turns in rounds, on one thread, so that noise falls on all alike: read the ratios (kind: host).
 """
@@ -19,6 +21,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ import numpy as np
 
 from benchmarks.edge_models import Subject, make_subject
 from benchmarks.edge_swiper import WHOLE, SwiperProcess, timed
+from benchmarks.edge_table import edge_table
 from benchmarks.flops import Floor, Product, products_of, total_flops
 from benchmarks.stats import machine, percentiles
 from contract.errors import InputError, KirError, VerificationFailed
@@ -33,19 +37,9 @@ from edge import Engine, replay
 
 Call = Callable[[], Any]
 SQUARE = Product(1, 256, 256, 256)  # its rate is the floor's
-ROUNDS, PEER_CALLS, PAGES = 20, 20, 6
+ROUNDS, PEER_CALLS, COMPARED, PAGES = 20, 20, 5, 6
+SWIPES = ("swipe", "swipe_state", "swipe_collected")
 LITERT, ORT, EAGER = "whole net, LiteRT float32", "whole net, onnxruntime float32", "whole net, torch eager"
-# What issue and reader look for: name -> (largest value, words).
-TARGETS = {
-    "swipe_p50_us": (200.0, "a swipe, p50, µs"),
-    "page_p50_us": (1_000.0, "page arrival, p50, µs"),
-    "over_litert": (1 / 4, "a swipe over the whole net in LiteRT"),
-    "over_onnxruntime": (1 / 5, "… in onnxruntime"),
-    "over_torch": (1 / 10, "… in torch eager"),
-    "engine_over_floor": (3.0, "engine over the arithmetic floor"),
-    "cold_start_ms": (150.0, "cold start to the first choice, ms"),
-    "memory_mib": (10.0, "model and state, MiB"),
-}
 
 
 def measure_edge(
@@ -60,12 +54,14 @@ def measure_edge(
     log: Callable[[str], None] = print,
 ) -> tuple[dict[str, Any], str]:
     """Result and table. Raises VerificationFailed when golden cases do not replay, InputError for sizes below 1."""
-    import torch
-
     if min(*candidates, swipes) < 1 or soak < 0:
         raise InputError("sizes and counts start at 1", got={"--n": candidates, "--swipes": swipes, "--soak": soak})
+    if odd := [length for length in lengths if length < 2 or length % 2]:
+        raise InputError("--l: a watched list holds an even number of videos, from 2", got=odd)
     if checkpoint is not None and len(lengths) > 1:
         raise InputError("a checkpoint has one L; --l is for random weights", got=list(lengths))
+    import torch
+
     torch.set_num_threads(1)
     middle = candidates[len(candidates) // 2]  # soak and cold start
     cases = []
@@ -79,7 +75,9 @@ def measure_edge(
             for n in candidates:
                 log(f"timing L {subject.source.capacities['L']}, N {n}")
                 cases.append(_case(subject, Path(folder), n, swipes, soak if n == middle else 0))
-            cases[-1] |= _cold_start(subject, Path(folder), middle)
+                if n == middle:
+                    cases[-1] |= _cold_start(subject, Path(folder), n)
+            cases[-1] |= _growth(cases[-len(candidates) :])
     result = {
         "benchmark": "edge",
         "kind": "host",
@@ -94,6 +92,8 @@ def measure_edge(
 
 def _case(subject: Subject, folder: Path, n: int, swipes: int, soak: int) -> dict[str, Any]:
     import onnx
+
+    from convert.measure import ranking
 
     engine = Engine(subject.installed)
     bucket = f"N{engine.bucket_for(n)}"
@@ -111,20 +111,23 @@ def _case(subject: Subject, folder: Path, n: int, swipes: int, soak: int) -> dic
     }
     gemm = Floor({SQUARE: 1})
     times: dict[str, list[float]] = defaultdict(list)
-    rates = []
+    rates, theirs, ours = [], [], []
     with SwiperProcess(folder / "cache", pages, n, bucket) as phone:
         for number in range(ROUNDS + 1):
-            turn = phone.ask(swipes=max(swipes // ROUNDS, 1), calls=PEER_CALLS)
-            found = {"swipe": turn["swipe_us"], "page": turn["page_us"], LITERT: turn["calls_us"].pop(WHOLE)}
+            turn = phone.ask(swipes=max(swipes // ROUNDS, 1), calls=PEER_CALLS, compared=COMPARED)
+            found = {name: turn[f"{name}_us"] for name in (*SWIPES, "page")} | {LITERT: turn["calls_us"].pop(WHOLE)}
             found |= turn["calls_us"] | {f"stage {name}": values for name, values in turn["stages_us"].items()}
             found |= {name: timed(call, PEER_CALLS) for name, call in peers.items()}
             rates.append(SQUARE.flops / 2 / gemm.seconds())
+            ours += [np.array(slate, np.float32) for slate in turn["swipe_values"]]
+            theirs += [np.array(slate, np.float32) for slate in turn["whole_values"]]
             if number == 0:  # the first round warms caches and clocks
                 rates.clear()
                 continue
             for name, values in found.items():
                 times[name] += values
-        endurance = {"soak": _soak(phone, soak)} if soak else {}
+        endurance = _soak(phone, soak) if soak else {}
+    order = ranking(theirs, ours)
     stages = {name.partition(" ")[2]: values for name, values in times.items() if name.startswith("stage ")}
     p50 = {name: float(np.median(values)) for name, values in times.items() if values}
     engine_us = sum(p50[name] for name in graphs)
@@ -132,8 +135,11 @@ def _case(subject: Subject, folder: Path, n: int, swipes: int, soak: int) -> dic
     return {
         "L": engine.capacity,
         "N": n,
-        "variants": {graph: subject.installed.manifest.graph(*graph.split("/")).ship for graph in graphs},
-        "swipe_us": percentiles(times["swipe"]),
+        "bucket": bucket,
+        "variants": {
+            graph: subject.installed.manifest.graph(*graph.split("/")).ship for graph in (*graphs, f"page/{bucket}")
+        },
+        **{f"{name}_us": percentiles(times[name]) for name in SWIPES},
         "page_us": percentiles(times["page"]),
         "stages_us": {name: float(np.median(values)) for name, values in stages.items()},
         "engine_us": {name: percentiles(times[name]) for name in graphs},
@@ -147,6 +153,10 @@ def _case(subject: Subject, folder: Path, n: int, swipes: int, soak: int) -> dic
         "over_litert": p50["swipe"] / p50[LITERT],
         "over_onnxruntime": p50["swipe"] / p50[ORT],
         "over_torch": p50["swipe"] / p50[EAGER],
+        "state_over_plain": p50["swipe_state"] / p50["swipe"],
+        "compared": len(ours),
+        "kendall_tau": order.tau,
+        "top1": order.top1,
     } | endurance
 
 
@@ -190,38 +200,15 @@ def _soak(phone: SwiperProcess, swipes: int) -> dict[str, Any]:
     """Resident memory and p99 in the first and the last tenth of a long session; the collector as Python has it."""
     found = phone.ask(soak=swipes)
     first, last = (percentiles(found.pop(name)) for name in ("first_us", "last_us"))
-    return found | {"first_tenth_us": first, "last_tenth_us": last}
+    memory = found["resident_mib"]
+    return {
+        "soak": found | {"first_tenth_us": first, "last_tenth_us": last},
+        "soak_growth_mib": memory[-1] - memory[0],
+        "soak_p99_ratio": last["p99"] / first["p99"],
+    }
 
 
-def edge_table(result: dict[str, Any]) -> str:
-    """A block for each L and N, then the targets that they meet or miss."""
-    lines = [f"{result['model']['checkpoint']} on {result['machine']['cpu']}, one thread (kind: host); µs"]
-    for case in result["cases"]:
-        lines += ["", f"L {case['L']}, N {case['N']}{'':<28} {'p50':>8} {'p90':>8} {'p99':>8} {'x swipe':>8}"]
-        rows = {"swipe: feedback in, next video out": case["swipe_us"], "page arrival": case["page_us"]}
-        rows |= {f"engine alone: {name} {case['variants'][name]}": row for name, row in case["engine_us"].items()}
-        for name, row in (rows | case["peers_us"]).items():
-            over = row["p50"] / case["swipe_p50_us"]
-            lines.append(f"{name:<42} {row['p50']:>8.0f} {row['p90']:>8.0f} {row['p99']:>8.0f} {over:>8.2f}")
-        stages = "  ".join(f"{name} {value:.0f}" for name, value in case["stages_us"].items())
-        lines.append(f"stages, p50: {stages}; engine's share {case['engine_share']:.0%}")
-        floor = (
-            f"floor {case['floor_us']:.0f} µs ({_millions(case, 'watch')} + {_millions(case, 'swipe')} M multiply-adds)"
-        )
-        lines.append(f"{floor}; engine {case['engine_over_floor']:.1f} times it")
-        for name, (most, words) in TARGETS.items():
-            if name in case:
-                sign = "meets" if case[name] <= most else "MISSES"
-                lines.append(f"  {sign:<6} {words}: {case[name]:.3g} (at most {most:.3g})")
-        if "soak" in case:
-            soak = case["soak"]
-            memory = soak["resident_mib"]
-            lines.append(
-                f"  soak of {soak['swipes']} swipes: resident {memory[0]:.1f} → {memory[-1]:.1f} MiB; p99 "
-                f"{soak['first_tenth_us']['p99']:.0f} → {soak['last_tenth_us']['p99']:.0f}"
-            )
-    return "\n".join(lines)
-
-
-def _millions(case: dict[str, Any], graph: str) -> str:
-    return next(f"{n / 1e6:.2f}" for key, n in case["multiply_adds"].items() if key.startswith(graph))
+def _growth(cases: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """From one N to the next, by how much a swipe grows over by how much N does: the worst step; none for one N."""
+    steps = [b["swipe_p50_us"] / a["swipe_p50_us"] / (b["N"] / a["N"]) for a, b in pairwise(cases) if b["N"] > a["N"]]
+    return {"over_linear": max(steps)} if steps else {}

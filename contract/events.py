@@ -85,6 +85,29 @@ EVENT_COLUMNS = (
     EventColumn("tab", "i32", True, "never", "the app's tab, where the log tells"),
 )
 COLUMN = {column.name: column for column in EVENT_COLUMNS}
+# What a page request tells, message by message: field -> the column whose `leaves_device` it keeps to; "" = a message
+# of this table, or how the page is wanted, which tells nothing of the user.
+REQUEST_COLUMNS = {
+    "GetPageRequest": {
+        "user_id": "user_id",
+        "session_id": "session_id",
+        "page_size": "",
+        "held_models": "",
+        "watched": "",
+        "exclude_video_ids": "video_id",
+        "row_encoding": "",
+        "network": "network",
+        "client_time_ms": "time_ms",
+    },
+    "HeldModel": {"dense_version": "dense_version", "spec_fingerprint": "dense_version"},
+    "WatchedVideo": {
+        "video_id": "video_id",
+        "play_time_ms": "play_time_ms",
+        "like": "like",
+        "long_view": "long_view",
+        "shown_at_ms": "time_ms",
+    },
+}
 
 _DTYPES: dict[str, Any] = {
     "id": np.uint64,

@@ -26,6 +26,7 @@ from edge._slots import Slots
 from edge._state import StateFile, is_bad
 from edge._stored import (
     UNREADABLE,
+    Floats,
     bytes_of,
     columns_of,
     feedback_text,
@@ -33,6 +34,7 @@ from edge._stored import (
     impressions_of,
     item_bytes,
     layout,
+    revision_of,
     row_of,
     signed,
     unsigned,
@@ -42,10 +44,10 @@ from edge._upload import FeedbackUploader
 
 Event = feedback_pb2.FeedbackEvent
 _WATCHED_MAX = 10_000  # above any L; what a file may make us read
-_NUMBER_END = 2**53
+NUMBER_END = 2**53
 _OPT_IN = [name for name in Event.DESCRIPTOR.fields_by_name if COLUMN[name].leaves_device == "opt_in"]
 _UNSAVED_MAX = 8  # feedbacks
-_Slot = tuple[bytes, bytes | None, str, int]  # token, row, dense_version, rows_revision
+_Slot = tuple[bytes, Floats | None, str, int]  # token, row, dense_version, rows_revision
 
 
 @dataclass(eq=False)
@@ -118,7 +120,9 @@ class Keeper:
         stored = rows("SELECT slot, token, row, dense_version, rows_revision FROM watched ORDER BY slot", _WATCHED_MAX)
         if [slot for slot, *_ in stored] != list(range(len(stored))):
             raise ValueError("a slot of the watched list is absent")
-        slots: list[_Slot] = [(bytes(token), row, str(version), int(n)) for _, token, row, version, n in stored]
+        slots: list[_Slot] = [
+            (token, row_of(row), str(version), revision_of(n)) for _, token, row, version, n in stored
+        ]
         stored_shown = rows("SELECT item, row, impression, feedback FROM shown ORDER BY number", SHOWN_MAX)
         shown = impressions_of(self._user_id, stored_shown)
         seen = [
@@ -133,7 +137,7 @@ class Keeper:
                     event.ClearField(name)
             outbox.append((int(number), event))
         numbers = [number for number, _ in (*seen, *outbox)] + [int(one.item["number"]) for one in shown]
-        if any(not 0 <= number < _NUMBER_END for number in numbers):
+        if any(not 0 <= number < NUMBER_END for number in numbers):
             raise ValueError("a running number out of range")
         columns = columns_of([token for token, *_ in slots[1:]])
         capacity = int(rows("SELECT value FROM about WHERE name = 'capacity'", 1)[0][0]) if slots else 2
@@ -148,7 +152,7 @@ class Keeper:
         at_ms = columns["shown_at_ms"]
         at_ms[at_ms >= 0] = (at_ms[at_ms >= 0] - back_ms).clip(0)
         version = slots[0][2] if slots else ""
-        rows = [(row_of(row) if of == version else None, revision) for _, row, of, revision in slots]
+        rows = [(row if of == version else None, revision) for _, row, of, revision in slots]
         self._history.restore(capacity, columns, KeptRows(version, rows) if version else None)
 
     # -- into memory, at a swipe and at a feedback

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from contract.errors import KirError
 from contract.keys import key_of_string
+from contract.page import ROW_ABS_MAX
 from contract.vocabulary import SIGNALS
 from contract.watched import WATCHED_COLUMNS
 from edge._history import Shown
@@ -54,7 +55,8 @@ def records_of(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
 
 
 def columns_of(tokens: Sequence[bytes]) -> dict[str, NDArray[Any]]:
-    """The columns again, each [n, …]. Raises ValueError for records of another size or values out of range."""
+    """The columns again, each [n, …]. Raises ValueError for records of another size or values out of range, TypeError
+    for what is no bytes."""
     if any(len(token) != _TOKEN.itemsize for token in tokens):
         raise ValueError("a watched token of another size")
     records = np.frombuffer(b"".join(tokens), _TOKEN)
@@ -68,9 +70,14 @@ def bytes_of(row_R: Floats | None) -> bytes | None:
 
 
 def row_of(data: bytes | None) -> Floats | None:
-    """A sparse row; None when there is none, or it holds what is no number: the default row stands in then."""
+    """A sparse row; None when there is none, or it holds what no page may bring: the default row stands in then."""
     row_R = None if data is None else np.frombuffer(data, "<f4").astype(np.float32)
-    return row_R if row_R is not None and np.isfinite(row_R).all() else None
+    return row_R if row_R is not None and (np.abs(row_R) <= ROW_ABS_MAX).all() else None  # false for what is no number
+
+
+def revision_of(value: Any) -> int:
+    """A rows_revision as it was stored, from -1. Raises ValueError out of range."""
+    return _count(value + 1, 2**63) - 1
 
 
 def item_bytes(item: Mapping[str, Any]) -> bytes:
@@ -151,7 +158,7 @@ def _shown_of(user_id: int, values: dict[str, Any], row: bytes | None, impressio
         values,
         row_of(row),
         str(told["row_version"]),
-        _count(told["row_revision"] + 1, 2**63) - 1,
+        revision_of(told["row_revision"]),
     )
     if feedback:
         seen = json.loads(feedback)

@@ -1,7 +1,8 @@
 """What leaves the phone, as messages: the page request and the feedback event.
 
-A field leaves only if `contract.events` lets it: "always", or "opt_in" once the user has opted in; a test compares the
-messages with those tags. A signal that was not observed is an absent field.
+A field leaves only if `contract.events` lets it: "always", or "opt_in" once the user has opted in; a test compares both
+messages with those tags. A page request asks no leave, so that it holds "always" alone: the watched list in it goes out
+with every request. A signal that was not observed is an absent field.
 """
 
 from __future__ import annotations

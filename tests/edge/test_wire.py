@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from contract.events import COLUMN, EVENT_COLUMNS
+from contract.events import COLUMN, EVENT_COLUMNS, REQUEST_COLUMNS
 from contract.v1 import feedback_pb2, page_pb2
 from contract.vocabulary import DECODERS, NETWORKS, SIGNALS
 from edge import (
@@ -23,7 +25,7 @@ from edge import (
     PageRequest,
     SessionConfig,
 )
-from edge._wire import Impression, feedback_event
+from edge._wire import Impression, WatchedEntry, feedback_event
 from tests.edge.tiny_page import page_bytes
 
 WIRE_FIELDS = {field.name for field in feedback_pb2.FeedbackEvent.DESCRIPTOR.fields}
@@ -144,6 +146,60 @@ class TestNulls:
         newer, older = sent
         assert (newer.revision, newer.like, newer.play_time_ms) == (2, True, 1000)
         assert (older.revision, older.like, older.play_time_ms) == (1, False, 500)
+
+
+class TestRequestTags:
+    MESSAGES = {  # noqa: RUF012
+        kind.DESCRIPTOR.name: kind for kind in (page_pb2.GetPageRequest, page_pb2.HeldModel, page_pb2.WatchedVideo)
+    }
+
+    def test_every_field_of_a_page_request_has_a_tag(self) -> None:
+        assert REQUEST_COLUMNS.keys() == self.MESSAGES.keys()
+        for name, kind in self.MESSAGES.items():
+            assert REQUEST_COLUMNS[name].keys() == {field.name for field in kind.DESCRIPTOR.fields}, name
+
+    def test_no_message_is_left_out(self) -> None:
+        below = {
+            field.message_type.name
+            for kind in self.MESSAGES.values()
+            for field in kind.DESCRIPTOR.fields
+            if field.message_type is not None
+        }
+        assert below | {"GetPageRequest"} == self.MESSAGES.keys()
+
+    def test_nothing_but_what_always_leaves(self) -> None:
+        """A request asks for no leave, so that an opt-in column must not be in it under any name."""
+        columns = {column for fields in REQUEST_COLUMNS.values() for column in fields.values() if column}
+        assert {COLUMN[column].leaves_device for column in columns} == {"always"}
+
+    @pytest.mark.parametrize("opted_in", [False, True])
+    def test_a_session_that_knows_more_tells_no_more(
+        self, opted_in: bool, published: Callable[[str], InstalledModel], clock: FakeClock
+    ) -> None:
+        """All that can be observed was; a watched video is told by its five fields, with the values that were."""
+        session = EdgeSession(5, published("kir-a"), clock=clock, config=SessionConfig(opted_in=opted_in), session_id=9)
+        session.start()
+        session.on_page(page_bytes([101, 102]))
+        choice = session.next(LOUD)
+        session.feedback(Feedback(choice.video_id, 900, dict.fromkeys(SIGNALS, True), True, 11, 12))
+        sent = session.page_request().to_message()
+        (video,) = sent.watched
+        assert {field.name for field, _ in video.ListFields()} == REQUEST_COLUMNS["WatchedVideo"].keys()
+        assert (video.video_id, video.play_time_ms, video.like, video.long_view) == (choice.video_id, 900, True, True)
+        assert [field.name for field, _ in sent.held_models[0].ListFields()] == ["dense_version", "spec_fingerprint"]
+
+    def test_what_was_not_observed_of_a_watched_video_is_absent(self) -> None:
+        (video,) = PageRequest(5, 9, watched=[WatchedEntry(101)]).to_message().watched
+        assert [name for name in ("play_time_ms", "like", "long_view") if video.HasField(name)] == []
+
+
+def test_the_guide_lists_what_leaves(repository: Path) -> None:
+    text = (repository / "docs" / "edge.md").read_text()
+    rows = dict(re.findall(r"^\| (page request|feedback event|… opted in) \|[^|]*\| (.*) \|$", text, re.MULTILINE))
+    told = {name: set(re.findall(r"`([a-z_]+)`", fields)) for name, fields in rows.items()}
+    assert told["page request"] == {name for fields in REQUEST_COLUMNS.values() for name in fields}
+    assert told["feedback event"] == WIRE_FIELDS - OPT_IN
+    assert told["… opted in"] == OPT_IN
 
 
 class TestRequest:

@@ -68,6 +68,7 @@ class Tally:
             known = self.findings.get(finding.key)
             if known is None or len(finding.data) < len(known.data):
                 self.findings[finding.key] = finding
+                self.save()  # a run may be broken off
         if time.monotonic() - self._told > REPORT_EVERY_S:
             self._told = time.monotonic()
             print(f"{self.target.name}: {self.done:,} of {self.inputs:,}, {len(self.findings)} found", flush=True)
