@@ -84,6 +84,10 @@ class PublishedModel:
         past = next((tuple(tensor["shape"]) for tensor in watch if tensor["name"] == "past"), ())
         return Layout.of(self.capacities, past)
 
+    def entry(self, key: str) -> Mapping[str, Any]:
+        """What model.json says of a graph: "swipe/N24"."""
+        return next(one for one in self.about["graphs"] if f"{one['name']}/{one['bucket']}" == key)
+
     def runs(self, variants: Mapping[str, str]) -> dict[str, Run]:
         """Graph key -> how to run it. variants: graph -> variant; what it does not name ships."""
         found: dict[str, Run] = {}
@@ -182,8 +186,13 @@ def _check_passed(model: PublishedModel, one: DeviceClass) -> None:
                 f"device class '{one.name}' names a variant that missed its gate",
                 where=model.result,
                 got=f"{key} {variant}",
-                allowed=sorted(row.variant for row in model.report.rows if row.graph == key and row.passed),
+                allowed=_passed(model, key),
             )
+
+
+def _passed(model: PublishedModel, key: str) -> list[str]:
+    """Variants of a graph inside the gate; the report has a row of the ONNX file as well."""
+    return sorted(name for name in model.entry(key)["variants"] if model.report.row(key, name).passed)
 
 
 def _check_together(
@@ -216,7 +225,7 @@ def _check_together(
 
 def _tensors(model: PublishedModel, key: str, run: Run) -> bytes:
     """The graph's golden inputs with the outputs of the class's variant; float's are as they were."""
-    entry = next(entry for entry in model.about["graphs"] if f"{entry['name']}/{entry['bucket']}" == key)
+    entry = model.entry(key)
     with np.load(io.BytesIO((model.result / entry["golden"]).read_bytes()), allow_pickle=False) as file:
         case = {name: file[name] for name in file.files}
     feeds = {tensor["name"]: case[tensor["name"]] for tensor in entry["inputs"]}

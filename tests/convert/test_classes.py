@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -9,17 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from contract.device_class import DeviceClass
 from contract.errors import InputError, IntegrityError, KirError, ManifestError, VerificationFailed
 from contract.golden import GoldenSession, SwipeStep
-from contract.manifest import MANIFEST_NAME, Manifest
+from contract.manifest import MANIFEST_NAME, FileEntry, Manifest
 from convert.classes import PublishedModel, read_classes, session_by, with_goldens
+from convert.files import sha256_of
 from convert.inspect_directory import inspect_many
 from convert.kir_job import SESSION
 from convert.model import ConversionResult
-from convert.publish import check_published, publish
+from convert.publish import check_published, check_version, publish
 from convert.quantize import FLOAT
 from convert.replay import check_goldens
 from convert.report import Verification
@@ -115,20 +118,36 @@ class TestPublished:
         assert f"device class dotprod (asimddp, from 3000 MiB): swipe {other(conversion, 'swipe')}" in found.table()
         assert found.to_json()["device_classes"] == list(found.classes)
 
-    def test_the_check_reads_every_session_and_runs_every_golden(self, published: Path, tmp_path: Path) -> None:
+    def test_the_check_runs_the_goldens_of_every_class(self, published: Path, tmp_path: Path) -> None:
         manifest = manifest_of(published)
         check_published(published)
         check_goldens(published / "models" / manifest.dense_version)
+        folder = Path(shutil.copytree(published, tmp_path / "cdn")) / "models" / manifest.dense_version
+        with np.load(folder / manifest.golden.tensors["swipe/N9"]) as file:
+            np.savez(folder / "wrong.npz", **file)  # outputs of what ships, as another file
+        wrong = FileEntry(sha256_of(folder / "wrong.npz"), (folder / "wrong.npz").stat().st_size)
+        one = replace(manifest.device_classes[0], golden_tensors={"swipe/N9": "wrong.npz"})
+        changed = replace(manifest, device_classes=(one,), files={**manifest.files, "wrong.npz": wrong})
+        (folder / MANIFEST_NAME).write_bytes(changed.to_bytes())
+        with pytest.raises(VerificationFailed, match=f"swipe/N9 {one.variants['swipe']}: 'scores' strays"):
+            check_goldens(folder)
+
+    def test_a_session_of_another_version_is_found(self, published: Path, tmp_path: Path) -> None:
         cdn = Path(shutil.copytree(published, tmp_path / "cdn"))
+        manifest = manifest_of(cdn)
         folder = cdn / "models" / manifest.dense_version
-        wrong = {"swipe/N9": manifest.golden.tensors["swipe/N9"]}  # of what ships
-        one = replace(manifest.device_classes[0], golden_tensors=wrong)
-        (folder / MANIFEST_NAME).write_bytes(replace(manifest, device_classes=(one,)).to_bytes())
-        # The case of what ships is run once, by what ships: a class that has none of its own is not run against it.
-        check_goldens(folder)
-        (folder / manifest.device_classes[0].golden_session).write_bytes(b"{}")
-        with pytest.raises((IntegrityError, ManifestError)):
-            check_published(cdn)
+        old = manifest.device_classes[0].golden_session
+        raw = (folder / old).read_bytes().replace(manifest.dense_version.encode(), b"kir-other")
+        name = f"{hashlib.sha256(raw).hexdigest()[:20]}.json"
+        (folder / old).unlink()
+        (folder / name).write_bytes(raw)
+        files = {name: FileEntry(hashlib.sha256(raw).hexdigest(), len(raw)), **manifest.files}
+        del files[old]
+        one = replace(manifest.device_classes[0], golden_session=name)
+        spoilt = replace(manifest, device_classes=(one, *manifest.device_classes[1:]), files=files)
+        (folder / MANIFEST_NAME).write_bytes(spoilt.to_bytes())
+        with pytest.raises(IntegrityError, match="golden session of another version"):
+            check_version(folder)
 
     def test_the_same_again_changes_nothing(self, published: Path, conversion: ConversionResult, told: Path) -> None:
         assert not publish(conversion.directory, published, classes=told).moved
