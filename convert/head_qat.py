@@ -147,7 +147,7 @@ def train_aware(
         @tf.function(reduce_retracing=True)
         def step(inputs: list[Any], want: Any) -> Any:
             with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(tf.square(twin.mix(*twin.model(inputs, training=True)) - want))
+                loss = tf.reduce_mean(tf.square(twin.scores(inputs, training=True) - want))
             adam.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
             return loss
 

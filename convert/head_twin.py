@@ -55,14 +55,20 @@ class Pages:
 
 @dataclass(frozen=True, eq=False)
 class Twin:
-    """model: [N, F] of each input -> gates' and tasks' values, [N, T·E] each. mix: those -> logits [N, T]."""
+    """model: [N, F] of each input -> gates' and tasks' values, [N, T·E] each. mix: those -> logits [N, T].
+
+    hidden: columns of `direct` that the model reads; with a skip T more are added to the logits."""
 
     model: Any
     mix: Callable[[Any, Any], Any]
+    hidden: int
 
-    def scores(self, inputs: Sequence[Any]) -> Any:
+    def scores(self, inputs: Sequence[Any], training: bool = False) -> Any:
         """Logits [N, T] of inputs in the order of INPUTS, N any number of rows."""
-        return self.mix(*self.model(inputs))
+        given = dict(zip(INPUTS, inputs, strict=True))
+        direct = given["direct"]
+        scores = self.mix(*self.model([*(given | {"direct": direct[:, : self.hidden]}).values()], training=training))
+        return scores + direct[:, self.hidden :] if direct.shape[-1] > self.hidden else scores
 
 
 def record(source: KirSource, samples: Sequence[Sample]) -> Pages:
@@ -106,7 +112,7 @@ def build_twin(source: KirSource, *, aware: bool = False) -> Twin:
         shares = tf.nn.softmax(tf.reshape(gates, (rows, *shape)))
         return tf.reduce_sum(tf.reshape(tasks, (rows, *shape)) * shares, axis=-1)
 
-    return Twin(model, mix)
+    return Twin(model, mix, _net(source).config.hidden_width)
 
 
 def convert_twin(twin: Twin, pages: Pages, *, quantised: bool = False, calibration: int = 0) -> bytes:
@@ -154,13 +160,16 @@ def _pre_columns(source: KirSource) -> slice:
 
 
 def _weights(source: KirSource) -> dict[str, tuple[Floats, Floats]]:
-    """Kernel [in, out] and bias [out] of each Dense."""
+    """Kernel [in, out] and bias [out] of each Dense; of the skip, which none of them feeds, nothing."""
     net, whole = _net(source), source.graphs[f"whole/N{max(source.capacities['N'])}"].module
     layers = {name: getattr(net, name) for name in ("first", "candidate_in", "second", "gate", "task")}
     layers |= {"bottom_out": net.page_out, "swipe_in": whole.swipe_in}  # with the constant of an empty placed list
+    pre, hidden = _pre_columns(source), net.config.hidden_width
+    rows_of = dict.fromkeys(("first", "candidate_in", "swipe_in"), slice(hidden))
+    rows_of["bottom_out"] = slice(pre.start, pre.start + hidden)
     found = {}
     for name, layer in layers.items():
-        rows = _pre_columns(source) if name == "bottom_out" else slice(None)
+        rows = rows_of.get(name, slice(None))
         found[name] = (layer.weight[rows].numpy().T.copy(), layer.bias[rows].numpy().copy())
     return found
 

@@ -19,10 +19,11 @@ LOSSES = ("tasks", "weighted")
 _SIZE: dict[str, Any] = {"width": 32, "heads": 2, "ffn": 128, "watched": 50, "buckets": (20, 36), "expert": 32}
 PRESETS: dict[str, dict[str, Any]] = {
     # `kir` for tests, the demo and first tries.
-    "tiny": {"fm": 0, "width": 16, "blocks": 2, "heads": 2, "ffn": 32, "watched": 20, "buckets": (20,), "expert": 16},
+    "tiny": {"fm": 0, "width": 16, "blocks": 2, "heads": 2, "ffn": 32, "watched": 20, "buckets": (20,), "expert": 16,
+             "skip": True},
     # Ours: the two stacks of 2020 under the target attention, placed context and experts of 2022, four tasks; no FM,
-    # which costs GAUC (docs/experiments.md).
-    "kir": {**_SIZE, "blocks": 3, "fm": 0},
+    # which costs GAUC (docs/experiments.md); scores that begin at the server's.
+    "kir": {**_SIZE, "blocks": 3, "fm": 0, "skip": True},
     # The 2020 talk: two stacks of three blocks, DeepFM, one score by weighted log loss; what was watched is one vector
     # for all candidates.
     "kir2020": {
@@ -50,6 +51,8 @@ class KirConfig:
     towers    what each tower reads (TOWERS)     tasks    of vocabulary.TASKS, in the order of the score columns
     reads     target = every candidate attends to the watched list; mean = one mean of it, weighted by age, for all
     loss      tasks = cross-entropy of each task; weighted = the 2020 talk's, of effective_view alone
+    skip      the server's pXTR reach each score by a linear layer of their own, past the experts: the net learns what
+              is to be changed about them
     """
 
     preset: str
@@ -69,6 +72,7 @@ class KirConfig:
     tasks: tuple[str, ...] = TASKS
     reads: str = "target"
     loss: str = "tasks"
+    skip: bool = False  # checkpoints older than it have none
 
     def __post_init__(self) -> None:
         for name in ("buckets", "towers", "tasks"):
@@ -148,9 +152,14 @@ class KirConfig:
         return (2 if self.reads == "target" else 1) * self.n_towers * self.width
 
     @property
-    def pre_width(self) -> int:
-        """C: the candidate part of every expert's first layer."""
+    def hidden_width(self) -> int:
+        """What the experts' first layer has in all."""
         return self.experts * self.expert
+
+    @property
+    def pre_width(self) -> int:
+        """C: the candidate part of every expert's first layer and, with `skip`, of the T scores."""
+        return self.hidden_width + (self.n_tasks if self.skip else 0)
 
     @property
     def kv_width(self) -> int:

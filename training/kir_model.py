@@ -95,10 +95,12 @@ class Kir(nn.Module):
         half = config.expert // 2
         self.second = MaskedLinear(tower_mask(config.expert, half, config.experts))
         gates = config.n_tasks * config.experts if config.experts > 1 else 0  # one expert has nothing to weigh
-        self.gate = dense_layer(config.pre_width, gates, gain=0.5) if gates else None
+        self.gate = dense_layer(config.hidden_width, gates, gain=0.5) if gates else None
         if config.reads == "target":
             self._start_alike()
         self.task = MaskedLinear(tower_mask(half, 1, config.experts).repeat(config.n_tasks, 1), gain=0.5)
+        if config.skip:
+            self._only_pxtr_skip()
 
     @torch.no_grad()
     def _start_alike(self) -> None:
@@ -119,6 +121,33 @@ class Kir(nn.Module):
                 if column.field.feature in watched:
                     alike = keys @ (token.weight * token.mask)[:, watched[column.field.feature].slice]
                     page.weight[first : first + len(keys), column.slice] = alike * gain
+
+    @property
+    def _skip_rows(self) -> slice:
+        """Where the skip's columns stand among those of the page's layers."""
+        end = self.config.bottom + self.config.query_width + self.config.pre_width
+        return slice(end - (self.config.n_tasks if self.config.skip else 0), end)
+
+    def _only_pxtr_skip(self) -> None:
+        """The skip reads the candidate's pXTR and nothing else; it starts at zero (`start_at_server`)."""
+        rows = self._skip_rows
+        for block, layer in self.page_in.items():
+            for column in self.spec.columns(block):
+                if column.field.feature != "pxtr":
+                    layer.cut(rows, column.slice)
+            with torch.no_grad():
+                layer.weight[rows] = 0.0
+        self.page_out.cut(slice(rows.start - self.config.bottom, rows.stop - self.config.bottom))
+        placed = self.first_placed if self.config.placed else None
+        for one in (self.first, self.candidate_in, self.swipe_in, placed):
+            if one is not None:
+                one.cut(slice(self.config.hidden_width, self.config.pre_width))
+
+    @torch.no_grad()
+    def start_at_server(self, weight_T2X: Tensor) -> None:
+        """Set the skip: what each task's score takes of the standardised pXTR logits (X) and presence bits (X)."""
+        column = next(c for c in self.spec.columns("candidate_dense") if c.field.feature == "pxtr")
+        self.page_in["candidate_dense"].weight[self._skip_rows, column.slice] = weight_T2X
 
     def _field_mask(self, block: str) -> Tensor:
         """[fields·fm, width]: each field projected on its own."""
@@ -143,7 +172,10 @@ class Kir(nn.Module):
         layers = [side["candidate_dense"] for side in (self.page_in, self.fm_in) if "candidate_dense" in side]
         if not layers:
             return
-        loudest = layers[0].effective().abs().amax(0)
+        # The skip's rows have weights of their own size and, in int8, a step of their own.
+        rows = torch.ones(len(layers[0].weight), dtype=torch.bool)
+        rows[self._skip_rows] = False
+        loudest = layers[0].effective()[rows].abs().amax(0)
         gain = (loudest / loudest[loudest > 0].median()).clamp(1.0, LOUDEST_GAIN)
         for layer in layers:
             layer.weight /= gain
@@ -249,11 +281,17 @@ class Kir(nn.Module):
         return hidden if self.candidate_in is None else hidden + self.candidate_in(blocks["candidate_swipe"])
 
     def experts(self, hidden: Tensor) -> Tensor:
-        """MMoE from the experts' first layer before its ReLU [k, N, C] to logits [k, N, T].
+        """MMoE from the experts' first layer before its ReLU [k, N, C] to logits [k, N, T]; with a skip the last T of C
+        are added to them.
 
         The task's own layer is linear, so Σ_e gate·(w_t·expert_e) is worked out per expert and mixed last.
         """
-        hidden = torch.relu(hidden)
+        if not self.config.skip:
+            return self._mixture(torch.relu(hidden))
+        hidden, server = hidden.split([self.config.hidden_width, self.config.n_tasks], dim=-1)
+        return self._mixture(torch.relu(hidden)) + server
+
+    def _mixture(self, hidden: Tensor) -> Tensor:
         if self.gate is None:
             return self.task(torch.relu(self.second(hidden)))
         shape = (*hidden.shape[:-1], self.config.n_tasks, self.config.experts)

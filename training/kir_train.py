@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from torch import Tensor, nn
 from contract.errors import CheckpointError, InputError
 from contract.events import Events
 from contract.parquet import read_events
-from contract.spec import FeatureSpec
-from contract.specs import kir_spec
 from contract.vocabulary import MASK_VALUE, TASKS
 from training.checkpoint import Checkpoint, load_checkpoint, model_card, save_checkpoint
 from training.kir import Kir, KirConfig
@@ -35,15 +33,18 @@ from training.kir_layers import HARD_MASK
 from training.kir_objective import (
     TASK_WEIGHTS,
     fusion_of,
-    labelled_tasks,
     list_reward_of,
     task_columns,
     task_losses,
     weighted_log_loss,
 )
-from training.tables import SparseTables, table_keys
+from training.kir_start import start_scores
+from training.kir_targets import choose_spec, labelled_in, new_keys, reads_pxtr, targets_of
+from training.tables import SparseTables
 from training.trainer import TrainConfig, Trainer
 
+USER_DROPOUT = 0.5  # of users' own rows, which are learnt by heart: on KuaiRand log loss rises from the second epoch
+BEST = "minus_held_out_loss"
 KEY_DROPOUT = 0.03  # trains the default rows; at 0.1 it hid too much of what a session watched (GAUC 0.74 for 0.77)
 LOGIT_WEIGHT = 0.1
 MIN_COVERAGE = 0.01
@@ -69,15 +70,19 @@ class KirTask(nn.Module):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Weighted sum of the tasks' losses, or the weighted loss of one score, and what loud attention is charged."""
-        logits, config = self.scores(batch), self.net.config
-        charge = LOGIT_WEIGHT * self.net.logit_excess()
+        loss, told = self.task_loss(self.scores(batch), batch.labels)
+        return loss + LOGIT_WEIGHT * self.net.logit_excess(), told
+
+    def task_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Of logits [B, M, T] and labels [B, M, len(TASKS)], NaN = null; and that of each task."""
+        config = self.net.config
         if config.loss == "weighted":
-            label, watched = (batch.labels[..., TASKS.index(task)] for task in (config.tasks[0], "watch_time"))
+            label, watched = (labels[..., TASKS.index(task)] for task in (config.tasks[0], "watch_time"))
             loss = weighted_log_loss(logits[..., 0], label, watched)
-            return loss + charge, {config.tasks[0]: float(loss.detach())}
-        losses_T = task_losses(logits, batch.labels[..., task_columns(config.tasks)])
+            return loss, {config.tasks[0]: float(loss.detach())}
+        losses_T = task_losses(logits, labels[..., task_columns(config.tasks)])
         weights_T = torch.tensor([TASK_WEIGHTS[task] for task in config.tasks])
-        return (losses_T * weights_T).sum() + charge, dict(zip(config.tasks, losses_T.tolist(), strict=True))
+        return (losses_T * weights_T).sum(), dict(zip(config.tasks, losses_T.tolist(), strict=True))
 
 
 def split_by_time(data: KirData, held_out: float) -> NDArray[np.bool_]:
@@ -95,52 +100,16 @@ def split_by_time(data: KirData, held_out: float) -> NDArray[np.bool_]:
     return rank < (1 - held_out) * size[user]
 
 
-def start_biases(net: Kir, data: KirData, train: NDArray[np.bool_]) -> None:
-    """Each task starts at its base rate, so that the first steps need not find it."""
-    labels_nT = data.labels_nT[train][:, task_columns(net.config.tasks)]
-    known_T = np.maximum((~np.isnan(labels_nT)).sum(0), 1)
-    rate_T = np.clip(np.nansum(labels_nT, axis=0) / known_T, 1e-4, 1 - 1e-4)
-    logit_T = torch.from_numpy(np.log(rate_T / (1 - rate_T)).astype(np.float32))
-    with torch.no_grad():
-        net.task.bias.copy_(logit_T.repeat_interleave(net.config.experts))
-
-
-def choose_spec(
-    data: KirData, train: NDArray[np.bool_], pxtr_only: bool, least: float, without: Iterable[str] = ()
-) -> tuple[FeatureSpec, dict[str, float], list[str]]:
-    """The shipped spec minus `without` and the fields this log (almost) never fills; the coverage; what it dropped."""
-    spec = kir_spec().without(without)
-    spec = spec.without_served() if pxtr_only else spec
-    shares = coverage(spec, data, train)
-    dropped = [name for name, share in shares.items() if share < least]
-    return spec.without(dropped), shares, dropped
-
-
-def _labelled(config: KirConfig, data: KirData, train: NDArray[np.bool_], before: Checkpoint | None) -> tuple[str, ...]:
-    """Tasks with labels in this training or in that of the checkpoint it goes on from."""
-    known = set(labelled_tasks(config.tasks, data.labels_nT[train]))
-    if before is not None:
-        known |= set(before.config["training"].get("labelled_tasks", before.model_config.get("fusion", ())))
-    if not known:
-        raise InputError("no label of any task to train on", got=f"{int(train.sum())} events", allowed=config.tasks)
-    return tuple(task for task in config.tasks if task in known)
-
-
-def new_keys(spec: FeatureSpec, data: KirData, train: NDArray[np.bool_]) -> dict[str, NDArray[np.uint64]]:
-    """Keys of the training events, per table: later ones are unknown, as they would be on the day."""
-    columns = {name: column[:-2][train] for name, column in data.columns.items()}
-    blocks = [b for b in ("user_rows", "candidate_rows") if spec.width(b)]
-    return table_keys(spec, [(block, columns) for block in blocks])
-
-
 def _start(
     data: KirData, train: NDArray[np.bool_], config: KirConfig, seed: int, pxtr_only: bool, without: Iterable[str]
 ) -> tuple[Kir, SparseTables, dict[str, Any]]:
     spec, shares, dropped = choose_spec(data, train, pxtr_only, MIN_COVERAGE, without)
+    if not reads_pxtr(spec):
+        config = replace(config, skip=False)  # a log without predictions
     torch.manual_seed(seed)
     net = Kir(config, spec)
     net.set_pxtr_constants(*pxtr_constants(data, train))
-    start_biases(net, data, train)
+    start_scores(net, data, targets_of(spec, data, train))
     tables = SparseTables.from_spec_and_keys(spec, new_keys(spec, data, train), dropout=KEY_DROPOUT, seed=seed)
     return net, tables, {"coverage": shares, "min_coverage": MIN_COVERAGE, "dropped_fields": dropped}
 
@@ -154,6 +123,14 @@ def _continue(data: KirData, train: NDArray[np.bool_], before: Checkpoint) -> tu
     tables.grow(new_keys(before.spec, data, train))
     kept = {name: before.config["training"].get(name) for name in ("min_coverage", "dropped_fields")}
     return net, tables, {**kept, "coverage": coverage(before.spec, data, train), "init_from": before.version}
+
+
+def held_out_loss(task: KirTask, batches: Batches) -> dict[str, float]:
+    """`BEST`: minus the tasks' loss over all targets of `batches`. The epoch with the highest is kept: on a log of few
+    impressions later epochs learn it by heart."""
+    scores_nT, rows = score(task, batches)
+    loss, _ = task.task_loss(torch.from_numpy(scores_nT)[None], torch.from_numpy(batches.data.labels_nT[rows])[None])
+    return {BEST: -float(loss)}
 
 
 @torch.no_grad()
@@ -227,7 +204,8 @@ def train_kir(
     max_seconds  budget of the training loop alone; preparation and evaluation come on top
     init_from    fine-tune this checkpoint into the next version: same spec and sizes, tables grown by new keys
     pxtr_only    no served fields: the phone needs no rows
-    held_out     share of the log, latest in time, that is kept for the metrics
+    held_out     share of the log, latest in time, that is kept for the metrics; of the epochs the one that does best on
+                 it is kept, so for a claim hold out later days as well
     changes      of the preset's configuration; without: fields left out of the spec; view: what choices may know.
                  For ablations; not with init_from
 
@@ -250,24 +228,31 @@ def train_kir(
     net, tables, facts = (
         _continue(data, train, init_from) if init_from else _start(data, train, config, seed, pxtr_only, without)
     )
-    labelled = _labelled(config, data, train, init_from)
+    targets = targets_of(net.spec, data, train)
+    labelled = labelled_in(config, data, targets, init_from)
+    tables.dropout_of["user"] = USER_DROPOUT
     task = KirTask(net, tables)
-    batches = Batches(data, net.spec, tables, train, placed=config.placed, view=view)
+    batches = Batches(data, net.spec, tables, targets, placed=config.placed, view=view)
     batches.size = min(WINDOWS, max(LEAST_WINDOWS, len(batches.pieces) // STEPS))
-    say(f"{int(train.sum())} targets in {len(batches.pieces)} windows; prepared in {time.perf_counter() - began:.1f} s")
+    took_s = time.perf_counter() - began
+    say(f"{int(targets.sum())} targets in {len(batches.pieces)} windows; prepared in {took_s:.1f} s")
     rate = RATE / config.width
     rate = rate / 5 if init_from else rate
     plan = TrainConfig(epochs=epochs, max_seconds=max_seconds, seed=seed, learning_rate=rate)
-    result = Trainer(task, batches.epoch, len(batches), plan, label="kir", quiet=log is None).run()
+    later = Batches(data, net.spec, tables, targets_of(net.spec, data, ~train), windows=4 * WINDOWS, view=view)
+    judge: dict[str, Any] = {"validate": lambda: held_out_loss(task, later), "metric": BEST} if len(later) else {}
+    result = Trainer(task, batches.epoch, len(batches), plan, label="kir", quiet=log is None, **judge).run()
     net.balance()
-    threshold = float(np.nanmean(data.labels_nT[train, TASKS.index("watch_time")]))
+    threshold = float(np.nanmean(data.labels_nT[targets, TASKS.index("watch_time")]))
     metrics = evaluate(task, data, ~train, threshold, view, fusion_of(labelled))
     say(f"trained {result.steps} steps in {result.seconds:.1f} s; " + _headline(metrics))
     facts |= {
-        "seed": seed, "impressions": len(data), "training_impressions": int(train.sum()), "held_out": held_out,
+        "seed": seed, "impressions": len(data), "training_impressions": int(targets.sum()), "held_out": held_out,
         "users": len(np.unique(data.events["user_id"])), "plan": asdict(plan), "result": result.to_dict(),
         "task_weights": {task: TASK_WEIGHTS[task] for task in config.tasks}, "key_dropout": KEY_DROPOUT,
+        "user_dropout": USER_DROPOUT,
         "watch_share_threshold": threshold, "labelled_tasks": list(labelled), "fusion": fusion_of(labelled),
+        "by_epoch": [dict(one) for one in result.history],
         "trained_until_ms": int(data.events["time_ms"][train].max(initial=-1)) + 1,
         "server_baseline": server_scores(data, np.arange(min(len(data), 10_000)))[1], "pxtr_only": pxtr_only,
     }  # fmt: skip
@@ -278,7 +263,7 @@ def train_kir(
         tables=tables,
         spec=net.spec,
         model_config={
-            **config.to_json(),
+            **net.config.to_json(),
             "fusion": fusion_of(labelled),
             "list_reward": list_reward_of(labelled),
         },

@@ -14,7 +14,8 @@ from contract.vocabulary import MISSING_KEY, SIGNALS, TASKS, WATCH_TIME_CAP_MS
 from contract.watched import WATCHED_COLUMNS, WatchedList
 from training.kir import Kir, KirConfig
 from training.kir_data import Batches, View, coverage, prepare, pxtr_constants
-from training.kir_train import KirTask, new_keys, split_by_time
+from training.kir_targets import new_keys
+from training.kir_train import KirTask, split_by_time
 from training.kir_windows import first_revisions, in_order, replay
 from training.tables import SparseTables
 

@@ -49,9 +49,12 @@ class Slow:
         bias = layer.bias * layer.alive if isinstance(layer, MaskedLinear) else layer.bias
         return weight.detach().double().numpy() @ x + bias.detach().double().numpy()
 
+    def pxtr(self, block):
+        return next(c.offset for c in self.kir.spec.columns(block) if c.field.feature == "pxtr")
+
     def scaled(self, block, x):
         """One candidate's or watched video's features with its pXTR logits standardised."""
-        first = next(c.offset for c in self.kir.spec.columns(block) if c.field.feature == "pxtr")
+        first = self.pxtr(block)
         scaler, x = self.kir.scalers[block], x.copy()
         for i in range(7):
             x[first + i] = (x[first + i] - x[first + 7 + i] * float(scaler.mean[i])) / float(scaler.std[i])
@@ -156,8 +159,17 @@ class Slow:
                 pre + self.layer(kir.first, attended) + self.layer(kir.candidate_in, blocks["candidate_swipe"][0, i])
             )
             hidden = hidden + self.layer(kir.swipe_in, blocks["swipe_dense"][0]) + self.placed_context(query, kv)
-            found.append(self.mixture(np.maximum(hidden, 0)))
+            found.append(self.mixture(np.maximum(hidden[: CONFIG.hidden_width], 0)) + self.server(blocks, i))
         return np.array(found)
+
+    def server(self, blocks, i):
+        """What each score takes straight of the server's predictions for candidate i, [T]."""
+        layer, pxtr = self.kir.page_in["candidate_dense"], self.pxtr("candidate_dense")
+        rows = slice(CONFIG.bottom + CONFIG.query_width + CONFIG.hidden_width, -CONFIG.kv_width)
+        x = self.scaled("candidate_dense", blocks["candidate_dense"][0, i])[pxtr : pxtr + 14]
+        gain = self.kir.candidate_gain.double().numpy()[pxtr : pxtr + 14]
+        weight, bias = (y.detach().double().numpy()[rows] for y in (layer.weight, layer.bias))
+        return weight[:, pxtr : pxtr + 14] @ (x * gain) + bias
 
     def mixture(self, hidden):
         kir, e = self.kir, CONFIG.experts
@@ -179,6 +191,7 @@ def kir() -> Kir:
     kir = Kir(CONFIG, SPEC).eval()
     kir.set_pxtr_constants(torch.linspace(-1.0, 0.5, 7), torch.linspace(1.0, 2.0, 7))
     kir.candidate_gain.copy_(torch.linspace(1.0, 3.0, len(kir.candidate_gain)))
+    kir.start_at_server(torch.randn(len(TASKS), 14))
     with torch.no_grad():
         for name, parameter in kir.named_parameters():
             if name.endswith("bias"):

@@ -16,10 +16,10 @@ from contract.vocabulary import MISSING_KEY, PXTR_HEADS, SIGNALS, TASKS, X_PXTR
 from training import kir_train
 from training.checkpoint import load_checkpoint
 from training.kir import KirConfig, graphs, load_kir
-from training.kir_data import prepare
+from training.kir_data import Batches, prepare
 from training.kir_eval import auc, calibration, fused, gauc, ranking_metrics, server_scores
 from training.kir_objective import FUSION, LIST_REWARD, TASK_WEIGHTS
-from training.kir_train import train_kir
+from training.kir_train import KirTask, train_kir
 
 QUICK = {"epochs": 1, "seed": 0}
 
@@ -174,6 +174,21 @@ def test_a_task_that_the_log_never_observed_does_not_rank(log, tmp_path):
     silent = log.with_columns(play_time_ms=np.full(len(log), -1), **{n: np.full(len(log), -1) for n in SIGNALS})
     with pytest.raises(InputError, match="no label of any task"):
         train_kir(silent.with_columns(has_next=np.full(len(log), -1)), tmp_path / "silent", "tiny", **QUICK)
+
+
+def test_the_epoch_that_does_best_on_later_events_is_kept(log, tmp_path):
+    """Long views by coin: the longer such a log is trained on, the worse for what comes after."""
+    coin = np.random.default_rng(3).integers(2, size=len(log))
+    noise = log.with_columns(**{name: coin for name in SIGNALS}, play_time_ms=np.where(coin, 28_000, 2_000))
+    checkpoint = train_kir(noise, tmp_path / "noise", "tiny", epochs=5, seed=0)
+    facts = checkpoint.config["training"]
+    by_epoch = [one[kir_train.BEST] for one in facts["by_epoch"]]
+    assert facts["result"]["best"] == max(by_epoch) > by_epoch[-1]
+    data = prepare(noise, 20)
+    later = ~kir_train.split_by_time(data, kir_train.HELD_OUT)
+    kept = KirTask(load_kir(checkpoint), checkpoint.tables)
+    found = kir_train.held_out_loss(kept, Batches(data, checkpoint.spec, checkpoint.tables, later))[kir_train.BEST]
+    assert found == pytest.approx(max(by_epoch), abs=1e-3)
 
 
 def test_a_budget_is_kept(log, tmp_path):

@@ -1,0 +1,78 @@
+"""Where the reranker's scores begin: at base rates and, with a skip, at what the server's pXTR say of each task.
+
+A reranker must not be worse than what it is given. On a log of few impressions a net that starts from nothing was
+(docs/experiments.md, 2026-11-29): it has to find in the same labels again what the server's ranker knows. So each score
+begins as the logistic regression of its task on the server's logits, and the rest of the net, which adds nothing at
+first, learns what is to be changed about that.
+
+Shape legend: n targets, X pXTR heads, T tasks of the model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contract import features
+from contract.vocabulary import X_PXTR
+from training.kir import Kir
+from training.kir_data import KirData
+from training.kir_objective import task_columns
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+RIDGE = 10.0  # of the regression, in targets: heads of one log are near copies of each other
+NEWTON_STEPS = 12
+
+
+def start_scores(net: Kir, data: KirData, train: Bools) -> None:
+    """Each task at its base rate among the events `train` [n], and at the server's prediction where the net has a skip.
+
+    Takes pXTR as the net's scalers standardise them: set their constants first.
+    """
+    labels_nT = data.labels_nT[train][:, task_columns(net.config.tasks)].astype(np.float64)
+    known_T = np.maximum((~np.isnan(labels_nT)).sum(0), 1)
+    rate_T = np.clip(np.nansum(labels_nT, axis=0) / known_T, 1e-4, 1 - 1e-4)
+    base_T = np.log(rate_T / (1 - rate_T))
+    with torch.no_grad():
+        net.task.bias.copy_(torch.from_numpy(base_T.astype(np.float32)).repeat_interleave(net.config.experts))
+    if not net.config.skip:
+        return
+    server_n2X = _standardised(net, data.columns["pxtr"][:-2][train])
+    told_n = server_n2X[:, X_PXTR:].any(axis=1)
+    weights_T2X = np.zeros((len(base_T), server_n2X.shape[1]))
+    for task, base in enumerate(base_T):
+        rows = told_n & ~np.isnan(labels_nT[:, task])
+        if rows.any():
+            weights_T2X[task] = logistic(server_n2X[rows], labels_nT[rows, task], base)
+    net.start_at_server(torch.from_numpy(weights_T2X.astype(np.float32)))
+    torch.nn.init.zeros_(net.task.weight)  # the experts add nothing yet
+
+
+def _standardised(net: Kir, pxtr_nX: NDArray[np.float32]) -> Floats:
+    """Logits as the net reads them, and presence bits: [n, 2X]."""
+    raw = np.zeros((len(pxtr_nX), 2 * X_PXTR), np.float32)
+    features.pxtr_logits({"pxtr": pxtr_nX}, raw)
+    scaler = net.scalers["candidate_dense"]
+    mean_X, std_X = (_numpy(getattr(scaler, name)) for name in ("mean", "std"))
+    logit_nX, present_nX = np.split(raw.astype(np.float64), 2, axis=1)
+    return np.concatenate([(logit_nX - present_nX * mean_X) / std_X, present_nX], axis=1)
+
+
+def _numpy(x: Tensor) -> Floats:
+    found: Floats = x.numpy().astype(np.float64)
+    return found
+
+
+def logistic(x_nF: Floats, label_n: Floats, base: float, ridge: float = RIDGE) -> Floats:
+    """Weights w [F] of the ridge regression label ~ sigmoid(base + x·w), by Newton's method; labels may be shares."""
+    w_F = np.zeros(x_nF.shape[1])
+    for _ in range(NEWTON_STEPS):
+        chance_n = 1.0 / (1.0 + np.exp(-(base + x_nF @ w_F)))
+        slope_F = x_nF.T @ (chance_n - label_n) + ridge * w_F
+        curve_FF = (x_nF * (chance_n * (1 - chance_n))[:, None]).T @ x_nF + ridge * np.eye(len(w_F))
+        w_F -= np.linalg.solve(curve_FF, slope_F)
+    return w_F
