@@ -319,11 +319,21 @@ def _write_version(
             # The golden session's scores are the shipped files'; so far they are from the float whole net.
             "session_to_float_whole": about["session"],
         },
-        provenance={**about["provenance"], "recipes": about["recipes"]},
+        provenance={**about["provenance"], "recipes": about["recipes"], **_made(about)},
         list_reward=_list_reward(about, result),
     )
     (directory / MANIFEST_NAME).write_bytes(manifest.to_bytes())
     return Manifest.from_bytes((directory / MANIFEST_NAME).read_bytes(), str(result))
+
+
+def _made(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What made the files: tools, flags and commit, what recipes were calibrated on, what a search chose (its trials
+    stay in model.json: every phone reads the manifest)."""
+    found = {name: about[name] for name in ("made_by", "calibration") if name in about}
+    if "auto" in about:
+        chosen = {name: {"recipe": one["recipe"], "chosen": one["chosen"]} for name, one in about["auto"].items()}
+        found["auto"] = {"prefer": about["prefer"], "graphs": chosen}
+    return found
 
 
 def _card(result: Path, about: Mapping[str, Any], report: Verification, measured: Sequence[str | Path]) -> str:
