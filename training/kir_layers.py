@@ -204,7 +204,7 @@ def excess(logits: Tensor) -> Tensor:
 def masked(logits: Tensor, mask: Tensor, heads: int) -> Tensor:
     """logits [B·S, t·H, keys] + mask [1, t·H, keys]; or + [1, t, 1, keys], one row for all heads of a token.
 
-    A graph holds its causal mask as a constant, the largest of the whole net: the second form is a share H of the bytes.
+    A graph holds its causal mask as a constant, the largest of the whole net: the second form is an H-th of its bytes.
     """
     if mask.dim() == 3:
         return logits + mask
@@ -230,7 +230,7 @@ class Block(nn.Module):
         self.down = MaskedLinear(tower_mask(config.ffn, width, self.towers), gain=0.5)
 
     def forward(self, x: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, t, S·D], mask as `masked` takes it, past k and v [S, L1, D] -> x and this block's own k, v [B·S, t, D]."""
+        """x [B, t, S·D], past k and v [S, L1, D], mask as in `masked` -> x and this block's own k, v [B·S, t, D]."""
         batch, t, _ = x.shape
         normed = self.norm(x)
         q = towers_first(self.q(normed), self.towers, self.heads)
