@@ -70,6 +70,13 @@ def bases() -> list[Recipe]:
     return [recipe for recipe in load_recipes(BASES) if recipe.quantizer]
 
 
+@pytest.fixture
+def swipe_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search tries nothing but float in the other graphs: one graph's layers are enough to see how it goes."""
+    base = _Search._base
+    monkeypatch.setattr(_Search, "_base", lambda self, one: base(self, one) if self.name == "swipe" else [])
+
+
 class TestSize:
     def test_every_graph_but_the_reference_has_one(self, smallest: tuple[Built, dict[str, Found]]) -> None:
         built, found = smallest
@@ -117,6 +124,7 @@ class TestSize:
         assert "tried" in str(smallest[1]["swipe"])
 
 
+@pytest.mark.usefixtures("swipe_alone")
 class TestGates:
     def mended(self, floats: Built, subject: KirSubject, folder: Path, gates: Gates) -> Found:
         graphs = {key: floats[key] for key in KEYS}
@@ -150,6 +158,7 @@ class TestSpeed:
         assert all(trial.latency_us > 0 for one in found.values() for trial in one.trials)
         assert all(one.chosen in one.trials for one in found.values())
 
+    @pytest.mark.usefixtures("swipe_alone")
     @pytest.mark.parametrize("fastest", [FLOAT, "int8-weight-only", "int4-dynamic"])
     def test_the_fastest_is_chosen(
         self, floats: Built, subject: KirSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fastest: str
@@ -163,7 +172,7 @@ class TestSpeed:
         monkeypatch.setattr(_Search, "_timed", told)
         graphs = {key: floats[key] for key in KEYS}
         _, found = with_auto(graphs, subject, bases(), tmp_path, prefer="speed", gates=LOOSE)
-        assert {one.chosen.base for one in found.values()} == {fastest}
+        assert found["swipe"].chosen.base == fastest
 
 
 class FakeChain:
@@ -227,6 +236,7 @@ class TestTogether:
         assert found.chosen == {"page": 1, "watch": 1}
 
 
+@pytest.mark.usefixtures("swipe_alone")
 class TestAllSamples:
     def test_what_holds_on_the_part_and_not_on_all_gives_way(
         self, floats: Built, subject: KirSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -244,8 +254,8 @@ class TestAllSamples:
             return (*answer[:3], file.n_bytes > refused[0])
 
         monkeypatch.setattr(Chain, "judge", strict)
-        built, found = with_auto(floats, subject, bases(), tmp_path, prefer="size", gates=LOOSE, every=every)
-        sizes = sorted(trial.n_bytes for trial in found["swipe"].trials if trial.passed)
+        built, found = with_auto(floats, subject, bases(), tmp_path, prefer="size", gates=ROOMY, every=every)
+        sizes = sorted(trial.n_bytes for trial in found["swipe"].trials if trial.passed or not trial.kept)
         assert refused[0] == sizes[0]
         assert found["swipe"].chosen.n_bytes == sizes[1] == built["swipe/N9"].variants[AUTO].stat().st_size
         assert [trial.held for trial in found["swipe"].trials if trial.n_bytes == sizes[0]] == [False]
