@@ -27,12 +27,12 @@ def add_conversion_arguments(add: Callable[..., Any]) -> None:
 def run_conversion(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.conversion import measure_conversion
     from convert.cli import print_progress
+    from convert.flags import check_numbers
 
-    flags = ["--data", args.data] if args.data else []
-    flags += [word for name in args.recipe for word in ("--recipe", name)]
+    check_numbers(args)
     return measure_conversion(
         args.checkpoint,
-        shlex.join(["kir", "bench", "conversion", str(args.checkpoint), *flags, "--seed", str(args.seed)]),
+        conversion_command(args),
         data=args.data,
         recipes=args.recipe,
         windows=args.windows,
@@ -42,6 +42,16 @@ def run_conversion(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         seed=args.seed,
         log=print_progress,
     )
+
+
+def conversion_command(args: argparse.Namespace) -> str:
+    """The line that does the same again; every flag that has a say in the figures."""
+    words = ["kir", "bench", "conversion", str(args.checkpoint), *(["--data", args.data] if args.data else [])]
+    words += [word for name in args.recipe for word in ("--recipe", name)]
+    words += [
+        word for name in ("windows", "rounds", "calls", "seed") for word in (f"--{name}", str(getattr(args, name)))
+    ]
+    return shlex.join([*words, *(["--no-compile"] if args.no_compile else [])])
 
 
 def add_compression_arguments(add: Callable[..., Any]) -> None:

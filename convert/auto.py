@@ -2,8 +2,9 @@
 
 Every base recipe is tried as it is. One that misses the gate is mended: layers are quantised one at a time to see how
 much noise each gives the outputs, and the noisiest for their bytes are put back, to int8 weights first and to float
-where that is not enough; how many is found by bisection. Of all that pass, the smallest ships, or the fastest when
-timed in turns. The search looks at a part of the held-out samples; the verification chain has the last word on all.
+where that is not enough; how many is found by bisection. The search looks at a part of the held-out samples, for it
+tries much. What it found is then taken to all of them, smallest first (or fastest, timed in turns), until the graphs
+hold the gates together (convert/auto_together.py): what sits at a gate on a part is over it on the whole half the time.
 
 A graph's buckets share one recipe, for a cache must not depend on which of them filled it.
 """
@@ -17,17 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import ConversionError
+from convert.auto_together import Rung, hold_together
 from convert.build import BuiltGraph
 from convert.calibration import CalibrationSet, activation_ranges
 from convert.chain import WHOLE
+from convert.measure import SNR_MAX
 from convert.noise import NOTHING, Noise
 from convert.quantize import FLOAT, Ranges, Recipe, load_recipe, quantize
 from convert.recipe_rules import NO_QUANTIZE, layers_of
 from convert.subject import Subject
 from convert.tflite import TfliteGraph
-from convert.verify import AS_FAST, SIZE, SPEED, Chain, Gates
+from convert.verify import AS_FAST, AUTO, SIZE, SPEED, Chain, Gates
 
-AUTO = "auto"
 PREFER = (SIZE, SPEED)
 FEEDS = 12  # inputs that a layer's noise is measured on
 CALLS, TURNS = 30, 5
@@ -37,8 +39,9 @@ Rule = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """One recipe on all buckets of a graph. kept: layers put back; tau, top1, snr_db: the worst bucket's; latency_us of
-    the smallest bucket, 0 = not timed."""
+    """One recipe on all buckets of a graph. kept: layers put back; tau, top1, snr_db, passed: the worst bucket's, on
+    the part that is searched on; latency_us of the smallest bucket, 0 = not timed; held: whether it passes on all
+    samples as well, None = not asked."""
 
     base: str
     kept: tuple[str, ...]
@@ -48,6 +51,7 @@ class Trial:
     snr_db: float
     passed: bool
     latency_us: float = 0.0
+    held: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -77,23 +81,38 @@ def with_auto(
     prefer: str = SIZE,
     gates: Gates | None = None,
     calibration: CalibrationSet | None = None,
+    every: Subject | None = None,
     log: Log = lambda line: None,
 ) -> tuple[dict[str, BuiltGraph], dict[str, Found]]:
     """The built graphs with one variant more, AUTO, and what was found by graph name. `whole` stays as it is.
 
-    subject: a part of the held-out samples. bases: recipes to start from; those that calibrate need `calibration`.
+    subject: a part of the held-out samples; every: all that the verification will be about (None: the part).
+    bases: recipes to start from; those that calibrate need `calibration`.
     """
     chain = Chain(subject, built, gates or Gates(), prefer)
     chain.begin()
-    done, found = dict(built), {}
+    searches: dict[str, _Search] = {}
     for name in dict.fromkeys(graph.name for graph in built.values() if graph.name != WHOLE):
-        search = _Search(chain, name, bases, folder, calibration)
-        found[name] = search.run(prefer)
+        searches[name] = _Search(chain, name, bases, folder, calibration)
+        searches[name].run(prefer)
+        log(f"  {name}: {len(searches[name].trials)} tried on {len(subject)} samples")
+    if every is not None:
+        chain = Chain(every, built, gates or Gates(), prefer)
+        chain.begin()
+    held = hold_together(chain, {name: search.rungs() for name, search in searches.items()})
+    done, found = dict(built), {}
+    for name, search in searches.items():
+        found[name] = search.found(held.chosen[name], held.alone[name])
         log(f"  {found[name]}")
         for key, path in search.write(found[name]).items():
             integer = (*done[key].integer, AUTO) if found[name].recipe.integer else done[key].integer
             done[key] = replace(done[key], variants={**done[key].variants, AUTO: path}, integer=integer)
     return done, found
+
+
+def _any_of(scopes: Sequence[str]) -> str:
+    """A pattern that fits the layers of these scopes."""
+    return f"^(?:{'|'.join(map(re.escape, scopes))})"
 
 
 class _Search:
@@ -115,16 +134,39 @@ class _Search:
         self.files: dict[Trial, dict[str, bytes]] = {}
         self.recipes: dict[Trial, Recipe] = {}
 
-    def run(self, prefer: str) -> Found:
-        trials = [self._float()]
+    def run(self, prefer: str) -> None:
+        """Fills `trials`, and `ladder`: those worth another look, preferred first and float last."""
+        self.trials = [self._float()]
         for base in self.bases:
-            trials += self._base(base)
-        passed = [trial for trial in trials if trial.passed]
+            self.trials += self._base(base)
+        # A base that misses on the part may hold on all: it is the simpler recipe, and there is no way to know.
+        self.ladder = [trial for trial in self.trials if trial.passed or not trial.kept]
         if prefer == SPEED:
-            passed = self._timed(passed)
-        limit = AS_FAST * min(trial.latency_us for trial in passed)
-        chosen = min((t for t in passed if t.latency_us <= limit), key=lambda t: (t.n_bytes, t.latency_us))
-        return Found(self.name, self.recipes[chosen], chosen, tuple(trials))
+            timed = dict(zip(self.ladder, self._timed(self.ladder), strict=True))
+            self.trials = [timed.get(trial, trial) for trial in self.trials]
+            self.ladder = list(timed.values())
+        self.prefer = prefer
+        limit = AS_FAST * min(trial.latency_us for trial in self.ladder)
+        self.ladder.sort(key=lambda t: (t.latency_us > limit, t.latency_us if t.latency_us > limit else t.n_bytes))
+        if (
+            self.ladder[-1] != self.trials[0]
+        ):  # float: may come earlier where it is fast, and is the last resort as well
+            self.ladder.append(self.trials[0])
+
+    def rungs(self) -> list[Rung]:
+        """The ladder, for the choice among all graphs."""
+        size = self.prefer == SIZE
+        return [Rung(self.files[trial], trial.n_bytes if size else trial.latency_us) for trial in self.ladder]
+
+    def found(self, chosen: int, alone: Mapping[int, bool]) -> Found:
+        """chosen: number of a rung; alone: rung -> whether it passes on all samples, of those that were asked."""
+        told: dict[Trial, Trial] = {}
+        for n, trial in enumerate(self.ladder):
+            told.setdefault(trial, replace(trial, held=alone.get(n)))
+        for before, after in told.items():
+            self.files[after], self.recipes[after] = self.files[before], self.recipes[before]
+        best = told[self.ladder[chosen]]
+        return Found(self.name, self.recipes[best], best, tuple(told.get(trial, trial) for trial in self.trials))
 
     def write(self, found: Found) -> dict[str, Path]:
         """The chosen files, by graph key."""
@@ -136,7 +178,7 @@ class _Search:
 
     def _float(self) -> Trial:
         raw = {key: path.read_bytes() for key, path in self.floats.items()}
-        trial = Trial(FLOAT, (), sum(map(len, raw.values())), 1.0, 1.0, float("inf"), True)
+        trial = Trial(FLOAT, (), sum(map(len, raw.values())), 1.0, 1.0, SNR_MAX, True)
         self.files[trial], self.recipes[trial] = raw, replace(load_recipe(FLOAT), name=AUTO)
         return trial
 
@@ -148,37 +190,40 @@ class _Search:
         trials, order = [first], self._noisiest(base)
         for back in self._ways_back(base):
             mended = self._fewest(base, order, back)
-            if mended is not None:
-                trials.append(mended)
+            trials += mended
+            if mended:
                 break  # int8 weights sufficed: float would only be larger
         return trials
 
-    def _ways_back(self, base: Recipe) -> list[Callable[[str], Rule]]:
+    def _ways_back(self, base: Recipe) -> list[Callable[[Sequence[str]], Rule]]:
         weights = load_recipe("int8-weight-only").recipe[0]
 
-        def to_weights(scope: str) -> Rule:
-            return {**weights, "regex": f"^{re.escape(scope)}"}
+        def to_weights(scopes: Sequence[str]) -> Rule:
+            return {**weights, "regex": _any_of(scopes)}
 
-        def to_float(scope: str) -> Rule:
-            return {"regex": f"^{re.escape(scope)}", "operation": "*", "algorithm_key": NO_QUANTIZE}
+        def to_float(scopes: Sequence[str]) -> Rule:
+            return {"regex": _any_of(scopes), "operation": "*", "algorithm_key": NO_QUANTIZE}
 
         return [to_float] if base.name == "int8-weight-only" else [to_weights, to_float]
 
-    def _fewest(self, base: Recipe, order: Sequence[str], back: Callable[[str], Rule]) -> Trial | None:
-        """The fewest layers of `order` that have to go back; None when all of them are not enough."""
-        low, high, best = 1, len(order), None
+    def _fewest(self, base: Recipe, order: Sequence[str], back: Callable[[Sequence[str]], Rule]) -> list[Trial]:
+        """What passes on the way to the fewest layers of `order` that have to go back; [] when all are not enough."""
+        low, high, passed = 1, len(order), []
         while low <= high:
             middle = (low + high) // 2
             trial = self._try(base, order[:middle], back)
             if trial is not None and trial.passed:
-                best, high = trial, middle - 1
+                passed.append(trial)
+                high = middle - 1
             else:
                 low = middle + 1
-        return best
+        return passed
 
-    def _try(self, base: Recipe, kept: Sequence[str], back: Callable[[str], Rule] | None = None) -> Trial | None:
+    def _try(
+        self, base: Recipe, kept: Sequence[str], back: Callable[[Sequence[str]], Rule] | None = None
+    ) -> Trial | None:
         """None when the quantizer or LiteRT refuses."""
-        rules = tuple(back(scope) for scope in kept) if back else ()
+        rules = (back(kept),) if back else ()  # one for all: every file has its recipe inside
         recipe = replace(base, name=AUTO, doc=f"{base.name}, {len(kept)} layers put back", recipe=base.recipe + rules)
         try:
             raw = {key: self._make(key, recipe) for key in self.floats}

@@ -223,4 +223,6 @@ def _check_recipes(found: Mapping[str, BuiltGraph], recipes: Sequence[Recipe], p
     failed = [(key, name, why) for key, graph in found.items() for name, why in graph.failed.items()]
     if failed and not any(set(graph.variants) - {FLOAT} for graph in found.values()):
         key, name, why = failed[0]
-        raise ConversionError(f"no recipe fits any graph; '{name}' on {key}: {why}")
+        raise ConversionError(
+            f"no recipe fits any graph; '{name}' on {key}: {why}", fix=f"for float alone: --recipe {FLOAT}"
+        )

@@ -15,6 +15,7 @@ from typing import Any
 from contract.errors import InputError
 from convert.compress_cli import add_compress_arguments, run_compress
 from convert.debug_cli import add_debug_arguments, run_debug
+from convert.flags import add_subject_arguments, check_numbers, check_subject, subject_of
 from convert.front_end_cli import FRONT_ENDS, add_front_end_arguments, run_cross_check, run_setup
 from convert.inspect_cli import add_inspect_arguments, run_inspect
 from convert.publish_cli import add_publish_arguments, publish_words, run_publish
@@ -34,8 +35,7 @@ def convert_words(argv: Sequence[str]) -> list[str]:
     words = list(argv)
     at = words.index("convert") + 1
     first = words[at] if at < len(words) else ""
-    flag = first.startswith("--") and first != "--help"
-    if first not in JOBS and (flag or "/" in first or (first and Path(first).is_dir())):
+    if first and first not in (*JOBS, "-h", "--help"):
         words.insert(at, "model")
     return words
 
@@ -47,9 +47,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     model = jobs.add_parser(
         "model", help="checkpoint or torch module -> verified ONNX, TFLite float and int8, golden cases"
     )
-    model.add_argument("checkpoint", type=Path, nargs="?", help="checkpoint directory: KIR, ranker or KuaiFormer")
-    model.add_argument("--module", metavar="PKG.MOD:FACTORY", help="in its place: a function that gives a torch module")
-    model.add_argument("--contract", type=Path, metavar="FILE.json", help="the module's tensors (convert/foreign.py)")
+    add_subject_arguments(model)
     model.add_argument("--out", type=Path, help="directory to write; `kir publish` takes it")
     model.add_argument(
         "--stages", type=Path, metavar="DIR",
@@ -72,9 +70,15 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     model.add_argument(
         "--gate", action="append", default=[], metavar="NAME=VALUE",
-        help="another bound than the default for what ships, may be repeated: tau, top1, gauc_loss, snr_db, cosine, "
-        "float_max_abs, halves_max_abs",
+        help="another bound than the default for what ships, may be repeated: tau, top1, gauc_loss, gauc_abs, snr_db, "
+        "cosine, float_max_abs, halves_max_abs",
     )  # fmt: skip
+    model.add_argument(
+        "--whole", action="store_true", help="apply the recipes to KIR's whole net too, which no phone loads"
+    )
+    model.add_argument(
+        "--outcomes", action="store_true", help="also print GAUC and nDCG@5 of each variant with their intervals"
+    )
     model.add_argument(
         "--calibrate", type=int, default=100, metavar="N",
         help="samples, none of them verified on, that recipes with fixed ranges are calibrated on (default: 100)",
@@ -140,6 +144,7 @@ def _choices(args: argparse.Namespace) -> Any:
 
 def run_convert(args: argparse.Namespace) -> int:
     """Exit status 0; raises KirError (VerificationFailed = 1, everything else = 2)."""
+    check_numbers(args)
     elsewhere = {
         "setup": run_setup, "cross-check": run_cross_check, "compress": run_compress, "debug": run_debug,
     }  # fmt: skip
@@ -182,12 +187,13 @@ def run_convert(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             progress=print_progress,
         )
-    return show(result, args.json)
+    status = show(result, args.json)
+    if args.job == "model" and args.outcomes and args.until is None:
+        print(result.verification.outcomes_table())
+    return status
 
 
 def _convert(args: argparse.Namespace) -> Any:
-    if args.windows < 1:
-        raise InputError("--windows starts at 1", got=args.windows)
     if (args.out is None) == (args.until is None):
         got = f"--out {args.out}, --until {args.until}"
         raise InputError("kir convert model takes --out, or --until with --stages", got=got)
@@ -197,7 +203,7 @@ def _convert(args: argparse.Namespace) -> Any:
         raise InputError("--gate bounds what is verified, and nothing is before --out", got=f"--until {args.until}")
     if args.until is not None and args.stages is None:
         raise InputError("--until leaves its files in --stages, which is missing", got=f"--until {args.until}")
-    _one_subject(args)
+    check_subject(args, JOBS)
     from convert.quantize import load_recipes
     from convert.report import Gates
 
@@ -213,35 +219,15 @@ def _convert(args: argparse.Namespace) -> Any:
         "calibrate": args.calibrate,
         "allow_synthetic": args.allow_synthetic,
         "front_end": args.front_end,
+        "whole": args.whole,
         "progress": print_progress,
     }
     if args.until is not None:
-        return convert_until(args.until, _what(args), args.stages, **settings)
+        return convert_until(args.until, subject_of(args), args.stages, **settings)
     return convert_model(
-        _what(args), args.out, gates=gates, windows=args.windows, auto=args.auto, stages=args.stages,
+        subject_of(args), args.out, gates=gates, windows=args.windows, auto=args.auto, stages=args.stages,
         overwrite=args.overwrite, **settings,
     )  # fmt: skip
-
-
-def _one_subject(args: argparse.Namespace) -> None:
-    if (args.checkpoint is None) == (args.module is None) or (args.module is None) != (args.contract is None):
-        raise InputError(
-            "kir convert model takes a checkpoint directory, or --module with --contract, and not both",
-            got={"checkpoint": args.checkpoint, "--module": args.module, "--contract": args.contract},
-        )
-    for name in ("checkpoint", "contract"):
-        path = getattr(args, name)
-        if path is not None and not path.exists():
-            raise InputError(f"no such {name}", where=path)
-
-
-def _what(args: argparse.Namespace) -> Any:
-    """The checkpoint, or the job of a foreign module."""
-    if args.module is None:
-        return args.checkpoint
-    from convert.foreign import ModuleJob
-
-    return ModuleJob.load(args.module, args.contract)
 
 
 def add_verify_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,13 +33,14 @@ from numpy.typing import NDArray
 from contract.errors import InputError, KirError
 from contract.manifest import Tensor
 from convert.build import BuiltGraph
-from convert.chain import Feeds
+from convert.chain import WHOLE, Feeds
 from convert.graph_job import graph_card, write_graph_golden
 from convert.onnx_export import TorchGraph
 from convert.report import Verification
 from convert.subject import GraphSubject, Outputs
 
 DTYPES = ("float32", "int32", "int64")
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 Floats = NDArray[np.float32]
 
 
@@ -95,6 +97,12 @@ class ModuleContract:
         names = [t.name for t in self.inputs] + list(self.outputs)
         if not self.inputs or not self.outputs or len(set(names)) != len(names):
             raise InputError("contract: inputs and outputs have names of their own", where=where, got=names)
+        if not re.fullmatch(NAME, self.name) or self.name == WHOLE:
+            what = "contract: name is of letters, digits, '_', '-' and '.', for files are named by it"
+            raise InputError(what, where=where, got=self.name, allowed=f"{NAME}, and not '{WHOLE}'")
+        column = None if self.rank is None else self.rank[1]
+        if column is not None and type(column) is not int:  # JSON's true would pass for 1
+            raise InputError("contract: rank's column is a whole number", where=where, got=column)
         if self.rank is not None and self.rank[0] not in self.outputs:
             raise InputError("contract: rank names no output", where=where, got=self.rank[0], allowed=self.outputs)
 
@@ -113,6 +121,7 @@ class ModuleJob:
         job = ModuleJob(_make(factory).eval(), ModuleContract.read(contract), factory)
         try:
             next(iter(job.graphs.values())).contract()
+            job._check_rank(contract)
         except KirError:
             raise
         except Exception as error:  # the user's own code: what it says is what helps
@@ -192,6 +201,22 @@ class ModuleJob:
         graph = next(iter(self.graphs.values()))
         return GraphSubject(graph, tuple(feeds), real, value if rank else None, self.version)
 
+    def _check_rank(self, where: object) -> None:
+        """Raises InputError for a `rank` that orders fewer than two candidates, or picks a column that is not there."""
+        if self.contract.rank is None:
+            return
+        output, column = self.contract.rank
+        shape = self._shape_of(output)
+        if column is not None and not 0 <= column < (shape or (0,))[-1]:
+            what = f"contract: rank's column is none of the last axis of '{output}'"
+            raise InputError(what, where=where, got=column, allowed=f"0 … {(shape or (0,))[-1] - 1}")
+        candidates = shape if column is None else shape[:-1]
+        if np.prod(candidates, dtype=int) < 2:
+            raise InputError(
+                f"contract: rank orders one candidate of '{output}'", where=where, got=(list(shape), column),
+                fix="candidates stand on the last axis, with a column on the last but one; leave rank out for none",
+            )  # fmt: skip
+
     def _shape_of(self, output: str) -> tuple[int, ...]:
         graph = next(iter(self.graphs.values()))
         return next(t.shape for t in graph.contract()[1] if t.name == output)
@@ -219,6 +244,9 @@ def _make(factory: str) -> torch.nn.Module:
         make = getattr(importlib.import_module(name), function)
     except (ImportError, AttributeError) as error:
         raise InputError("--module can't be found", got=factory, fix=f"put it on PYTHONPATH ({error})") from None
+    except Exception as error:  # the user's own code
+        what = "--module can't be imported"
+        raise InputError(what, where=factory, got=f"{type(error).__name__}: {error}") from error
     try:
         made = make()
     except Exception as error:  # the user's own code

@@ -9,7 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from contract.errors import ConversionError, InputError
+from contract.errors import ConversionError
+from convert.flags import add_subject_arguments, check_subject, subject_of
 
 # Names only, as in convert/cli.py: convert/frontends imports torch.
 FRONT_ENDS = ("onnx2tf", "onnx2tf-dynamo", "litert-torch", "tensorflow")
@@ -17,12 +18,21 @@ FRONT_ENDS = ("onnx2tf", "onnx2tf-dynamo", "litert-torch", "tensorflow")
 
 def add_front_end_arguments(jobs: Any) -> None:
     """The jobs `setup` and `cross-check` of `kir convert`. jobs: what add_subparsers gave."""
-    setup = jobs.add_parser("setup", help="install onnx2tf, which no extra can name, and what it imports")
+    setup = jobs.add_parser(
+        "setup",
+        help="install onnx2tf, which no extra can name, and what it imports",
+        description="Install onnx2tf without its dependencies, whose pins contradict the others', and what it "
+        "imports. Tried on Python 3.11, which onnx2tf's metadata refuse and its code does not. On 3.12 and 3.13 the "
+        "same line installs it; there `kir convert compress` also needs setuptools, for distutils. What `pip check` "
+        "lists afterwards, and why each is well: docs/conversion.md, The install.",
+    )
     setup.add_argument(
         "--litert-torch", action="store_true", help="also the second front end that `cross-check` asks (0.7 GB)"
     )
-    check = jobs.add_parser("cross-check", help="one checkpoint by several front ends: who differs from torch")
-    check.add_argument("checkpoint", type=Path, help="checkpoint directory: KIR, ranker or KuaiFormer")
+    check = jobs.add_parser(
+        "cross-check", help="one checkpoint or module by several front ends: who differs from torch"
+    )
+    add_subject_arguments(check)
     check.add_argument(
         "--front-end", action="append", choices=FRONT_ENDS, metavar="NAME",
         help=f"may be repeated (default: all that are installed of {', '.join(FRONT_ENDS)})",
@@ -59,14 +69,14 @@ def _pip(*words: str) -> None:
 
 def run_cross_check(args: argparse.Namespace) -> int:
     """1 when the front end that ships is off, or made no file; else 0. Raises KirError."""
+    check_subject(args, ("cross-check CHECKPOINT", "cross-check --module PKG.MOD:FACTORY --contract FILE.json"))
     from convert.cli import print_progress, show
     from convert.frontends import ONNX2TF, installed
     from convert.frontends.cross_check import cross_check_job
     from convert.jobs import open_job
 
-    if args.windows < 1:
-        raise InputError("--windows starts at 1", got=args.windows)
-    job = open_job(args.checkpoint)
+    what = subject_of(args)
+    job = open_job(what) if isinstance(what, Path) else what
     opened, _ = job.open(args.data, args.seed)
     names = tuple(args.front_end or installed())
     with TemporaryDirectory(prefix="kir-cross-check-") as scratch:

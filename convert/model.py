@@ -27,7 +27,7 @@ import torch
 
 from contract.errors import ConversionError, InputError
 from contract.manifest import Tensor
-from convert.auto import AUTO, PREFER, with_auto
+from convert.auto import PREFER, with_auto
 from convert.build import BuiltGraph, Progress, build_all
 from convert.calibration import PAGES, CalibrationSet, CalibrationSource, activation_ranges, not_covered
 from convert.files import sha256_of, written_aside
@@ -39,12 +39,12 @@ from convert.quantize import DEFAULT_RECIPES, FLOAT, Recipe, load_recipes
 from convert.report import Gates, Verification
 from convert.stages import QUANTISE, STAGES, Stages, StagesResult
 from convert.subject import Subject
-from convert.verify import SPEED, verify
+from convert.verify import AUTO, SPEED, verify
 
 FORMAT = "kir-converted/2"
 MODEL, REPORT, CARD = "model.json", "verification.json", "card.md"
 WINDOWS = 256
-SEARCHED = 64  # held-out samples that a search looks at, drawn apart from those of the last word
+SEARCHED = 64  # held-out samples that a search tries everything on, before the choice is made on all
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def convert_model(
     allow_synthetic: bool = False,
     front_end: str = ONNX2TF,
     stages: str | Path | None = None,
+    whole: bool = False,
     overwrite: bool = False,
     progress: Progress = lambda line: None,
 ) -> ConversionResult:
@@ -99,6 +100,7 @@ def convert_model(
              serve where there are no data
     front_end  how torch becomes a float TFLite file (convert/frontends)
     stages     a directory that keeps what each stage makes, for the next run to start from (convert/stages.py)
+    whole      apply the recipes to KIR's whole net too, which no phone loads; a search leaves it out
     Raises CheckpointError, ConversionError, VerificationFailed, and InputError when OUT exists and `overwrite` is not
     set.
     """
@@ -118,7 +120,14 @@ def convert_model(
         built = clock.time(
             "convert",
             lambda: build_all(
-                job.graphs.values(), aside / "graphs", chosen, progress, pages, front_end=front_end, stages=keep
+                job.graphs.values(),
+                aside / "graphs",
+                chosen,
+                progress,
+                pages,
+                front_end=front_end,
+                stages=keep,
+                whole_in_float=not whole,
             ),
         )
         subject = clock.time("data", lambda: job.subject(opened.data, windows, seed))
@@ -129,7 +138,15 @@ def convert_model(
             built, found = clock.time(
                 "search",
                 lambda: with_auto(
-                    built, part, chosen, aside / "graphs", prefer=auto, gates=gates, calibration=pages, log=progress
+                    built,
+                    part,
+                    chosen,
+                    aside / "graphs",
+                    prefer=auto,
+                    gates=gates,
+                    calibration=pages,
+                    every=subject,
+                    log=progress,
                 ),
             )
             searched = {"auto": {name: one.to_json() for name, one in found.items()}, "prefer": auto}
@@ -176,6 +193,7 @@ def convert_until(
     calibrate: int = PAGES,
     allow_synthetic: bool = False,
     front_end: str = ONNX2TF,
+    whole: bool = False,
     progress: Progress = lambda line: None,
 ) -> StagesResult:
     """The stages up to `until`, kept in `stages`; nothing is verified. Arguments as `convert_model` takes them.
@@ -195,7 +213,7 @@ def convert_until(
         with tempfile.TemporaryDirectory(dir=stages, prefix=".") as folder:
             build_all(
                 job.graphs.values(), folder, chosen, progress, pages,
-                front_end=front_end, stages=keep, until=until,
+                front_end=front_end, stages=keep, until=until, whole_in_float=not whole,
             )  # fmt: skip
             found = sorted(Path(stages) / path.name for path in Path(folder).iterdir())
             files = tuple(path for path in found if path.is_file())

@@ -22,13 +22,14 @@ def code_sha256() -> str:
 
 
 def commit() -> str:
-    """Short hash of the checkout this runs from; "" for an installed package."""
+    """Short hash of the checkout this runs from, "-dirty" behind it when files differ; "" for an installed package."""
     if not (ROOT / ".git").exists():
         return ""
     try:
         run = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
     except OSError:
         return ""
     return run.stdout.strip()

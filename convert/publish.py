@@ -329,7 +329,7 @@ def _write_version(
             # The golden session's scores are the shipped files'; so far they are from the float whole net.
             "session_to_float_whole": about["session"],
         },
-        provenance={**about["provenance"], "recipes": about["recipes"]},
+        provenance={**about["provenance"], "recipes": about["recipes"], **_made(about)},
         list_reward=reward,
         device_classes=classes,
     )
@@ -363,6 +363,16 @@ def _card(
     if measured:
         parts.append(device_table(measured, str(about["dense_version"]), report.shipped))
     return parts[0] if len(parts) == 1 else "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _made(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What made the files: tools, flags and commit, what recipes were calibrated on, what a search chose (its trials
+    stay in model.json: every phone reads the manifest)."""
+    found = {name: about[name] for name in ("made_by", "calibration") if name in about}
+    if "auto" in about:
+        chosen = {name: {"recipe": one["recipe"], "chosen": one["chosen"]} for name, one in about["auto"].items()}
+        found["auto"] = {"prefer": about["prefer"], "graphs": chosen}
+    return found
 
 
 def _list_reward(about: Mapping[str, Any], result: Path) -> ListReward | None:

@@ -120,7 +120,7 @@ def quantize(float_path: str | Path, recipe: Recipe, path: str | Path, ranges: R
             shutil.copyfile(float_path, path)
         return path
     if recipe.calibrate and not ranges:
-        raise ConversionError("recipe needs calibration", where=float_path, got=recipe.name)
+        raise ConversionError("recipe needs calibration", where=Path(float_path).name, got=recipe.name)
     with quiet(f"quantisation of {Path(float_path).name} by '{recipe.name}'"):
         from ai_edge_quantizer import quantizer
 
@@ -129,7 +129,7 @@ def quantize(float_path: str | Path, recipe: Recipe, path: str | Path, ranges: R
         seen = dict(ranges or {}) if recipe.calibrate else None
         raw = bytes(job.quantize(seen, enable_progress_report=False).quantized_model or b"")
     if not raw or _types(raw) == _types(Path(float_path).read_bytes()):
-        raise ConversionError("recipe quantises no layer of this graph", where=float_path, got=recipe.name)
+        raise ConversionError("recipe quantises no layer of this graph", where=Path(float_path).name, got=recipe.name)
     path.write_bytes(named_by_signature(float_outputs(raw, path), where=path))
     return path
 

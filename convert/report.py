@@ -25,7 +25,9 @@ SHARES = ("tau", "top1", "cosine")  # gates that no model passes above 1
 class Gates:
     """float_max_abs: ONNX and TFLite float against torch. halves_max_abs: page + watch + swipe against the whole net.
     tau, top1: mean Kendall tau and agreement of the first, of the value that ranks, for quantised graphs.
-    gauc_loss: of real outcomes; missed when the whole interval lies below it.
+    gauc_loss: of real outcomes; missed when the whole interval lies below it, which a few pages never show.
+    gauc_abs: of real outcomes; missed when the mean change is larger, up or down. 1 is no bound: the mean of a few
+    pages strays by more than any bound worth stating.
     snr_db: of each graph's outputs: what ranks well on the average page may still be noise on some.
     cosine: of the outputs, for models that rank nothing."""
 
@@ -34,6 +36,7 @@ class Gates:
     tau: float = 0.98
     top1: float = 0.97
     gauc_loss: float = 0.002
+    gauc_abs: float = 1.0
     snr_db: float = 15.0
     cosine: float = 0.999
 
@@ -200,3 +203,10 @@ class Verification:
             lines.append(f"outcomes, shipped minus float: {self.outcomes}")
         lines.append("* ships, ! misses the gate; GAUC: variant minus float, of what users watched long")
         return "\n".join(lines)
+
+    def outcomes_table(self) -> str:
+        """One line per file with known outcomes: GAUC and nDCG@5, variant minus float, with 95 % intervals."""
+        known = [row for row in self.rows if row.outcomes is not None]
+        if not known:
+            return "no outcomes: the data do not say what users watched long"
+        return "\n".join(f"{row.graph:<11} {row.variant:<17} {row.outcomes}" for row in known)

@@ -6,7 +6,7 @@ the fastest variant inside the gate. Anything that does not hold ends in Verific
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from contract.errors import ConversionError, VerificationFailed
 from contract.golden import fused_values
 from convert.build import BuiltGraph
 from convert.chain import WHOLE, Feeds, Run, run_halves
+from convert.float_fault import explain
 from convert.golden import SessionFacts
 from convert.measure import Distance, OutcomeGap, Ranking, distance, outcome_gap, ranking
 from convert.onnx_export import OnnxGraph
@@ -35,6 +36,7 @@ Floats = NDArray[np.float32]
 
 
 SPEED, SIZE = "speed", "size"
+AUTO = "auto"  # the variant that convert.auto adds
 
 
 def verify(
@@ -109,8 +111,20 @@ class Chain:
         """Torch's answers, the feeds of every graph, and the float graphs' answers. Returns the first and the last."""
         whole = [self.subject.reference(i) for i in self.every]
         self.want = [self.subject.values(i, found) for i, found in zip(self.every, whole, strict=True)]
+        odd = [i for i, one in zip(self.every, whole, strict=True) if not np.isfinite(one).all()]
+        if odd:
+            raise VerificationFailed(
+                "torch's own outputs are not finite", got=f"{len(odd)} of {len(whole)} samples, the first is {odd[0]}",
+                fix="look for a root or a logarithm of what may be 0, and for a mask that hides everything",
+            )  # fmt: skip
         eager = [self.subject.run(i, self.torch, self.feeds) for i in self.every]
-        self._hold("halves in torch", distance(whole, eager), self.gates.halves_max_abs, whole)
+        apart = distance(whole, eager)
+        if len(self.subject.graphs) == 1 and apart.max_abs > 0.0:  # one graph has no halves: the same was run twice
+            self._hold(
+                "the module in torch, run twice", apart, self.gates.halves_max_abs, whole,
+                fix="something in it is drawn anew at each call: dropout that eval() does not switch off?",
+            )  # fmt: skip
+        self._hold("halves in torch", apart, self.gates.halves_max_abs, whole)
         missing = sorted(set(self.built) - set(self.feeds))
         if missing:
             raise VerificationFailed(
@@ -127,14 +141,16 @@ class Chain:
         wanted = [output for one in want for output in one.values()]
         onnx = OnnxGraph(self.built[key].onnx)
         found = _distance(want[:ONNX_FEEDS], [onnx.run(one) for one in feeds[:ONNX_FEEDS]])
-        self._hold(f"{key} in ONNX ({self.built[key].onnx.name})", found, self.gates.float_max_abs, wanted)
+        self._hold(
+            f"{key} in ONNX ({self.built[key].onnx.name})", found, self.gates.float_max_abs, wanted,
+            why=lambda allowed: explain(onnx.run, feeds[:ONNX_FEEDS], want[:ONNX_FEEDS], allowed, None, None),
+        )  # fmt: skip
         rows = [VariantReport.of(key, ONNX, found, None, self.built[key].onnx.stat().st_size, passed=True)]
         times = self._latencies(key)
         for name, file in self.files[key].items():
             found, ranks, outcomes, passed = self.judge(key, file, is_float=name == FLOAT)
             if name == FLOAT:
-                what = f"{key} in TFLite float ({self.built[key].variants[name].name})"
-                self._hold(what, found, self.gates.float_max_abs, wanted)
+                self._hold_float(key, file, found, wanted)
             integer = name in self.built[key].integer
             measured = (found, ranks, file.n_bytes, times[name], file.partitions)
             left = file.left_out
@@ -143,6 +159,15 @@ class Chain:
             )
         return rows
 
+    def _hold_float(self, key: str, file: TfliteGraph, found: Distance, wanted: Sequence[Floats]) -> None:
+        onnx, path = self.built[key].onnx, self.built[key].variants[FLOAT]
+        self._hold(
+            f"{key} in TFLite float ({path.name})", found, self.gates.float_max_abs, wanted,
+            fix="nothing was published; for the layers convert with --stages DIR --until tflite and say: "
+            f"kir convert debug DIR/{onnx.name} DIR/{path.name}",
+            why=lambda allowed: explain(file.run, self.feeds[key], self.reference[key], allowed, onnx, path),
+        )  # fmt: skip
+
     def judge(
         self, key: str, file: TfliteGraph, *, is_float: bool = False
     ) -> tuple[Distance, Ranking, OutcomeGap | None, bool]:
@@ -150,7 +175,7 @@ class Chain:
         found = _distance(self.reference[key], [file.run(one) for one in self.feeds[key]])
         ranks, outcomes = self._ranking(key, file, is_float)
         close = found.snr_db >= self.gates.snr_db and (self._ranks(key) or found.cosine >= self.gates.cosine)
-        return found, ranks, outcomes, close and self._inside(ranks, outcomes)
+        return found, ranks, outcomes, close and self.inside(ranks, outcomes)
 
     def _latencies(self, key: str) -> dict[str, list[float]]:
         """Microseconds per call, sorted; variants take turns, so that a busy moment of the machine hits all alike."""
@@ -191,27 +216,40 @@ class Chain:
         gap = outcome_gap([labels[i] for i in chosen], want, got) if labels else None
         return ranking(want, got), gap
 
+    def together(self, files: Mapping[str, TfliteGraph]) -> tuple[Ranking, OutcomeGap | None]:
+        """How the chain ranks with these files in it, by graph key; float where there is none."""
+        return self._ranking_of({**self.float_runs, **{key: file.run for key, file in files.items()}}, self.every)
+
     def _ship(self, rows: Sequence[VariantReport]) -> tuple[dict[str, str], Ranking, OutcomeGap | None]:
-        """The preferred variant inside the gate per graph, then all of them together; the worst falls back to the next
-        one until the whole holds. The buckets of a graph ship the same: a cache must not depend on how it was filled.
+        """The preferred variant inside the gate per graph, then all of them together. Where those miss the gate, what a
+        search found to hold together; else the worst falls back to the next one until the whole holds. The buckets of a
+        graph ship the same: a cache must not depend on how it was filled.
         """
         names = list(dict.fromkeys(graph.name for graph in self.built.values()))
         refused: set[tuple[str, str]] = set()
         tau = {(r.graph.split("/")[0], r.variant): 1.0 for r in rows}
         for r in rows:
             tau[r.graph.split("/")[0], r.variant] = min(r.tau, tau[r.graph.split("/")[0], r.variant])
+        searched = {name: self._searched(name, rows) for name in names}
+        untried = [searched] if AUTO in searched.values() else []
         while True:
             chosen = {name: self._preferred(name, rows, refused) for name in names}
-            shipped = {key: chosen[graph.name] for key, graph in self.built.items()}
-            runs = {key: self.files[key][variant].run for key, variant in shipped.items()}
-            together, outcomes = self._ranking_of(runs, self.every)
-            if self._inside(together, outcomes):
-                return shipped, together, outcomes
+            for one in (chosen, *untried):
+                shipped = {key: one[graph.name] for key, graph in self.built.items()}
+                together, outcomes = self.together({key: self.files[key][name] for key, name in shipped.items()})
+                if self.inside(together, outcomes):
+                    return shipped, together, outcomes
+            untried = []
             lossy = [name for name in self.subject.chained if chosen[name] != FLOAT]
             if not lossy:
                 raise VerificationFailed("the float graphs together miss the ranking gate", got=str(together))
             worst = min(lossy, key=lambda name: tau[name, chosen[name]])
             refused.add((worst, chosen[worst]))
+
+    def _searched(self, name: str, rows: Sequence[VariantReport]) -> str:
+        """The search's variant where it passes in every bucket; else the preferred one."""
+        mine = [row for row in rows if row.graph.split("/")[0] == name and row.variant == AUTO]
+        return AUTO if mine and all(row.passed for row in mine) else self._preferred(name, rows, ())
 
     def _preferred(self, name: str, rows: Sequence[VariantReport], refused: Collection[tuple[str, str]]) -> str:
         """Among variants that pass in every bucket, the smallest of those about as fast as the fastest, or of all.
@@ -230,19 +268,33 @@ class Chain:
         limit = AS_FAST * min(latency.values(), default=0.0) if self.prefer == SPEED else float("inf")
         return min((v for v in latency if latency[v] <= limit), key=lambda v: n_bytes[v], default=FLOAT)
 
-    def _inside(self, ranks: Ranking, outcomes: OutcomeGap | None) -> bool:
-        worse = outcomes is not None and outcomes.gauc.high < -self.gates.gauc_loss
-        return ranks.tau >= self.gates.tau and ranks.top1 >= self.gates.top1 and not worse
+    def inside(self, ranks: Ranking, outcomes: OutcomeGap | None) -> bool:
+        """Whether a ranking holds the gates."""
+        if outcomes is not None:
+            certain = outcomes.gauc.high < -self.gates.gauc_loss
+            if certain or abs(outcomes.gauc.mean) > self.gates.gauc_abs:
+                return False
+        return ranks.tau >= self.gates.tau and ranks.top1 >= self.gates.top1
 
-    def _hold(self, what: str, found: Distance, allowed: float, want: Sequence[Floats]) -> None:
+    def _hold(
+        self,
+        what: str,
+        found: Distance,
+        allowed: float,
+        want: Sequence[Floats],
+        fix: str = "nothing was published",
+        why: Callable[[float], str] = lambda allowed: "",
+    ) -> None:
+        """Raises VerificationFailed. why: what is wrong, told what was allowed; asked only then."""
         # Float32 keeps seven digits: what is allowed of values up to LARGE grows with those above it.
         allowed *= max(1.0, *(float(np.abs(one).max(initial=0.0)) / LARGE for one in want))
         if not found.max_abs <= allowed:
+            reason = why(allowed)
             raise VerificationFailed(
-                f"{what}: differs from torch",
+                f"{what}: differs from torch" + (f": {reason}" if reason else ""),
                 got=f"max abs {found.max_abs:.3g}",
                 allowed=f"{allowed:g}",
-                fix="nothing was published",
+                fix=fix,
             )
 
 

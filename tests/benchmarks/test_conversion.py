@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks.cli import add_bench_arguments, run_bench
 from benchmarks.conversion import COMPILED, EAGER, LITERT, ORT, ORT_INT8, measure_conversion
+from benchmarks.conversion_cli import conversion_command, run_conversion
 from contract.errors import CheckpointError, InputError, VerificationFailed
 from contract.parquet import write_events
 from convert import verify
@@ -23,6 +25,19 @@ def arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_bench_arguments(parser)
     return parser.parse_args(["conversion", *words])
+
+
+def test_the_command_on_record_does_the_same_again() -> None:
+    words = ["runs/kir", "--data", "events:my data", "--recipe", "float16", "--recipe", "mine.json"]
+    words += ["--windows", "9", "--rounds", "2", "--calls", "3", "--seed", "4", "--no-compile"]
+    again = arguments(*shlex.split(conversion_command(arguments(*words)))[3:])
+    assert vars(again) == vars(arguments(*words))
+
+
+@pytest.mark.parametrize("words", [["--seed", "-1"], ["--windows", "0"], ["--json", "."]])
+def test_what_was_typed_is_refused_before_the_work(words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words[0]):
+        run_conversion(arguments(str(tmp_path), *words))
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,9 @@ class TestModel:
             (["ckpt", "--recipe", "int8-dynamc"], "unknown quantisation recipe"),
             (["ckpt", "--gate", "tau=2"], "out of range"),
             (["nowhere"], "no such checkpoint"),
+            (["ckpt", "--seed", "-1"], "--seed starts at 0; got -1"),
+            (["ckpt", "--calibrate", "0"], "--calibrate starts at 1; got 0"),
+            (["ckpt", "--json", "."], "--json is a directory; got ."),
             (["--module", "a:b", "--contract", "none.json"], "no such contract"),
         ],
     )
@@ -117,6 +120,28 @@ class TestModel:
         environment = {**os.environ, "PYTHONPATH": str(Path(kir.__file__).parent)}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
         assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+
+    def test_a_word_that_is_no_job_is_taken_for_a_checkpoint(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert kir.main(["convert", "nowhere", "--out", "o"]) == 2
+        told = capsys.readouterr().err
+        assert "nowhere: no such checkpoint" in told
+        assert "cross-check" in told
+
+    @pytest.mark.parametrize("job", ["cross-check", "debug"])
+    def test_a_seed_below_zero_is_refused_by_every_job(self, job: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert kir.main(["convert", job, "x", "--seed", "-1"]) == 2
+        assert "--seed starts at 0; got -1" in capsys.readouterr().err
+
+    def test_outcomes_are_printed_where_asked(self, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+        assert kir.main(["convert", "model", "ckpt", "--out", "out"]) == 0
+        plain = capsys.readouterr().out
+        assert kir.main(["convert", "model", "ckpt", "--out", "out", "--outcomes", "--whole"]) == 0
+        more = capsys.readouterr().out
+        assert more.startswith(plain)
+        lines = more[len(plain) :].splitlines()
+        assert lines
+        assert all("GAUC" in line and "nDCG@5" in line and "[" in line for line in lines)
+        assert asked["whole"] is True
 
     def test_a_missing_checkpoint_is_status_2(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert kir.main(["convert", "model", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2

@@ -21,7 +21,7 @@ LOOSE = Gates(tau=0.95, top1=0.9)
 GOOD = ("mlp", "sasrec", "din", "dcn_v2", "gru4rec", "square", "gelu_erf", "embeddings")
 
 
-def write_contract(folder: Path, name: str, **changes: Any) -> Path:
+def write_contract(folder: Path, name: str, /, **changes: Any) -> Path:
     path = folder / f"{name}.json"
     path.write_text(json.dumps({**zoo.CONTRACTS[name], **changes}))
     return path
@@ -38,6 +38,7 @@ class TestZoo:
         report = result.verification
         assert report.row(name, "float32").max_abs < 1e-4
         assert report.row(name, "int8-weight-only").passed
+        assert report.row(name, "int8-dynamic").passed
         assert (result.directory / "golden" / f"{name}.npz").is_file()
         assert json.loads((result.directory / "model.json").read_text())["kind"] == "module"
 
@@ -103,6 +104,13 @@ class TestContract:
             ({"outputs": ["candidates"]}, "names of their own"),
             ({"rank": {"output": "value"}}, "rank names no output"),
             ({"rank": 3}, "malformed"),
+            ({"rank": {"output": "scores", "column": "a"}}, "column is a whole number"),
+            ({"rank": {"output": "scores", "column": 1.5}}, "column is a whole number"),
+            ({"rank": {"output": "scores", "column": True}}, "column is a whole number"),
+            ({"name": ""}, "name is of letters"),
+            ({"name": "m/../../x"}, "name is of letters"),
+            ({"name": ".."}, "name is of letters"),
+            ({"name": "whole"}, "name is of letters"),
             ({"inputs": [{"name": "x", "shape": [1, 0], "dtype": "float32"}]}, "fixed and positive"),
             ({"inputs": [{"name": "x", "shape": [1, 2], "dtype": "float16"}]}, "dtype of input 'x'"),
             ({"inputs": [{"name": "x", "dtype": "float32"}]}, "malformed"),
@@ -134,6 +142,40 @@ class TestContract:
     def test_a_factory_that_is_none(self, tmp_path: Path, factory: str, words: str) -> None:
         with pytest.raises(InputError, match=words):
             ModuleJob.load(factory, write_contract(tmp_path, "mlp"))
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [("def f(:", "can't be imported.*SyntaxError"), ("raise OSError('no gpu')", "OSError: no gpu")],
+    )
+    def test_a_module_that_can_not_be_imported(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+    ) -> None:
+        name = f"bad_{abs(hash(text))}"
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(InputError, match=words):
+            ModuleJob.load(f"{name}:f", write_contract(tmp_path, "mlp"))
+
+    @pytest.mark.parametrize(
+        ("name", "column", "words"),
+        [
+            ("dcn_v2", 2, "column is none of the last axis of 'scores'; got 2; allowed: 0 … 1"),
+            ("dcn_v2", -1, "column is none"),
+            ("mlp", 5, "rank orders one candidate of 'scores'"),
+        ],
+    )
+    def test_a_column_that_ranks_nothing(self, tmp_path: Path, name: str, column: int, words: str) -> None:
+        contract = write_contract(tmp_path, name, rank={"output": "scores", "column": column})
+        with pytest.raises(InputError) as raised:
+            ModuleJob.load(f"tests.convert.zoo:{name}", contract)
+        assert words in str(raised.value)
+
+    def test_a_module_without_a_layer_to_quantise_is_sent_to_float(self, tmp_path: Path) -> None:
+        with pytest.raises(ConversionError, match="recipe quantises no layer") as raised:
+            convert_model(job_of(tmp_path, "doubled"), tmp_path / "out", windows=4, gates=LOOSE)
+        assert raised.value.fix == "for float alone: --recipe float32"
+        assert "doubled.float32.tflite" in str(raised.value)
+        assert str(tmp_path) not in str(raised.value)  # a path that is gone by now
 
 
 class TestData:

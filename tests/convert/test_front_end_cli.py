@@ -15,6 +15,7 @@ from convert import front_end_cli, frontends
 from convert.frontends import cross_check as module
 from convert.frontends.litert_torch import LITERT_CONVERTER, LITERT_TORCH, LITERT_TORCH_COMPANIONS
 from convert.tflite import ONNX2TF
+from tests.convert import zoo
 
 
 @pytest.fixture
@@ -96,6 +97,19 @@ class TestCrossCheck:
         monkeypatch.setattr(module, "cross_check_job", lambda *_, **__: off)
         assert self.run(checkpoint, "--front-end", "onnx2tf") == 1
         assert "off: onnx2tf" in capsys.readouterr().out
+
+    def test_a_module_is_asked_about_as_well(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "mlp.json").write_text(json.dumps(zoo.CONTRACTS["mlp"]))
+        words = [
+            "--module",
+            "tests.convert.zoo:mlp",
+            "--contract",
+            str(tmp_path / "mlp.json"),
+            "--front-end",
+            "onnx2tf",
+        ]
+        assert kir.main(["convert", "cross-check", *words]) == 0
+        assert "all agree with torch" in capsys.readouterr().out
 
     def test_no_samples(self, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert kir.main(["convert", "cross-check", str(checkpoint), "--windows", "0"]) == 2

@@ -33,6 +33,25 @@ def published(conversion: ConversionResult, tmp_path_factory: pytest.TempPathFac
     return root
 
 
+def test_the_manifest_says_what_made_it(published: Path, conversion: ConversionResult) -> None:
+    manifest = check_version(next((published / "models").iterdir()))
+    about = json.loads((conversion.directory / "model.json").read_text())
+    assert manifest.provenance["made_by"] == about["made_by"]
+    assert manifest.provenance["made_by"]["windows"] == 24
+    assert not {"calibration", "auto"} & set(manifest.provenance)  # neither was asked for
+
+
+def test_calibration_and_what_a_search_chose_are_told_and_its_trials_left_out(converted: Path, tmp_path: Path) -> None:
+    about = json.loads((converted / "model.json").read_text())
+    one = {"recipe": {"name": "auto"}, "chosen": {"base": "int8-dynamic"}, "trials": [{}] * 30}
+    about |= {"calibration": {"pages": 3}, "auto": {"swipe": one}, "prefer": "size"}
+    (converted / "model.json").write_text(json.dumps(about))
+    publish(converted, tmp_path / "cdn")
+    found = check_version(next((tmp_path / "cdn" / "models").iterdir())).provenance
+    assert found["calibration"] == {"pages": 3}
+    assert found["auto"] == {"prefer": "size", "graphs": {"swipe": {k: one[k] for k in ("recipe", "chosen")}}}
+
+
 @pytest.fixture
 def cdn(published: Path, tmp_path: Path) -> Path:
     """A copy to spoil."""

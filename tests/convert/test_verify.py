@@ -199,8 +199,51 @@ class TestShipping:
 
     def test_the_default_gates_are_those_of_the_measurements(self) -> None:
         assert Gates() == Gates(
-            float_max_abs=1e-4, halves_max_abs=1e-4, tau=0.98, top1=0.97, gauc_loss=0.002, snr_db=15.0, cosine=0.999
+            float_max_abs=1e-4,
+            halves_max_abs=1e-4,
+            tau=0.98,
+            top1=0.97,
+            gauc_loss=0.002,
+            gauc_abs=1.0,
+            snr_db=15.0,
+            cosine=0.999,
         )
+
+
+class TestOutcomes:
+    """What is known of users' long views: of half the slates the float net's first choice was watched."""
+
+    @pytest.fixture
+    def report(self, source: KirSource, samples: list[Sample], built: Built) -> Callable[..., Verification]:
+        labelled = []
+        for i, sample in enumerate(samples):
+            labels = np.zeros(sample.n_candidates, np.float32)
+            labels[i % sample.n_candidates] = 1.0
+            labelled.append(replace(sample, labels=labels))
+
+        def run(**gates: float) -> Verification:
+            return verify(KirSubject(source, labelled), built, gates=replace(LOOSE, **gates))
+
+        return run
+
+    def test_a_mean_change_beyond_the_bound_does_not_ship_though_its_interval_reaches_over_it(
+        self, report: Callable[..., Verification]
+    ) -> None:
+        free, bound = report(gauc_loss=1.0), report(gauc_loss=1.0, gauc_abs=1e-9)
+        changed = {
+            (row.graph, row.variant) for row in free.rows if row.outcomes is not None and row.outcomes.gauc.mean != 0.0
+        }
+        assert changed
+        for graph, variant in changed:
+            assert free.row(graph, variant).passed
+            assert not bound.row(graph, variant).passed
+            assert bound.shipped[graph] != variant
+
+    def test_their_intervals_are_told_line_by_line(self, report: Callable[..., Verification]) -> None:
+        found = report()
+        lines = found.outcomes_table().splitlines()
+        assert len(lines) == sum(row.outcomes is not None for row in found.rows) > 0
+        assert all("GAUC" in line and "nDCG@5" in line and "[" in line for line in lines)
 
 
 def _negated(float_path: Path, scratch: Path) -> bytes:

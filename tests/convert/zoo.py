@@ -131,6 +131,13 @@ class Determinant(nn.Module):
         return torch.linalg.det(matrices)
 
 
+class Doubled(nn.Module):
+    """Without any weights."""
+
+    def forward(self, candidates: Tensor) -> Tensor:
+        return candidates.sum(-1) * 2
+
+
 class Embeddings(nn.Module):
     """Ranks nothing: a vector for each input."""
 
@@ -142,8 +149,8 @@ class Embeddings(nn.Module):
         return self.net(candidates)
 
 
-mlp, sasrec, din, dcn_v2, gru4rec, square, gelu_erf, determinant, embeddings = (
-    seeded(made) for made in (Mlp, SasRecScores, Din, DcnV2, Gru4Rec, Square, GeluErf, Determinant, Embeddings)
+mlp, sasrec, din, dcn_v2, gru4rec, square, gelu_erf, determinant, embeddings, doubled = (
+    seeded(made) for made in (Mlp, SasRecScores, Din, DcnV2, Gru4Rec, Square, GeluErf, Determinant, Embeddings, Doubled)
 )
 
 
@@ -163,6 +170,10 @@ def _ids(name: str, *shape: int) -> dict[str, Any]:
     return _tensor(name, *shape, dtype="int32", below=VOCABULARY)
 
 
+def _mask(*shape: int) -> dict[str, Any]:
+    return _tensor("mask", *shape, values=[0, 1])
+
+
 def _contract(name: str, inputs: list[dict[str, Any]], rank: dict[str, Any] | None = None) -> dict[str, Any]:
     found = {"name": name, "inputs": inputs, "outputs": ["scores"]}
     return found if rank is None else {**found, "rank": rank}
@@ -171,10 +182,10 @@ def _contract(name: str, inputs: list[dict[str, Any]], rank: dict[str, Any] | No
 _SCORES = {"output": "scores"}
 CONTRACTS = {
     "mlp": _contract("mlp", [_tensor("candidates", 1, N, D)], _SCORES),
-    "sasrec": _contract("sasrec", [_ids("history", 1, L), _tensor("mask", 1, L), _ids("candidates", 1, N)], _SCORES),
+    "sasrec": _contract("sasrec", [_ids("history", 1, L), _mask(1, L), _ids("candidates", 1, N)], _SCORES),
     "din": _contract(
         "din",
-        [_tensor("user", 1, D), _tensor("history", 1, L, D), _tensor("mask", 1, L), _tensor("candidates", 1, N, D)],
+        [_tensor("user", 1, D), _tensor("history", 1, L, D), _mask(1, L), _tensor("candidates", 1, N, D)],
         _SCORES,
     ),
     "dcn_v2": _contract("dcn_v2", [_tensor("features", 1, N, 4 * D)], {**_SCORES, "column": 1}),
@@ -182,5 +193,6 @@ CONTRACTS = {
     "square": _contract("square", [_tensor("tokens", 1, D, D)], _SCORES),
     "gelu_erf": _contract("gelu_erf", [_tensor("candidates", 1, N, D)], _SCORES),
     "determinant": _contract("determinant", [_tensor("matrices", 1, N, 6, 6)], _SCORES),
+    "doubled": _contract("doubled", [_tensor("candidates", 1, N, D)], _SCORES),
     "embeddings": _contract("embeddings", [_tensor("candidates", 1, N, D)]),
 }
