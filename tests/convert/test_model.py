@@ -96,6 +96,7 @@ class Stub:
         *,
         front_end: str,
         stages: Any,
+        whole_in_float: bool,
     ) -> Any:
         Path(directory).mkdir(parents=True)
         return self.built
