@@ -170,7 +170,7 @@ class TestCommand:
 
     @pytest.mark.parametrize("flag", ["--rounds", "--calls", "--windows"])
     def test_counts_start_at_one(self, flag: str, checkpoint: Path) -> None:
-        with pytest.raises(InputError, match=f"{flag} starts at 1"):
+        with pytest.raises(InputError, match=f"{flag}.* start"):
             run_bench(arguments(str(checkpoint), flag, "0"))
 
     def test_no_checkpoint(self, tmp_path: Path) -> None:
