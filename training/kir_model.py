@@ -149,6 +149,21 @@ class Kir(nn.Module):
         column = next(c for c in self.spec.columns("candidate_dense") if c.field.feature == "pxtr")
         self.page_in["candidate_dense"].weight[self._skip_rows, column.slice] = weight_T2X
 
+    @torch.no_grad()
+    def rescale(self, task: int, factor: float, shift: float, server_2X: Tensor) -> None:
+        """Logits of one task become factor·logit + shift + server·pXTR (as the skip reads them; [0] without a skip)."""
+        experts = slice(task * self.config.experts, (task + 1) * self.config.experts)
+        self.task.weight[experts] *= factor
+        # The gates of a task add up to 1, so that what each expert's score gains the task's gains.
+        self.task.bias[experts] = self.task.bias[experts] * factor + shift
+        if self.config.skip:
+            row = self._skip_rows.start + task
+            for layer in self.page_in.values():
+                layer.weight[row] *= factor
+                layer.bias[row] *= factor
+            column = next(c for c in self.spec.columns("candidate_dense") if c.field.feature == "pxtr")
+            self.page_in["candidate_dense"].weight[row, column.slice] += server_2X / self.candidate_gain[column.slice]
+
     def _field_mask(self, block: str) -> Tensor:
         """[fields·fm, width]: each field projected on its own."""
         return torch.block_diag(*[torch.ones(self.config.fm, c.field.width) for c in self.spec.columns(block)])

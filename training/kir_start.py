@@ -1,10 +1,14 @@
-"""Where the reranker's scores begin: at base rates and, with a skip, at what the server's pXTR say of each task.
+"""Where the reranker's scores begin, at base rates or with a skip at the server's pXTR, and how they are set right in
+the end.
 
 A reranker must not be worse than what it is given. On a log of few impressions a net that starts from nothing was
 (docs/experiments.md, 2026-11-29): it has to find in the same labels again what the server's ranker knows. So each score
 begins as the logistic regression of its task on the server's logits, and the rest of the net, which adds nothing at
-first, learns what is to be changed about that.
+first, learns what is to be changed about that. In the end each score is shrunk, and its share of the server's logits
+chosen anew, by the same regression on later events than the net learnt from: a net that knows its events by heart is
+too sure of what it found.
 
+Sources: Platt scaling; stacked generalisation (Wolpert 1992) of the net and the server's heads.
 Shape legend: n targets, X pXTR heads, T tasks of the model.
 """
 
@@ -25,7 +29,8 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 RIDGE = 10.0  # of the regression, in targets: heads of one log are near copies of each other
-NEWTON_STEPS = 12
+NEWTON_STEPS = 20
+SMALLEST_STEP = 1e-9
 
 
 def start_scores(net: Kir, data: KirData, train: Bools) -> None:
@@ -52,6 +57,27 @@ def start_scores(net: Kir, data: KirData, train: Bools) -> None:
     torch.nn.init.zeros_(net.task.weight)  # the experts add nothing yet
 
 
+def refit_scores(net: Kir, data: KirData, scores_nT: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+    """Turn each score of a trained net into base + beta·score + w·pXTR (with a skip), as fits the labels of `rows`.
+
+    scores_nT: the net's own logits of those rows, which it was not trained on. All of it is linear in what the net adds
+    up last, so it goes into the weights: the net stays as large as it was. A task without labels stays as it is.
+    """
+    tasks = net.config.tasks
+    labels_nT = data.labels_nT[rows][:, task_columns(tasks)].astype(np.float64)
+    logits_nT = scores_nT.astype(np.float64)
+    server_n2X = _standardised(net, data.columns["pxtr"][:-2][rows]) if net.config.skip else np.zeros((len(rows), 0))
+    for task in range(len(tasks)):
+        known = ~np.isnan(labels_nT[:, task])
+        if not known.any():
+            continue
+        logit = logits_nT[known, task]
+        middle = logit.mean()
+        told = np.concatenate([(logit - middle)[:, None], np.ones((len(logit), 1)), server_n2X[known]], axis=1)
+        more, base, *server = logistic(told, labels_nT[known, task], logit)
+        net.rescale(task, 1.0 + more, base - more * middle, torch.tensor(server, dtype=torch.float32))
+
+
 def _standardised(net: Kir, pxtr_nX: NDArray[np.float32]) -> Floats:
     """Logits as the net reads them, and presence bits: [n, 2X]."""
     raw = np.zeros((len(pxtr_nX), 2 * X_PXTR), np.float32)
@@ -67,12 +93,21 @@ def _numpy(x: Tensor) -> Floats:
     return found
 
 
-def logistic(x_nF: Floats, label_n: Floats, base: float, ridge: float = RIDGE) -> Floats:
-    """Weights w [F] of the ridge regression label ~ sigmoid(base + x·w), by Newton's method; labels may be shares."""
+def logistic(x_nF: Floats, label_n: Floats, base: float | Floats, ridge: float = RIDGE) -> Floats:
+    """Weights w [F] of the ridge regression label ~ sigmoid(base + x·w), by Newton's method; labels may be shares, and
+    base may be of each [n]."""
     w_F = np.zeros(x_nF.shape[1])
+
+    def loss(w_F: Floats) -> float:
+        logit_n = base + x_nF @ w_F
+        return float((np.logaddexp(0.0, logit_n) - label_n * logit_n).sum() + 0.5 * ridge * w_F @ w_F)
+
     for _ in range(NEWTON_STEPS):
-        chance_n = 1.0 / (1.0 + np.exp(-(base + x_nF @ w_F)))
+        chance_n = 0.5 + 0.5 * np.tanh(0.5 * (base + x_nF @ w_F))
         slope_F = x_nF.T @ (chance_n - label_n) + ridge * w_F
         curve_FF = (x_nF * (chance_n * (1 - chance_n))[:, None]).T @ x_nF + ridge * np.eye(len(w_F))
-        w_F -= np.linalg.solve(curve_FF, slope_F)
+        step_F = np.linalg.solve(curve_FF, slope_F)
+        while loss(w_F - step_F) > loss(w_F) and np.abs(step_F).max() > SMALLEST_STEP:
+            step_F = step_F / 2  # far from the optimum a whole step may go past it
+        w_F = w_F - step_F
     return w_F

@@ -45,16 +45,6 @@ def reads_pxtr(spec: FeatureSpec) -> bool:
     return any(column.field.feature == "pxtr" for column in spec.columns("candidate_dense"))
 
 
-def targets_of(spec: FeatureSpec, data: KirData, train: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Training events [n] that are learnt from: where the spec reads pXTR those that have them, as every candidate has
-    on a phone. The others are watched videos alone.
-
-    KuaiRand has none for nine in ten; with those as targets a net learns to do without (docs/experiments.md).
-    """
-    told = train & np.isfinite(data.events["pxtr"]).any(axis=1)
-    return told if reads_pxtr(spec) and told.any() else train
-
-
 def new_keys(spec: FeatureSpec, data: KirData, train: NDArray[np.bool_]) -> dict[str, NDArray[np.uint64]]:
     """Keys of the training events, per table: later ones are unknown, as they would be on the day."""
     columns = {name: column[:-2][train] for name, column in data.columns.items()}

@@ -12,8 +12,8 @@ from tests.training.test_kir_data import some_events
 from training.kir import Kir, KirConfig
 from training.kir_data import Batches, prepare, pxtr_constants
 from training.kir_eval import score
-from training.kir_start import logistic, start_scores
-from training.kir_targets import new_keys, targets_of
+from training.kir_start import _standardised, logistic, refit_scores, start_scores
+from training.kir_targets import new_keys
 from training.kir_train import KirTask, train_kir
 from training.tables import SparseTables
 
@@ -80,24 +80,53 @@ def test_without_predictions_a_score_is_the_base_rate():
     np.testing.assert_allclose(scores_of(blank, task)[:, TASK], np.log(rate / (1 - rate)), atol=1e-4)
 
 
-def test_what_has_no_prediction_is_no_target_where_others_have():
-    log = told_events(200)
-    pxtr = log["pxtr"].copy()
-    pxtr[::3] = np.nan
-    data = prepare(log.with_columns(pxtr=pxtr), 6)
-    train = np.arange(len(data)) < 150
-    targets = targets_of(SPEC, data, train)
-    np.testing.assert_array_equal(targets, train & np.isfinite(data.events["pxtr"]).any(axis=1))
-    assert 0 < targets.sum() < train.sum()
-    np.testing.assert_array_equal(targets_of(SPEC.without(["pxtr"]), data, train), train)
+@pytest.mark.parametrize("skip", [True, False])
+def test_scores_are_rescaled_to_the_letter(skip):
+    """One task's logits become factor·logit + shift + weights·pXTR, whatever stands before; the others stay."""
+    data = prepare(told_events(300), 6)
+    task = started(data, KirConfig.of("tiny", watched=6, skip=skip))
+    torch.manual_seed(1)
+    torch.nn.init.normal_(task.net.task.weight)
+    task.net.candidate_gain.uniform_(1.0, 4.0)
+    before, server_n2X = scores_of(data, task), _standardised(task.net, data.columns["pxtr"][:-2])
+    weights = np.linspace(-0.5, 0.5, server_n2X.shape[1]) if skip else np.zeros(0)
+    task.net.rescale(TASK, 0.7, -0.3, torch.tensor(weights, dtype=torch.float32))
+    found = scores_of(data, task)
+    want = 0.7 * before[:, TASK] - 0.3 + (server_n2X @ weights if skip else 0.0)
+    np.testing.assert_allclose(found[:, TASK], want, atol=2e-5)
+    others = [t for t in range(len(TASKS)) if t != TASK]
+    np.testing.assert_array_equal(found[:, others], before[:, others])
+
+
+def test_a_net_too_sure_of_itself_is_set_right():
+    """Half of its labels are kept from the fit: there, too, the loss falls to about that of the true chances."""
+    data = prepare(told_events(), 6)
+    task = started(data, KirConfig.of("tiny", watched=6))
+    task.net.rescale(TASK, 4.0, 1.0, torch.zeros(14))
+    rows, others = np.arange(0, 3000, 2), np.arange(1, 3000, 2)
+    loud, label = scores_of(data, task), data.labels_nT[:, TASK]
+    refit_scores(task.net, data, loud[rows], rows)
+    found = scores_of(data, task)[:, TASK]
+    chance = np.nan_to_num(data.events["pxtr"][:, LONG_VIEW], nan=0.5)
+    best = log_loss(np.log(chance / (1 - chance))[others], label[others])
+    assert log_loss(loud[others, TASK], label[others]) > best + 0.3
+    assert log_loss(found[others], label[others]) < best + 0.01
+
+
+def test_a_task_without_labels_keeps_its_scores():
+    data = prepare(told_events(300).with_columns(like=np.full(300, -1)), 6)
+    task = started(data, KirConfig.of("tiny", watched=6))
+    before = scores_of(data, task)
+    refit_scores(task.net, data, before, np.arange(len(data)))
+    np.testing.assert_array_equal(scores_of(data, task)[:, TASKS.index("like")], before[:, TASKS.index("like")])
 
 
 @pytest.mark.parametrize("blank", [False, True])
 def test_training_goes_on_from_there(tmp_path, blank):
-    """The skip stays only where the spec reads predictions, and users' rows are hidden half of the time."""
+    """The skip stays only where the spec reads predictions; users' rows are hidden now and then."""
     log = told_events(600)
     if blank:
         log = log.with_columns(pxtr=np.full((600, 7), np.nan, np.float32))
     checkpoint = train_kir(log, tmp_path / "kir", "tiny", epochs=1)
     assert checkpoint.model_config["skip"] != blank
-    assert checkpoint.config["training"]["user_dropout"] == 0.5
+    assert checkpoint.config["training"]["user_dropout"] == 0.2
