@@ -28,7 +28,7 @@ from contract.errors import KirError
 REPOSITORY = Path(__file__).resolve().parents[2]
 SUITE = "bookworm"  # the Debian of CPython 3.11, on which LiteRT 2.3.0 was tried
 PYTHON = "3.11"
-RECIPE_VERSION = 2  # to be raised with every change of what this file makes
+RECIPE_VERSION = 3  # to be raised with every change of what this file makes
 PLATFORMS = [f"manylinux{version}_aarch64" for version in ("_2_28", "_2_27", "_2_17", "2014")]
 # What CPython's extension modules and the wheels are linked with, out of Debian's tree.
 LIBRARIES = (
@@ -107,12 +107,15 @@ def compile_tree(folder: Path) -> None:
 
 
 def leave_byte_code(folder: Path) -> None:
-    """Byte code in the place of the sources: a tenth of the archive. Where this Python's is another's they stay."""
+    """Byte code in the place of the sources: a tenth of the archive. Where this Python's is another's they stay.
+
+    Without docstrings, which a process holds in memory as long as it runs; and so without the packages' assertions.
+    """
     if not compiles_here():
         return
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
     compileall.compile_dir(
-        folder, maxlevels=20, stripdir=str(folder), quiet=2, workers=1, legacy=True, invalidation_mode=mode
+        folder, maxlevels=20, stripdir=str(folder), quiet=2, workers=1, legacy=True, invalidation_mode=mode, optimize=2
     )
     for source in folder.rglob("*.py"):
         if source.with_suffix(".pyc").is_file():

@@ -25,8 +25,8 @@ from tests.e2e.conftest import DAY_MS, WORLD, SmallLoop
 
 pytestmark = [pytest.mark.device, pytest.mark.slow, pytest.mark.timeout(900)]
 MEMORY_MIB = 384
-REPLAY_RSS_KB = 60 * 1024  # kB of /proc are KiB
-EDGE_RSS_KB = 90 * 1024
+REPLAY_RSS_KB = 60e6 / 1024  # kB of /proc are KiB
+EDGE_RSS_KB = 90e6 / 1024
 THERE = Path(__file__).with_name("there")
 # Starts LiteRT without its default delegates, as a build or a phone would that can't apply XNNPACK.
 NO_DELEGATE = """

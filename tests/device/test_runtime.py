@@ -38,16 +38,16 @@ def test_the_code_is_this_trees_and_named_by_its_content(tmp_path: Path) -> None
 
 def test_the_runtime_has_byte_code_in_the_place_of_sources(tmp_path: Path) -> None:
     (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "__init__.py").write_text("ANSWER = 42\n")
+    (tmp_path / "package" / "__init__.py").write_text('"""Said once."""\n\nANSWER = 42\n')
     (tmp_path / "package" / "broken.py").write_text("def (\n")
     runtime_build.leave_byte_code(tmp_path)
     compiled = runtime_build.compiles_here()
     assert (tmp_path / "package" / "__init__.pyc").is_file() == compiled
     assert (tmp_path / "package" / "__init__.py").is_file() != compiled
     assert (tmp_path / "package" / "broken.py").is_file()  # what can't be compiled stays
-    code = "import package; print(package.ANSWER)"
+    code = "import package; print(package.ANSWER, package.__doc__)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert ran.stdout == "42\n"
+    assert ran.stdout == f"42 {None if compiled else 'Said once.'}\n"
 
 
 def test_what_no_edge_loads_is_left_out(tmp_path: Path) -> None:
