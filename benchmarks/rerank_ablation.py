@@ -69,6 +69,7 @@ ARMS: dict[str, Arm] = {
     "mean-of-stacks": Arm("reading the list", changes={"reads": "mean"}),
     "no-placed": Arm("placed context", changes={"placed": 0}),
     "fm": Arm("DeepFM", changes={"fm": 8}),
+    "no-skip": Arm("the server's scores", changes={"skip": False}),
     "pxtr-only": Arm("sparse rows", pxtr_only=True),
     "L10": Arm("watched list", changes={"watched": 10}),
     "L20": Arm("watched list", changes={"watched": 20}),
@@ -76,7 +77,7 @@ ARMS: dict[str, Arm] = {
     "kir2020": Arm("presets", preset="kir2020"),
     "kir2022": Arm("presets", preset="kir2022"),
 }
-SHAPE = ("reads", "placed", "experts", "tasks", "loss", "towers", "blocks", "fm")  # what tells presets apart but sizes
+SHAPE = ("reads", "placed", "experts", "tasks", "loss", "towers", "blocks", "fm", "skip")  # what tells presets apart but sizes
 
 
 @dataclass(frozen=True, eq=False)
