@@ -77,7 +77,7 @@ ARMS: dict[str, Arm] = {
     "kir2020": Arm("presets", preset="kir2020"),
     "kir2022": Arm("presets", preset="kir2022"),
 }
-SHAPE = ("reads", "placed", "experts", "tasks", "loss", "towers", "blocks", "fm", "skip")  # what tells presets apart but sizes
+SHAPE = ("reads", "placed", "experts", "tasks", "loss", "towers", "blocks", "fm", "skip")  # presets but sizes
 
 
 @dataclass(frozen=True, eq=False)
