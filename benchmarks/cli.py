@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,29 @@ from benchmarks.conversion_cli import (
 from benchmarks.conversion_doc import add_conversion_doc_arguments, run_conversion_doc
 from benchmarks.device.bench_cli import add_device_arguments, run_device
 from benchmarks.edge_cli import add_edge_arguments, run_edge
+from benchmarks.ranking_cli import (
+    add_ranking_arguments,
+    add_rerank_ablation_arguments,
+    run_ranking_bench,
+    run_rerank_ablation_bench,
+)
 from benchmarks.replay_cli import add_replay_arguments, run_replay
+from benchmarks.retrieval_cli import (
+    add_ablation_arguments,
+    add_ann_arguments,
+    add_encoder_arguments,
+    add_incremental_arguments,
+    add_loss_arguments,
+    add_retrieval_arguments,
+    add_training_arguments,
+    run_ablation_bench,
+    run_ann_bench,
+    run_encoder_bench,
+    run_incremental_bench,
+    run_loss_bench,
+    run_retrieval_bench,
+    run_training_bench,
+)
 from benchmarks.typed import PARSER, typed
 from contract.errors import InputError
 from contract.files import replacing
@@ -87,29 +108,25 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     closed.add_argument("--out", type=Path, default=Path("runs/closed-loop"), help="work folder of --worlds")
     closed.add_argument("--json", type=Path, help="write the result here as well")
     retrieval = kinds.add_parser("retrieval", help="retrieval models on the same queries, with paired differences")
-    _add_retrieval_arguments(retrieval.add_argument)
+    add_retrieval_arguments(retrieval.add_argument)
     ranking = kinds.add_parser("ranking", help="models that score impressions, within users, with paired differences")
-    _add_ranking_arguments(ranking.add_argument)
+    add_ranking_arguments(ranking.add_argument)
     ablation = kinds.add_parser("ablation", help="KuaiFormer with one change at a time: quality and cost, arm by arm")
-    _add_ablation_arguments(ablation.add_argument)
+    add_ablation_arguments(ablation.add_argument)
     rerank = kinds.add_parser("rerank-ablation", help="the reranker with one change at a time, on the same impressions")
-    _add_rerank_ablation_arguments(rerank.add_argument)
+    add_rerank_ablation_arguments(rerank.add_argument)
     small = kinds.add_parser("compression", help="pruning and clustering of the reranker: download against ranking")
     add_compression_arguments(small.add_argument)
     head = kinds.add_parser("head-qat", help="quantisation-aware training of the reranker's head beside post-training")
     add_head_qat_arguments(head.add_argument)
     since = kinds.add_parser("incremental", help="updates of KuaiFormer against the old model and training from zero")
-    _add_incremental_arguments(since.add_argument)
+    add_incremental_arguments(since.add_argument)
     baseline = kinds.add_parser("baseline", help="train or make what KuaiFormer is compared with; measured on val")
     add_baseline_arguments(baseline)
     ann = kinds.add_parser("ann", help="item indexes by recall and cost, and what changing items costs")
-    ann.add_argument("--items", type=int, default=50_000, help="made-up vectors (default: %(default)s)")
-    ann.add_argument("--width", type=int, default=64, help="of them (default: %(default)s)")
-    ann.add_argument("--retrieval", type=Path, metavar="DIR", help="an export's item vectors instead")
-    ann.add_argument("--recall", type=float, default=0.98, help="wanted at 100 (default: %(default)s)")
-    ann.add_argument("--json", type=Path, help="write the result here as well")
+    add_ann_arguments(ann.add_argument)
     encoder = kinds.add_parser("encoder", help="one user's encoding: torch, torch.compile, onnxruntime, and the floor")
-    _add_encoder_arguments(encoder.add_argument)
+    add_encoder_arguments(encoder.add_argument)
     conversion = kinds.add_parser(
         "conversion", help="every recipe of a checkpoint beside torch and onnxruntime: bytes, ranking, latency, floor"
     )
@@ -118,9 +135,9 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     add_conversion_doc_arguments(doc.add_argument)
     doc.set_defaults(json=None)  # what it reads is the result
     training = kinds.add_parser("training", help="a training step in float32 and bfloat16, saves, table optimisers")
-    _add_training_arguments(training.add_argument)
+    add_training_arguments(training.add_argument)
     loss = kinds.add_parser("loss", help="a step of the softmax loss: plain, torch's fused one, chunked, and this one")
-    _add_loss_arguments(loss.add_argument)
+    add_loss_arguments(loss.add_argument)
     load = kinds.add_parser(
         "load", help="what reranking costs the server: pages, bytes, CPU per 100 swipes, by page size"
     )
@@ -151,164 +168,12 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
         kind.set_defaults(**{PARSER: kind})
 
 
-def _add_ablation_arguments(add: Callable[..., Any]) -> None:
-    add("plan", metavar="PLAN|FILE", help="paper-claims, compression, losses, or a JSON file (benchmarks/ablation.py)")
-    add("--data", required=True, help="kuairand:PATH | events:PATH | sim:… | ml-1m:PATH | amazon-beauty:PATH")
-    add("--out", type=Path, default=Path("runs/ablation"), help="checkpoints and result (default: %(default)s)")
-    add("--only", default="", help="arms to train now, with commas; the table holds all that are done")
-    add("--seeds", default="0", help="seeds to train each arm with, with commas (default: %(default)s)")
-    add("--epochs", type=int, help="instead of the plan's")
-    add("--history", type=int, help="positives before a query that a model may read (default: the protocol's)")
-    add("--holdout-days", type=int, default=1, help="logs: queries of the last days (default: %(default)s)")
-    add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
-    add("--json", type=Path, help="write the result here as well")
-
-
-def _add_incremental_arguments(add: Callable[..., Any]) -> None:
-    add("--data", default="sim:users=400,items=3000,days=7", help="sim:… | events:PATH | kuairand:PATH (%(default)s)")
-    add("--hide", type=float, default=0.1, help="of users and videos: absent before the new day (default: %(default)s)")
-    add("--recipe", metavar="NAME|FILE", help="of training from zero (default: kir train kuaiformer's)")
-    add("--epochs", type=int, help="instead of the recipe's")
-    add("--seeds", default="0", help="seeds of training, with commas (default: %(default)s)")
-    add("--ablate", action="store_true", help="also without replay, without row memory, without the old log")
-    add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
-    add("--out", type=Path, default=Path("runs/incremental"), help="checkpoints of the arms (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
-
-
-def _run_incremental(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from benchmarks.incremental import Plan, bench_incremental
-    from training.recipe import Recipe, read_recipe
-
-    recipe = read_recipe(args.recipe) if args.recipe else Recipe()
-    if args.epochs is not None:
-        recipe = recipe.changed([f"train.epochs={args.epochs}"])
-    plan = Plan(args.data, recipe, args.hide, _offset(args))
-    given = {"--recipe": args.recipe, "--epochs": args.epochs, "--utc-offset-hours": args.utc_offset_hours}
-    flags = [str(word) for flag, value in given.items() if value is not None for word in (flag, value)]
-    words = ["--data", args.data, "--hide", str(args.hide), *flags, "--seeds", args.seeds, "--out", str(args.out)]
-    command = shlex.join(["kir", "bench", "incremental", *words, *(["--ablate"] if args.ablate else [])])
-    return bench_incremental(plan, args.out, command, seeds=_seeds(args.seeds), ablate=args.ablate)
-
-
-def _offset(args: argparse.Namespace) -> float:
-    from training.cli import KUAIRAND_UTC_OFFSET
-
-    if args.utc_offset_hours is not None:
-        return float(args.utc_offset_hours)
-    return KUAIRAND_UTC_OFFSET if (args.data or "").startswith("kuairand:") else 0.0
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError:
-        raise InputError("--seeds are numbers with commas", got=text) from None
-
-
-def _add_rerank_ablation_arguments(add: Callable[..., Any]) -> None:
-    add("--data", required=True, help="a log with pXTR: events:FOLDER of kir annotate")
-    add("--out", type=Path, default=Path("runs/rerank"), help="checkpoints of the arms (default: %(default)s)")
-    add("--only", default="", help="arms, with commas; `full` is always among them (default: all)")
-    add("--preset", default="tiny", help="sizes of all arms (default: %(default)s)")
-    add("--epochs", type=int, default=4, help="of every arm (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of every arm (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
-
-
-def _run_rerank_ablation(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from benchmarks.rerank_ablation import run_rerank_ablation
-
-    only = tuple(word for word in args.only.split(",") if word)
-    words = ["kir", "bench", "rerank-ablation"]
-    for name in ("data", "only", "preset", "epochs", "seed"):
-        words += [f"--{name}", str(getattr(args, name))] if getattr(args, name) != "" else []
-    return run_rerank_ablation(
-        args.data, args.out, shlex.join(words), preset=args.preset, epochs=args.epochs, seed=args.seed, only=only
-    )
-
-
-def _run_ablation(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from benchmarks.ablation import run_ablation
-
-    seeds = _seeds(args.seeds)
-    only = [arm for arm in args.only.split(",") if arm]
-    return run_ablation(
-        args.plan,
-        args.data,
-        args.out,
-        seeds=seeds,
-        only=only,
-        epochs=args.epochs,
-        history=args.history,
-        holdout_days=args.holdout_days,
-        utc_offset_hours=_offset(args),
-        command=typed(args),
-    )
-
-
-def _add_retrieval_arguments(add: Callable[..., Any]) -> None:
-    add(
-        "models", nargs="*", metavar="MODEL", help="[NAME=]PATH[,PATH…]: saved result, dump or checkpoint; more = seeds"
-    )
-    add("--baseline", default="", help="baselines to make here, with commas: popularity, item-cf")
-    add("--data", help="data of checkpoints and baselines, as kir evaluate takes them; saved results need none")
-    add("--split", choices=("val", "test"), default="val", help="queries to ask (default: %(default)s)")
-    add("--from-ms", type=int, help="logs: queries from here on (default: where the latest training ended)")
-    add("--holdout-days", type=int, help="logs: queries of the last days instead")
-    add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
-    add("--top", type=int, default=0, help="items of every ranked list that results keep (default: ranks alone)")
-    add("--out", type=Path, default=Path("runs/retrieval"), help="report and results (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
-
-
-def _add_ranking_arguments(add: Callable[..., Any]) -> None:
-    add("models", nargs="*", metavar="MODEL", help="[NAME=]PATH[,PATH…]: dump of scores or ranker; more = seeds")
-    add("--baseline", default="", help="baselines to make here, with commas: item-rate, fm, lightgbm")
-    add("--data", help="the log of checkpoints and baselines: kuairand:PATH | events:PATH | sim:…")
-    add("--from-ms", type=int, help="score what was shown from here on (default: where the latest training ended)")
-    add("--holdout-days", type=int, help="score the log's last days instead")
-    add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
-    add("--real-time", action="store_true", help="score rankers with histories that go on as well, and what it gains")
-    add("--seed", type=int, default=0, help="of the trained baselines (default: %(default)s)")
-    add("--out", type=Path, default=Path("runs/ranking"), help="scores of every model (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
-
-
-def _add_encoder_arguments(add: Callable[..., Any]) -> None:
-    add("--checkpoint", type=Path, help="KuaiFormer checkpoint (default: random weights, width 256, 6 layers)")
-    add("--hidden", type=int, help="feed-forward width of the random net (default: 688)")
-    add("--batches", type=int, nargs="+", default=[1, 8, 32], help="users of a call (default: 1 8 32)")
-    add("--rounds", type=int, default=15, help="turns of floor and runtimes (default: %(default)s)")
-    add("--no-compile", action="store_true", help="leave torch.compile out, which compiles for minutes")
-    add("--out", dest="json", type=Path, help="write the result here as well")
-
-
-def _add_training_arguments(add: Callable[..., Any]) -> None:
-    add("--preset", default="small", help="size of the model (default: %(default)s)")
-    add("--recipe", metavar="NAME|FILE", help="a recipe instead of the preset's defaults")
-    add("--data", default="sim:users=400,days=4", help="as kir train kuaiformer takes it (default: %(default)s)")
-    add("--rounds", type=int, default=5, help="turns of the precisions (default: %(default)s)")
-    add("--steps", type=int, default=4, help="steps of each in a turn (default: %(default)s)")
-    add("--rows", type=int, default=1_000_000, help="rows of the table for its optimisers (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
-
-
-def _add_loss_arguments(add: Callable[..., Any]) -> None:
-    add("--targets", type=int, default=4096, help="rows of a batch (default: %(default)s)")
-    add("--candidates", type=int, default=3416, help="items of the softmax (default: %(default)s, ML-1M's catalogue)")
-    add("--width", type=int, default=64, help="of the vectors (default: %(default)s)")
-    add("--queries", type=int, nargs="+", default=[1, 4], help="queries of a row, one table each (default: 1 4)")
-    add("--rounds", type=int, default=10, help="timed steps of each way (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
-
-
 def run_bench(args: argparse.Namespace) -> int:
     """One benchmark: a table, then one JSON line. 1 when the result tells problems, as a gate that it did not pass."""
     benches = {
-        "ablation": _run_ablation,
-        "rerank-ablation": _run_rerank_ablation,
-        "ann": _run_ann,
+        "ablation": run_ablation_bench,
+        "rerank-ablation": run_rerank_ablation_bench,
+        "ann": run_ann_bench,
         "baseline": run_baseline,
         "closed-loop": _run_closed_loop,
         "conversion": run_conversion,
@@ -316,18 +181,19 @@ def run_bench(args: argparse.Namespace) -> int:
         "compression": run_compression_bench,
         "device": run_device,
         "edge": run_edge,
-        "encoder": _run_encoder,
+        "encoder": run_encoder_bench,
         "head-qat": run_head_qat,
-        "incremental": _run_incremental,
+        "incremental": run_incremental_bench,
         "load": _run_load,
-        "loss": _run_loss,
-        "ranking": _run_ranking,
+        "loss": run_loss_bench,
+        "ranking": run_ranking_bench,
         "replay": run_replay,
-        "retrieval": _run_retrieval,
+        "retrieval": run_retrieval_bench,
         "swipe": _run_swipe,
-        "training": _run_training,
+        "training": run_training_bench,
     }
     result, table = benches[args.bench](args)
+    result.setdefault("command", typed(args))
     print(table)
     line = json.dumps(result, default=float)
     if args.json is not None:
@@ -351,13 +217,6 @@ def _run_load(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return run_load(args.work, args.page_sizes, args.sessions, args.seed)
 
 
-def _run_loss(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from benchmarks.loss_speed import measure_loss
-
-    names = ("targets", "candidates", "width", "queries", "rounds")
-    return measure_loss(**{name: getattr(args, name) for name in names})
-
-
 def _run_closed_loop(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.closed_loop_runs import run_work, run_worlds
 
@@ -366,74 +225,3 @@ def _run_closed_loop(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             raise InputError("--sweep needs one demo's model", got="--worlds", fix="pass --work DIR instead")
         return run_worlds(args.out, args.worlds, args.sessions, args.page_size)
     return run_work(args.work, args.seeds, args.sessions, args.page_size, args.sweep)
-
-
-def _run_ann(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from benchmarks.ann_recall import measure_ann
-
-    return measure_ann(args.items, args.width, retrieval=args.retrieval, recall=args.recall)
-
-
-def _run_encoder(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    if args.checkpoint is not None and args.hidden is not None:
-        raise InputError("--hidden is of the random net, --checkpoint has its own", got=args.hidden)
-    from benchmarks.encoder_speed import measure_encoder
-
-    return measure_encoder(
-        args.checkpoint,
-        batches=args.batches,
-        rounds=args.rounds,
-        compiled=not args.no_compile,
-        size={"hidden": args.hidden} if args.hidden is not None else None,
-        command=typed(args),
-    )
-
-
-def _run_training(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from benchmarks.training_speed import measure_training
-    from training.recipe import Recipe, read_recipe
-
-    recipe = read_recipe(args.recipe) if args.recipe else Recipe.from_dict({"preset": args.preset}, "--preset")
-    counts = {name: getattr(args, name) for name in ("rounds", "steps", "rows")}
-    return measure_training(recipe, args.data, **counts, command=typed(args))
-
-
-def _run_ranking(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from benchmarks.ranking import bench_ranking
-    from training.evaluation import Cut
-
-    names = ("baseline", "data", "from_ms", "holdout_days", "utc_offset_hours", "seed", "out")
-    return bench_ranking(
-        args.models,
-        [name for name in args.baseline.split(",") if name],
-        args.out,
-        _command("ranking", args, names) + " --real-time" * args.real_time,
-        data=args.data,
-        cut=Cut(args.from_ms, args.holdout_days, _offset(args)),
-        seed=args.seed,
-        real_time=args.real_time,
-    )
-
-
-def _command(bench: str, args: argparse.Namespace, names: Sequence[str]) -> str:
-    """What was typed, flags that say nothing left out."""
-    given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
-    flags = [str(word) for flag, value in given.items() if value not in (None, "", 0) for word in (flag, value)]
-    return shlex.join(["kir", "bench", bench, *args.models, *flags])
-
-
-def _run_retrieval(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from benchmarks.retrieval import bench_retrieval
-    from training.evaluation import Cut
-
-    names = ("baseline", "data", "split", "from_ms", "holdout_days", "utc_offset_hours", "top", "out")
-    return bench_retrieval(
-        args.models,
-        [name for name in args.baseline.split(",") if name],
-        args.out,
-        _command("retrieval", args, names),
-        data=args.data,
-        split=args.split,
-        cut=Cut(args.from_ms, args.holdout_days, _offset(args)),
-        top=args.top,
-    )

@@ -6,10 +6,11 @@ kir bench conversion runs/kir --rounds 3 --no-compile --recipe int8-dynamic    #
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.typed import typed
 
 
 def add_conversion_arguments(add: Callable[..., Any]) -> None:
@@ -32,7 +33,7 @@ def run_conversion(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     check_numbers(args)
     return measure_conversion(
         args.checkpoint,
-        conversion_command(args),
+        typed(args),
         data=args.data,
         recipes=args.recipe,
         windows=args.windows,
@@ -42,16 +43,6 @@ def run_conversion(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         seed=args.seed,
         log=print_progress,
     )
-
-
-def conversion_command(args: argparse.Namespace) -> str:
-    """The line that does the same again; every flag that has a say in the figures."""
-    words = ["kir", "bench", "conversion", str(args.checkpoint), *(["--data", args.data] if args.data else [])]
-    words += [word for name in args.recipe for word in ("--recipe", name)]
-    words += [
-        word for name in ("windows", "rounds", "calls", "seed") for word in (f"--{name}", str(getattr(args, name)))
-    ]
-    return shlex.join([*words, *(["--no-compile"] if args.no_compile else [])])
 
 
 def add_compression_arguments(add: Callable[..., Any]) -> None:
@@ -69,15 +60,11 @@ def add_compression_arguments(add: Callable[..., Any]) -> None:
 def run_compression_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from benchmarks.compression import run_compression
 
-    words = ["kir", "bench", "compression", str(args.checkpoint)]
-    for name in ("data", "only", "epochs", "min_weights", "windows", "seed"):
-        given = str(getattr(args, name))
-        words += [f"--{name.replace('_', '-')}", given] if given else []
     return run_compression(
         args.checkpoint,
         args.data,
         args.out,
-        shlex.join(words),
+        typed(args),
         only=[arm for arm in args.only.split(",") if arm],
         epochs=args.epochs,
         min_weights=args.min_weights,

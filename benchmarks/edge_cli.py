@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.typed import typed
 
 
 def add_edge_arguments(add: Callable[..., Any]) -> None:
@@ -25,7 +26,7 @@ def run_edge(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     return measure_edge(
         args.checkpoint,
-        shlex.join(["kir", *sys.argv[1:]]),
+        typed(args),
         preset=args.preset,
         lengths=args.l,
         candidates=sorted(args.n),

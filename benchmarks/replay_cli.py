@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.typed import typed
 from contract.errors import InputError
 
 
@@ -59,7 +58,7 @@ def run_replay(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     result = {
         "benchmark": "replay",
         "kind": "host",
-        "command": shlex.join(["kir", *sys.argv[1:]]),
+        "command": typed(args),
         "machine": machine(),
         "model": installed.dense_version,
         "trained_until_ms": until_ms,

@@ -23,7 +23,9 @@ def typed(args: argparse.Namespace) -> str:
         if not action.option_strings:
             named += _words(value)
         elif value != action.default:
-            flags += [action.option_strings[-1], *([] if action.nargs == 0 else _words(value))]
+            flag = action.option_strings[-1]
+            repeated = list(value) if isinstance(action, argparse._AppendAction) and value else [value]
+            flags += [word for one in repeated for word in (flag, *([] if action.nargs == 0 else _words(one)))]
     return shlex.join(["kir", "bench", args.bench, *named, *flags])
 
 

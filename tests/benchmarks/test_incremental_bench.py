@@ -162,7 +162,7 @@ class TestCommand:
         assert "less old model, recall@10" in printed
         result = json.loads(printed.splitlines()[-1])
         assert result == json.loads((tmp_path / "found.json").read_text())
-        assert result["command"].startswith("kir bench incremental --data sim:users=20,items=60,days=4 --hide 0.1")
+        assert result["command"].startswith("kir bench incremental --data sim:users=20,items=60,days=4 --epochs 1")
         assert result["recipe"]["train"]["epochs"] == 1
 
     @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 
 import pytest
 
-from benchmarks import ablation, encoder_speed, training_speed
+from benchmarks import ablation, encoder_speed, loss_speed, training_speed
 from benchmarks.cli import add_bench_arguments, run_bench
 from benchmarks.typed import PARSER, typed
 
@@ -28,6 +29,7 @@ def parsed(line: str) -> argparse.Namespace:
         "kir bench training --recipe ml-1m --data ml-1m:PATH --rounds 3",
         "kir bench loss --queries 1 2 4",
         "kir bench retrieval ours=a,b c --baseline popularity",
+        "kir bench conversion runs/kir --data 'events:my data' --recipe float16 --recipe mine.json --no-compile",
     ],
 )
 def test_flags_at_their_defaults_are_left_out_and_all_others_stand(line):
@@ -52,3 +54,10 @@ def test_results_get_their_command(monkeypatch, capsys, module, function, line):
     monkeypatch.setattr(module, function, lambda *_, command, **__: (told.append(command) or {}, "table"))
     assert run_bench(parsed(line)) == 0
     assert told == [line]
+
+
+def test_a_bench_that_does_not_say_it_gets_it_as_well(monkeypatch, tmp_path):
+    monkeypatch.setattr(loss_speed, "measure_loss", lambda **_: ({"benchmark": "loss"}, "table"))
+    line = f"kir bench loss --rounds 3 --json {tmp_path / 'loss.json'}"
+    assert run_bench(parsed(line)) == 0
+    assert json.loads((tmp_path / "loss.json").read_text())["command"] == line
