@@ -89,10 +89,12 @@ def bench_retrieval(
     split: str = "val",
     cut: Cut | None = None,
     top: int = 0,
+    priors: Mapping[str, float] | None = None,
     log: Any = print,
 ) -> tuple[dict[str, Any], str]:
     """Evaluate what is not evaluated yet, compare, write OUT/report.html, OUT/report.json. Returns result and table.
 
+    priors  weight by model's name: an arm more, its checkpoints with what was watched of late (`WithPrior`)
     top  items of every query's ranked list that a fresh result keeps, with scores; 0 = ranks alone
     Raises InputError for models of different queries, names that stand twice, and checkpoints without `data`.
     """
@@ -101,7 +103,12 @@ def bench_retrieval(
     from training.retrieval_result import compare
 
     named = [Named.of(word) for word in models]
-    names = [*(one.name for one in named), *baselines]
+    priors = priors or {}
+    names = [*(one.name for one in named), *baselines, *(f"{name}+prior" for name in priors)]
+    if unknown := sorted(set(priors) - {one.name for one in named if one.checkpoints == list(one.paths)}):
+        raise InputError(
+            "--prior names no model of checkpoints", got=", ".join(unknown), allowed=[n.name for n in named]
+        )
     if not names:
         raise InputError("nothing to compare", fix="name results or checkpoints, or --baseline popularity")
     if unknown := sorted(set(baselines) - set(BASELINES)):
@@ -112,6 +119,7 @@ def bench_retrieval(
     opened = _open(named, baselines, data, cut)
     arms = [_arm(one, opened, split, out, top, log) for one in named]
     arms += [_baseline(name, opened, split, out, top, log) for name in baselines]
+    arms += [_arm(one, opened, split, out, top, log, priors[one.name]) for one in named if one.name in priors]
     found = [compare(arm.results, arms[0].results) for arm in arms[1:]]
     result = _result(arms, found, command)
     write_report(out, result, render)
@@ -134,20 +142,33 @@ def _open(named: Sequence[Named], baselines: Sequence[str], data: str | None, cu
     return open_split(data, cut or Cut(), until_ms)
 
 
-def _arm(named: Named, split: RetrievalSplit | None, which: str, out: Path, top: int, log: Any) -> Arm:
+def _arm(
+    named: Named,
+    split: RetrievalSplit | None,
+    which: str,
+    out: Path,
+    top: int,
+    log: Any,
+    prior: float | None = None,
+) -> Arm:
     from training.retrieval_result import RetrievalResult
 
-    results = []
+    name, results = named.name if prior is None else f"{named.name}+prior", []
     for path in named.paths:
         if not path.is_dir():
             results.append(RetrievalResult.load(path).renamed(named.name))
             continue
         assert split is not None, "checkpoints come with data"
         seed = f"-{len(results)}" if len(named.paths) > 1 else ""
-        saved = out / "results" / f"{named.name}{seed}.parquet"
-        about = {"checkpoint": str(path)}
-        results.append(_evaluated(split, which, _scorer(path, named.name), saved, top, log, about))
-    return Arm(named.name, tuple(results))
+        saved = out / "results" / f"{name}{seed}.parquet"
+        about: dict[str, Any] = {"checkpoint": str(path)}
+        scorer = _scorer(path, named.name)
+        if prior is not None:
+            from benchmarks.baselines.prior import WithPrior
+
+            scorer, about = WithPrior(scorer, prior), {**about, "prior": prior}
+        results.append(_evaluated(split, which, scorer, saved, top, log, about))
+    return Arm(name, tuple(results))
 
 
 def _evaluated(

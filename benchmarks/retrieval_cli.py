@@ -20,6 +20,10 @@ def add_retrieval_arguments(add: Callable[..., Any]) -> None:
         "models", nargs="*", metavar="MODEL", help="[NAME=]PATH[,PATH…]: saved result, dump or checkpoint; more = seeds"
     )
     add("--baseline", default="", help="baselines to make here, with commas: popularity, item-cf")
+    add(
+        "--prior", action="append", default=[], metavar="NAME=WEIGHT",
+        help="an arm more: this model with what was watched of late added to its scores (half life: a day); repeatable",
+    )  # fmt: skip
     add("--data", help="data of checkpoints and baselines, as kir evaluate takes them; saved results need none")
     add("--split", choices=("val", "test"), default="val", help="queries to ask (default: %(default)s)")
     add("--from-ms", type=int, help="logs: queries from here on (default: where the latest training ended)")
@@ -31,6 +35,7 @@ def add_retrieval_arguments(add: Callable[..., Any]) -> None:
 
 
 def run_retrieval_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.baselines.prior import prior_weights
     from benchmarks.retrieval import bench_retrieval
     from training.evaluation import Cut
 
@@ -43,6 +48,7 @@ def run_retrieval_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         split=args.split,
         cut=Cut(args.from_ms, args.holdout_days, offset(args)),
         top=args.top,
+        priors=prior_weights(args.prior),
     )
 
 

@@ -10,15 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 
 import kir
+from benchmarks.baselines.prior import WithPrior, prior_weights
 from benchmarks.retrieval import PUBLISHED, Named, bench_retrieval, published
 from benchmarks.retrieval_report import render
 from contract.errors import InputError
 from tests.training.retrieval_makers import Fixed, masked_split
 from training.checkpoint import load_checkpoint
 from training.evaluation import Cut
+from training.readers import open_data
+from training.recency import recency_of
 from training.retrieval_eval import Popularity, evaluate
 from training.retrieval_metrics import figures
 from training.retrieval_result import RetrievalResult
+from training.retrieval_split import split_of
 
 SIM = "sim:users=25,items=240,days=3"
 
@@ -171,6 +175,30 @@ def test_the_command_makes_what_is_not_there_yet(tmp_path, capsys):
     assert again["arms"]["popularity"]["metrics"] == line["arms"]["popularity"]["metrics"]
 
 
+def test_the_prior_is_added_once_an_item(tmp_path):
+    split = split_of(open_data(SIM), "sim", holdout_days=1)
+    scorer = WithPrior(Popularity(), 0.25, 2.0)
+    assert scorer.name == "popularity+prior"
+    user, end = np.array([-1, 0]), np.array([0, 1])
+    want = split.counts() + 0.25 * recency_of(split, 2.0).now_N
+    np.testing.assert_allclose(scorer.scores(split, user, end), np.broadcast_to(want, (2, split.n_items)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["s0=x"], "NAME=WEIGHT"),
+        (["s0"], "NAME=WEIGHT"),
+        (["nobody=1"], "names no model"),
+        (["s0=1"], "names no model"),
+    ],
+)
+def test_a_prior_is_of_checkpoints_by_name(words, message, results, tmp_path):
+    """A saved result keeps ranks alone: nothing can be added to it."""
+    with pytest.raises(InputError, match=message):
+        bench([results / "s0.parquet"], tmp_path / "out", priors=prior_weights(words))
+
+
 def test_names_and_paths(results):
     one, two = results / "s0.parquet", results / "s1.parquet"
     assert Named.of(str(one)) == Named("s0", (one,))
@@ -220,10 +248,12 @@ def test_checkpoints_of_every_kind_meet_on_the_same_queries(tmp_path, capsys):
     capsys.readouterr()
     models = ["best=" + str(tmp_path / "ours"), str(tmp_path / "sasrec")]
     words = [*models, "--baseline", "item-cf", "--data", SIM, "--out", str(tmp_path / "out")]
-    assert kir.main(["bench", "retrieval", *words]) == 0
+    assert kir.main(["bench", "retrieval", *words, "--prior", "sasrec=0.5"]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(line["arms"]) == ["best", "sasrec", "item-cf"]
-    assert set(line["differences"]) == {"sasrec", "item-cf"}
+    assert list(line["arms"]) == ["best", "sasrec", "item-cf", "sasrec+prior"]
+    assert set(line["differences"]) == {"sasrec", "item-cf", "sasrec+prior"}
+    assert line["arms"]["sasrec+prior"]["metrics"] != line["arms"]["sasrec"]["metrics"]
+    assert line["arms"]["sasrec+prior"]["about"]["prior"] == 0.5
     assert f"from {later} ms on" in line["protocol"]
     assert "CAUTION" not in line["protocol"]
     trained = load_checkpoint(tmp_path / "sasrec").metrics["mrr"]
