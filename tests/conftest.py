@@ -1,7 +1,7 @@
 """What all tests share: one thread per process, where the real data lie, and which tests this machine can't run.
 
 Tests marked `realdata` read `../shared/data` (beside the repository) or `$KIR_DATA`; tests marked `device` need the
-commands that the emulated arm64 device is built and run with.
+commands that the emulated arm64 device is built and run with; those marked `mounts` a mount namespace of their own.
 What can't run is deselected, and one line per mark says so before pytest's closing line. In CI a device test that can't
 run is an error: `.ci/run` installs what they need, and a green run must mean that they ran.
 """
@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,8 @@ for _library in ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "TF_NUM_INTRAOP", "TF_NUM
     os.environ.setdefault(f"{_library}_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# Started in front of a command: what is mounted there ends with it. Without root the user is mapped to it.
+OWN_MOUNTS = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-rm"]
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("KIR_DATA") or REPOSITORY.parent / "shared" / "data")
 
@@ -51,7 +55,16 @@ def missing_means() -> dict[str, str]:
         missing["realdata"] = f"no data at {DATA}; set KIR_DATA to the folder that holds kuairand-pure"
     if absent := [command for command in ("qemu-system-aarch64", "mmdebstrap") if shutil.which(command) is None]:
         missing["device"] = f"the emulated device needs {' and '.join(absent)}; .ci/run names the packages"
+    if not can_mount():
+        missing["mounts"] = f"{' '.join(OWN_MOUNTS)} mount … is refused here, as in containers without SYS_ADMIN"
     return missing
+
+
+@cache
+def can_mount() -> bool:
+    """Whether a process may have mounts of its own: a right of the machine, which no package brings."""
+    command = [*OWN_MOUNTS, "mount", "-t", "tmpfs", "none", "/mnt"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
 def left_out() -> dict[str, str]:

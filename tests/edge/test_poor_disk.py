@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,12 +15,11 @@ import pytest
 from contract.errors import ModelStoreError, NoModelError
 from edge import ModelStore
 from edge._installed import device_files
+from tests.conftest import OWN_MOUNTS
 from tests.edge.test_store import manifest_of
 from tests.edge.tiny_model import point_at
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# A mount namespace of its own: what is mounted there ends with the process. Without root the user is mapped to it.
-OWN_MOUNTS = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-rm"]
 FREE_KIB = 120  # above a manifest, below the files of a model
 READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
 NEARLY_FULL = (
@@ -30,15 +27,6 @@ NEARLY_FULL = (
     'mount -o "remount,size=$(($(df -k --output=used "$1.full" | tail -1) + ' + str(FREE_KIB) + '))k" "$1.full" && '
     'mount --bind "$1.full" "$1" && shift && exec "$@"'
 )
-
-
-def can_mount() -> bool:
-    if shutil.which("unshare") is None:
-        return False
-    return subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
-
-
-needs_mounts = pytest.mark.skipif(not can_mount(), reason="no mount namespace of one's own here")
 
 
 @pytest.fixture
@@ -83,14 +71,14 @@ def test_a_write_that_fails_in_mid_download(cache: Path, cdn: Path) -> None:
     whole_after(cache, cdn)
 
 
-@needs_mounts
+@pytest.mark.mounts
 def test_a_disk_that_fills_up_in_mid_download(cache: Path, cdn: Path) -> None:
     (told,) = live(cdn, cache, under=[*OWN_MOUNTS, "sh", "-ec", NEARLY_FULL, "sh", str(cache)])
     goes_on(told, "got No space left on device")
     assert f"{cache}/parts/" in told["update"]
 
 
-@needs_mounts
+@pytest.mark.mounts
 def test_a_cache_that_is_read_only_as_a_whole(cache: Path, cdn: Path) -> None:
     ModelStore(cache, cdn).update()
     point_at(cdn, "kir-pxtr")
