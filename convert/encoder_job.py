@@ -89,12 +89,15 @@ class EncoderJob:
         return found, list(range(half, len(found), 2))[:n]
 
     def subject(self, opened: Histories, n: int, seed: int) -> GraphSubject:
-        return self._subject(opened, *self._queries(opened, n, seed, 0), seed)
+        """n queries, and histories that no data hold."""
+        return self._subject(opened, *self._queries(opened, n, seed, 0), seed, hard=True)
 
     def calibration(self, opened: Histories, n: int, seed: int) -> GraphSubject:
         return self._subject(opened, *self._queries(opened, n, seed, 1), seed)
 
-    def _subject(self, opened: Histories, queries: EncoderQueries, numbers: list[int], seed: int) -> GraphSubject:
+    def _subject(
+        self, opened: Histories, queries: EncoderQueries, numbers: list[int], seed: int, hard: bool = False
+    ) -> GraphSubject:
         rng = np.random.default_rng([seed, 0xC2])
         graph = next(iter(self.graphs.values()))
         feeds, slates, labels = [], [], []
@@ -106,6 +109,11 @@ class EncoderJob:
             slate = np.unique(np.concatenate([best, others, queries.target_Q[number : number + 1]]))
             slates.append(slate)
             labels.append((slate == queries.target_Q[number]).astype(np.float32))
+        for one in queries.hard() if hard else ():
+            feeds.append(one)
+            best = best_rows(graph.run(one)["interests"][0], opened.vectors_ID, np.zeros(0, np.int64), BEST)
+            slates.append(np.unique(np.concatenate([best, rng.integers(0, len(opened.items), OTHERS)])))
+            labels.append(np.full(len(slates[-1]), np.nan, np.float32))  # nothing came next
 
         def real(sample: int, outputs: Outputs) -> Floats:
             return outputs["interests"][0]

@@ -8,8 +8,8 @@ Shapes: Q queries, L history, R columns of history_rows, I items of the exported
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from contract.catalogue import Catalogue
 from contract.errors import InputError
 from contract.history import HISTORY_COLUMNS, HistoryIndex
 from contract.vocabulary import NULL_INT
+from convert.hard_pages import INT32_MAX
 from convert.phone import Rows
 from training.checkpoint import Checkpoint
 from training.readers import LeaveOneOut, open_data
@@ -59,6 +60,21 @@ class EncoderQueries:
         rows = np.zeros((len(places), block.shape[1]), np.float32)
         rows[places >= 0] = block
         return {"history_rows": rows[None], "history_mask": mask[None]}
+
+    def hard(self) -> Iterator[dict[str, Floats]]:
+        """Feeds that no query has: of a user without history, of one with a single item, of a full list, and of a full
+        list whose numbers stand at both ends of what a column can hold."""
+        length, held = self.place_QL.shape[1], np.unique(self.place_QL[self.place_QL >= 0])
+        full = np.resize(held, length)
+        ends = np.where(np.arange(length) % 2 == 0, 0, INT32_MAX)
+        most = {name: column[full] for name, column in self.columns.items()}
+        most |= {name: ends.astype(most[name].dtype) for name in ("duration_ms", "play_time_ms", "gap_ms")}
+        for columns, places in (
+            (self.columns, full[:0]), (self.columns, full[:1]), (self.columns, full), (most, np.arange(length)),
+        ):  # fmt: skip
+            padded = np.full((1, length), -1, np.int64)
+            padded[0, length - len(places) :] = places
+            yield replace(self, columns=columns, place_QL=padded).feeds(0)
 
     def seen_rows(self, query: int) -> Ids:
         """Rows of the exported catalogue that this query's ranking leaves out."""

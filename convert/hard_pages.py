@@ -20,7 +20,7 @@ from convert.phone import Rows, Sample
 from convert.source import KirSource
 from convert.windows import window
 
-INT32_MAX = np.iinfo(np.int32).max
+INT32_MAX = int(np.iinfo(np.int32).max)
 USER = np.uint64(0x9E3779B97F4A7C15)  # no table knows it
 
 
@@ -30,10 +30,10 @@ def hard_samples(source: KirSource, log: Events, seed: int = 0) -> Iterator[Samp
     rng = np.random.default_rng([seed, 0xBAD])
     L, buckets = int(source.capacities["L"]), sorted(source.capacities["N"])
     rows = Rows(source.spec, source.tables, source.decoded_tables())
-    plain = _one_user(log, 2 * L + 2 * max(buckets), rng)
+    plain = one_user(log, 2 * L + 2 * max(buckets), rng)
     fewest = [below + 1 for below in [0, *buckets[:-1]]]
     smallest, fullest = [(size, 0) for size in fewest], [(size, L) for size in buckets]
-    for events, pages in ((plain, smallest + fullest), (_extreme(plain, rng), fullest)):
+    for events, pages in ((plain, smallest + fullest), (extreme(plain, rng), fullest)):
         index = HistoryIndex.from_events(events, every=True)
         user, now_ms = events["user_id"][L : L + 1], events["time_ms"][L : L + 1]
         profile = profiles_at(index, user, now_ms, np.array([L]))
@@ -42,7 +42,7 @@ def hard_samples(source: KirSource, log: Events, seed: int = 0) -> Iterator[Samp
             yield replace(sample, labels=np.full(sample.n_candidates, np.nan, np.float32))
 
 
-def _one_user(log: Events, n: int, rng: np.random.Generator) -> Events:
+def one_user(log: Events, n: int, rng: np.random.Generator) -> Events:
     """n impressions of different videos (as far as the log has them) as one user's session, five seconds apart."""
     first = rng.permutation(np.unique(log["video_id"], return_index=True)[1])
     taken = log.take(np.resize(first, n))
@@ -50,7 +50,7 @@ def _one_user(log: Events, n: int, rng: np.random.Generator) -> Events:
     return taken.with_columns(user_id=np.full(n, USER), time_ms=start_ms + 5_000 * np.arange(n))
 
 
-def _extreme(log: Events, rng: np.random.Generator) -> Events:
+def extreme(log: Events, rng: np.random.Generator) -> Events:
     """Values at both ends of what a column can hold, ids that no table knows, and every impression at one moment."""
     n = len(log)
     ends = np.where(np.arange(n) % 2 == 0, 0, INT32_MAX).astype(np.int32)

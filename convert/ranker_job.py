@@ -5,7 +5,7 @@ Legend: n candidates, h history, X pXTR heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from contract.vocabulary import PXTR_HEADS
 from convert.build import BuiltGraph
 from convert.chain import Feeds
 from convert.graph_job import graph_card, write_graph_golden
+from convert.hard_pages import INT32_MAX, extreme, one_user
 from convert.jobs import open_events
 from convert.onnx_export import TorchGraph
 from convert.phone import Rows
@@ -97,7 +98,7 @@ class RankerJob:
         return self._subject(opened, n, seed, held_out=False)
 
     def _subject(self, log: Events, n: int, seed: int, *, held_out: bool) -> GraphSubject:
-        """Pages at random impressions; every third one padded."""
+        """Pages at random impressions; every third one padded. Held out, also pages that no log holds."""
         rng = np.random.default_rng([seed, 0xC1, held_out])
         log = log.take(np.lexsort((log["time_ms"], log["user_id"])))
         index = HistoryIndex.from_events(log, every=True)
@@ -111,6 +112,11 @@ class RankerJob:
             feeds.append(self._feeds(rows, index, log, at, candidates))
             durations.append(log["duration_ms"][candidates])
             labels.append(outcomes(log, at, candidates))
+        for events, at, size in self._hard(log, rng) if held_out else ():
+            index, candidates = HistoryIndex.from_events(events, every=True), np.arange(at, at + size)
+            feeds.append(self._feeds(rows, index, events, at, candidates))
+            durations.append(events["duration_ms"][candidates])
+            labels.append(np.full(size, np.nan, np.float32))  # nobody rated it
 
         def real(sample: int, outputs: Outputs) -> Floats:
             return outputs["pxtr"][: len(durations[sample])]
@@ -121,6 +127,15 @@ class RankerJob:
 
         graph = next(iter(self.graphs.values()))
         return GraphSubject(graph, tuple(feeds), real, value, self.version, tuple(labels))
+
+    def _hard(self, log: Events, rng: np.random.Generator) -> Iterator[tuple[Events, int, int]]:
+        """Log, where its page begins, candidates: one for a user without history, everything full, extreme values."""
+        plain = one_user(log, self.history + RANKER_PAGE, rng)
+        # So far apart that whatever was played, and be it for as long as a column can say, has ended before the page.
+        plain = plain.with_columns(time_ms=plain["time_ms"][0] + (INT32_MAX + 1) * np.arange(len(plain)))
+        yield plain, 0, 1
+        yield plain, self.history, RANKER_PAGE
+        yield extreme(plain, rng).with_columns(time_ms=plain["time_ms"]), self.history, RANKER_PAGE
 
     def _feeds(self, rows: Rows, index: HistoryIndex, log: Events, at: int, candidates: NDArray[np.int64]) -> Feeds:
         user = {name: log[name][at : at + 1] for name in _USER}

@@ -75,6 +75,18 @@ class TestRanker:
         untrained[:, 4:] = 0.9  # heads without labels count for nothing
         np.testing.assert_array_equal(subject.values(short, untrained), value)
 
+    def test_pages_that_no_log_holds_are_among_them(self, tmp_path: Path, log: Events) -> None:
+        """A user without history and one candidate; everything full; values at both ends of their columns."""
+        job = RankerJob.load(makers.make_ranker(tmp_path / "checkpoint").path)
+        subject = job.subject(log, 5, 0)
+        (empty, full, extreme), labels = subject.feeds[-3:], subject.labels[-3:]
+        assert [one["history_mask"].sum() for one in (empty, full, extreme)] == [0, job.history, job.history]
+        assert [len(one) for one in labels] == [1, RANKER_PAGE, RANKER_PAGE]
+        assert np.isnan(np.concatenate(labels)).all()
+        assert not np.array_equal(extreme["candidate_dense"], full["candidate_dense"])
+        assert all(np.isfinite(block).all() for feeds in subject.feeds[-3:] for block in feeds.values())
+        assert len(job.calibration(log, 5, 0).feeds) == 5, "nothing is calibrated on them"
+
     def test_calibration_is_of_earlier_pages(self, tmp_path: Path, log: Events) -> None:
         job = RankerJob.load(makers.make_ranker(tmp_path / "checkpoint").path)
         held = {feeds["history_dense"].tobytes() for feeds in job.subject(log, 8, 0).feeds}
@@ -104,13 +116,23 @@ class TestEncoder:
         assert (encoder.directory / "golden" / "encoder-L24.npz").is_file()
         assert "interests" in (encoder.directory / "card.md").read_text()
 
+    def test_histories_that_no_data_hold_are_among_them(self, tmp_path: Path) -> None:
+        makers.make_events(tmp_path / "log")
+        job = EncoderJob.load(makers.make_kuaiformer(tmp_path / "checkpoint", windows=(8, 8), latest=8).path)
+        opened, _ = job.open(f"events:{tmp_path / 'log'}", 0)
+        subject = job.subject(opened, 6, 0)
+        hard = subject.feeds[-4:]
+        assert [int(one["history_mask"].sum()) for one in hard] == [0, 1, 24, 24]
+        assert all(np.isnan(label).all() for label in subject.labels[-4:])
+        assert len(job.calibration(opened, 6, 0).feeds) <= 6, "nothing is calibrated on them"
+
     def test_a_slate_holds_the_best_and_the_target(self, tmp_path: Path) -> None:
         makers.make_events(tmp_path / "log")
         job = EncoderJob.load(makers.make_kuaiformer(tmp_path / "checkpoint", windows=(8, 8), latest=8).path)
         opened, words = job.open(f"events:{tmp_path / 'log'}", 0)
         assert words == "histories of events"
         subject = job.subject(opened, 6, 0)
-        assert all(label.sum() == 1.0 for label in subject.labels)
+        assert all(label.sum() == 1.0 for label in subject.labels[:-4])
         for number, label in enumerate(subject.labels):
             values = subject.values(number, subject.reference(number))
             assert len(values) == len(label) >= BEST
