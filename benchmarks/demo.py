@@ -10,13 +10,10 @@ and one eviction of the watched list, and ends with OUT/report.html and OUT/repo
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +21,27 @@ from typing import Any
 import numpy as np
 
 from benchmarks import loop
+from benchmarks.demo_parts import (
+    CLOSED_LOOP_NOTE,
+    REPLAY_NOTE,
+    claim_folder,
+    headline,
+    phone_result,
+    rate,
+    swipe_summary,
+    train_and_convert_first,
+    train_and_convert_second,
+    train_server_models,
+    two_workers,
+)
 from benchmarks.loop import Log, LoopConfig, LoopPaths, Stopwatch
 from benchmarks.report import write_report
 from benchmarks.server_process import ServerProcess
-from benchmarks.stats import machine, percentiles
+from benchmarks.stats import machine
 from contract.errors import InputError, KirError
 
 SIM = "sim"
 EVENTS_WAIT_S = 20.0
-MARK = ".kir-demo"
-PARTS = ("data", "ckpt", "models", "server", "cdn", "keys", "feedback", "phone", "bench")
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ class Demo:
                 allowed = "kuairand:PATH, events:PATH"
                 raise InputError("the demo needs impressions with feedback", got=self.config.data, allowed=allowed)
             events, items, users = data
-        seen = {name: _rate(events[name]) for name in ("long_view", "like")}
+        seen = {name: rate(events[name]) for name in ("long_view", "like")}
         self.result["events"] = {
             "impressions": len(events),
             "users": len(np.unique(events["user_id"])),
@@ -149,15 +157,15 @@ class Demo:
     def _train_and_convert(self) -> None:
         """Server models in one process, the reranker and its conversion in another: threads gain small nets little."""
         name = "train: KuaiFormer + ranker │ reranker → TFLite, verified (two processes)"
-        with self.watch.stage(name), _pool() as pool:
-            server = pool.submit(_train_server_models, self.paths, self.loop)
-            reranker = pool.submit(_train_and_convert_first, self.paths, self.loop)
+        with self.watch.stage(name), two_workers() as pool:
+            server = pool.submit(train_server_models, self.paths, self.loop)
+            reranker = pool.submit(train_and_convert_first, self.paths, self.loop)
             self.result["training"] = server.result()
             kir, conversion = reranker.result()
         self.result["training"]["KIR"] = kir
         self.result["conversion"] = {"versions": [conversion]}
         for model, metrics in self.result["training"].items():
-            self.log(f"   {model}: " + _headline(metrics))
+            self.log(f"   {model}: " + headline(metrics))
 
     def _release_first(self) -> None:
         from convert.bundle import write_bundle
@@ -193,7 +201,7 @@ class Demo:
 
     def _phone(self, server: ServerProcess, name: str, user_ids: list[int], more: dict[str, Any]) -> dict[str, Any]:
         process, result = self._start_phone(server, name, user_ids, more)
-        return _phone_result(process, result)
+        return phone_result(process, result)
 
     def _start_phone(
         self, server: ServerProcess, name: str, user_ids: list[int], more: dict[str, Any]
@@ -235,8 +243,8 @@ class Demo:
         last_day = loop.split_last_day(events, self.loop.utc_offset_hours)[1]
         tune = self.config.out / "data" / "tune.parquet"
         write_events(tune, Events.concat([last_day, feedback]))
-        with _pool() as pool:
-            kir, conversion = pool.submit(_train_and_convert_second, self.paths, self.loop, tune).result()
+        with two_workers() as pool:
+            kir, conversion = pool.submit(train_and_convert_second, self.paths, self.loop, tune).result()
         version = conversion["dense_version"]
         user = self._phone_users(events, users)[:1]
         started = self.config.out / "phone" / "update-started"
@@ -251,7 +259,7 @@ class Demo:
             raise
         self.result["training"]["KIR, next version"] = kir
         self.result["conversion"]["versions"].append(conversion)
-        found = _phone_result(process, result)
+        found = phone_result(process, result)
         for line in found["log"]:
             self.log(f"   {line}")
         return found
@@ -320,118 +328,3 @@ class Demo:
         from contract.parquet import read_events
 
         return int(read_events(self.paths.events)["time_ms"].max())
-
-
-CLOSED_LOOP_NOTE = (
-    "per_swipe against one_shot is what reacting within the session is worth; in the control world there is nothing to "
-    "react to, so there it should vanish. one_shot against server order is what the reranker knows beyond the server's "
-    "pXTR order. All pages were asked for when the session began: the server's order stands for a server that can't "
-    "answer within the session. Every session starts with an empty watched list. The oracle is greedy on the true "
-    "hidden state, which no recommender can know."
-)
-REPLAY_NOTE = (
-    "The model of the first version, trained without the last day, replays that day. Sessions in KuaiRand-Pure are "
-    "short (1.85 impressions per user-day), so gains within a session can only be small here; the simulator carries "
-    "that claim."
-)
-
-
-def claim_folder(out: Path) -> None:
-    """Make the work folder, or clear what an earlier demo left in it: a phone's old model would not fit the new server.
-
-    Raises InputError for a folder with files of somebody else's; nothing in it is touched then.
-    """
-    mark = out / MARK
-    if out.exists() and not mark.is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("--out is not empty, and not a demo's folder", where=out, fix="choose another --out")
-    for name in PARTS:
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("report.html", "report.json", "server.log", "ready.json"):
-        (out / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    mark.write_text("kir demo keeps its work here and clears it when it is run again\n")
-
-
-def _rate(signal: Any) -> float:
-    return float((signal == 1).sum() / max(1, (signal >= 0).sum()))
-
-
-def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _train_server_models(paths: LoopPaths, config: LoopConfig) -> dict[str, Any]:
-    from contract.catalogue import read_catalogue, read_users
-    from contract.parquet import read_events
-
-    events = read_events(paths.events)
-    return loop.train_server_models(paths, events, read_catalogue(paths.catalogue), read_users(paths.users), config)
-
-
-def _train_and_convert_first(paths: LoopPaths, config: LoopConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The last day is held out: the next version learns from it, and the replay is judged on it."""
-    from contract.parquet import read_events
-
-    events = read_events(paths.events)
-    before = loop.split_last_day(events, config.utc_offset_hours)[0]
-    kir = loop.train_reranker(paths, "kir-1", before, config)
-    return dict(kir.metrics), loop.convert(paths, "kir-1", events, print)
-
-
-def _train_and_convert_second(
-    paths: LoopPaths, config: LoopConfig, tune: Path
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    from contract.parquet import read_events
-
-    events = read_events(tune)
-    kir = loop.train_reranker(paths, "kir-2", events, config, init_from="kir-1")
-    return dict(kir.metrics), loop.convert(paths, "kir-2", events, print)
-
-
-def _headline(metrics: dict[str, Any]) -> str:
-    """The few figures that a person wants to see go by."""
-    retrieval, ranker = ["recall@10", "recall@50", "popularity_recall@10"], ["auc_long_view", "gauc", "item_rate_gauc"]
-    wanted = [*retrieval, *ranker, "gauc_effective_view", "server_gauc_effective_view", "gauc_watch_time"]
-    return ", ".join(f"{name} {metrics[name]:.4f}" for name in wanted if name in metrics)
-
-
-def _phone_result(process: subprocess.Popen[bytes], result: Path, timeout_s: float = 240.0) -> dict[str, Any]:
-    """Wait for a phone and read what it measured. Raises KirError with the end of its log."""
-    log = result.with_name(result.name.replace("-result.json", ".log"))
-    try:
-        code = process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        code = -9
-    if code != 0:
-        raise KirError("the phone process failed", where=log, got=log.read_text(errors="replace")[-600:])
-    found: dict[str, Any] = json.loads(result.read_text())
-    if not found["choosers"].get("model"):
-        raise KirError("the model chose no video on the phone", where=result, got=found["choosers"], allowed="model")
-    return found
-
-
-def swipe_summary(quiet: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
-    """Latencies of the quiet phones; the log of both (the update ran beside a training process)."""
-    stages = quiet["stages"]
-    choosers: dict[str, int] = {}
-    for part in (quiet, update):
-        for who, count in part["choosers"].items():
-            choosers[who] = choosers.get(who, 0) + count
-    return {
-        "latency_us": percentiles(quiet["samples_us"]),
-        "samples_us": [round(v, 1) for v in quiet["samples_us"]],
-        "stages_us": {name: float(np.median([s[name] for s in stages])) for name in stages[0]} if stages else {},
-        "page_arrival_us": percentiles(quiet["page_arrival_us"]),
-        "page_round_trip_us": percentiles(quiet["page_round_trip_us"]),
-        "page_bytes": percentiles(quiet["page_bytes"]),
-        "choosers": choosers,
-        "versions": {"phones": quiet["versions"], "update": update["versions"]},
-        "log": quiet["log"] + update["log"],
-    }

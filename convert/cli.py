@@ -238,7 +238,7 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Hashes of everything, then every variant of every version against its golden tensors."""
-    from convert.publish import check_published
+    from convert.check_published import check_published
     from convert.replay import check_goldens
 
     check = check_published(args.cdn)

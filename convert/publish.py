@@ -1,7 +1,7 @@
 """A converted model into a CDN directory: an immutable version directory, then the one pointer, moved last.
 
-    from convert.publish import publish, rollback, check_published
-    publish("converted", "cdn", keys="keys"); print(check_published("cdn").table())
+    from convert.publish import publish, rollback
+    print(publish("converted", "cdn", keys="keys").table())
 
 Layout: docs/architecture.md, "Published model". With keys the pointer and the manifests are signed (convert/trust.py).
 """
@@ -13,14 +13,13 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contract.beam import ListReward
 from contract.device_class import DeviceClass
-from contract.errors import InputError, IntegrityError, ManifestError
-from contract.golden import GoldenSession
+from contract.errors import InputError, ManifestError
 from contract.manifest import (
     MANIFEST_NAME,
     POINTER_NAME,
@@ -32,18 +31,18 @@ from contract.manifest import (
     Variant,
 )
 from contract.spec import FeatureSpec
+from convert.check_published import UNSIGNED, check_version, published_size
 from convert.classes import PublishedModel, classes_table, read_classes, with_goldens
 from convert.devices import device_table
 from convert.files import flush, flush_tree, sha256_of, write_durably
 from convert.kir_job import SESSION
 from convert.model import CARD, FORMAT, MODEL, REPORT, tensors_of
 from convert.report import Verification
-from convert.trust_state import check_signed, is_signed
+from convert.trust_state import is_signed
 
 if TYPE_CHECKING:
     from convert.trust_keys import Lifetimes  # needs cryptography, which an unsigned CDN does without
 
-UNSIGNED = "unsigned: fit for a directory and for development; phones take a signed CDN over http (--keys)"
 MIN_RUNTIME = {"ai-edge-litert": "2.3.0"}  # what the chain ran on; older ones were not tried
 
 
@@ -112,7 +111,7 @@ def publish(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     moved = _point(root, version, keys, lifetimes)
-    n_bytes = _size(manifest) + len(raw)
+    n_bytes = published_size(manifest) + len(raw)
     return Published(version, directory, len(manifest.files) + 1, n_bytes, moved, keys is not None)
 
 
@@ -130,90 +129,9 @@ def rollback(
         have = sorted(p.parent.name for p in (root / "models").glob(f"*/{MANIFEST_NAME}"))
         raise InputError("no such published version", where=root, got=version, allowed=have)
     manifest = check_version(directory)
-    n_bytes = _size(manifest) + (directory / MANIFEST_NAME).stat().st_size
+    n_bytes = published_size(manifest) + (directory / MANIFEST_NAME).stat().st_size
     moved = _point(root, version, keys, lifetimes, again=True)
     return Published(version, directory, len(manifest.files) + 1, n_bytes, moved, keys is not None)
-
-
-@dataclass(frozen=True)
-class Check:
-    """A CDN directory in which every byte is accounted for. expires: role -> ISO time, empty for an unsigned CDN."""
-
-    current: str
-    versions: tuple[str, ...]
-    files: int
-    n_bytes: int
-    expires: dict[str, str] = field(default_factory=dict)
-
-    def table(self) -> str:
-        lines = [f"{'*' if name == self.current else ' '} {name}" for name in self.versions]
-        lines.append(f"{self.files} files, {self.n_bytes} bytes, every hash as published (* current)")
-        ends = ", ".join(f"{role} until {end[:10]}" for role, end in self.expires.items())
-        return "\n".join([*lines, f"signed: {ends}" if ends else UNSIGNED])
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def check_published(cdn_root: str | Path) -> Check:
-    """Hash everything again: the pointer, the manifest it names, every file of every version, golden session included.
-
-    On a signed CDN also that its metadata lead from root.json to all of it. Raises InputError when there is no pointer,
-    ManifestError for a pointer or manifest that can't be trusted, IntegrityError naming the file that is absent, extra
-    or altered, TrustError for metadata that are not what the keys signed, or that have expired.
-    """
-    root = Path(cdn_root)
-    path = root / POINTER_NAME
-    if not path.is_file():
-        raise InputError("nothing is published here", where=path, fix="publish with: kir publish DIR --cdn ROOT")
-    pointer = Pointer.from_bytes(path.read_bytes(), str(path))
-    named = root / pointer.manifest
-    if not named.is_file():
-        raise IntegrityError("the pointer names an absent manifest", where=named)
-    raw = named.read_bytes()
-    if (hashlib.sha256(raw).hexdigest(), len(raw)) != (pointer.manifest_sha256, pointer.manifest_bytes):
-        raise IntegrityError("manifest is not the one the pointer names", where=named)
-    directories = sorted(p for p in (root / "models").iterdir() if p.is_dir() and not p.name.startswith("."))
-    manifests = [check_version(directory) for directory in directories]
-    return Check(
-        current=pointer.dense_version,
-        versions=tuple(m.dense_version for m in manifests),
-        files=sum(len(m.files) + 1 for m in manifests) + 1,
-        n_bytes=sum(_size(m) for m in manifests),
-        expires=check_signed(root) if is_signed(root) else {},
-    )
-
-
-def check_version(directory: str | Path) -> Manifest:
-    """One version directory: manifest, names, sizes, hashes, nothing more and nothing less; the session parses."""
-    directory = Path(directory)
-    where = directory / MANIFEST_NAME
-    if not where.is_file():
-        raise IntegrityError("version without a manifest", where=directory)
-    manifest = Manifest.from_bytes(where.read_bytes(), str(where))
-    if manifest.dense_version != directory.name:
-        raise IntegrityError("manifest of another version", where=where, got=manifest.dense_version)
-    have = {p.name for p in directory.iterdir()} - {MANIFEST_NAME}
-    if have != set(manifest.files):
-        odd = sorted(have ^ set(manifest.files))
-        raise IntegrityError("files differ from the manifest's list", where=directory, got=odd)
-    for name, entry in manifest.files.items():
-        path = directory / name
-        if path.stat().st_size != entry.n_bytes or sha256_of(path) != entry.sha256:
-            raise IntegrityError("file is not the one that was published", where=path, fix="publish it again")
-        if not name.startswith(entry.sha256[:20]):
-            raise IntegrityError("file does not have its hash's name", where=path, got=entry.sha256[:20])
-    sessions = [manifest.golden.session, *(one.golden_session for one in manifest.device_classes)]
-    for name in filter(None, sessions):
-        path = directory / name
-        session = GoldenSession.from_bytes(path.read_bytes(), str(path))
-        if session.dense_version != manifest.dense_version:
-            raise IntegrityError("golden session of another version", where=path, got=session.dense_version)
-    return manifest
-
-
-def _size(manifest: Manifest) -> int:
-    return sum(entry.n_bytes for entry in manifest.files.values())
 
 
 def _check_signing(root: Path, keys: str | Path | None) -> None:

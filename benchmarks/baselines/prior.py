@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import InputError
-from training.recency import recency_of
-from training.retrieval_split import RetrievalSplit
+
+if TYPE_CHECKING:
+    from training.retrieval_split import RetrievalSplit
 
 
 class WithPrior:
@@ -31,6 +32,8 @@ class WithPrior:
 
     def scores(self, split: RetrievalSplit, user: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.float32]:
         """As `training.retrieval_rank.Scorer`. Raises InputError for data without times."""
+        from training.recency import recency_of
+
         if self._split is not split:
             self._split, self._prior_N = split, np.float32(self._weight) * recency_of(split, self._half_life).now_N
         found: NDArray[np.float32] = self._scorer.scores(split, user, end) + self._prior_N

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.demo import DemoConfig, claim_folder, swipe_summary
+from benchmarks.demo import DemoConfig
+from benchmarks.demo_parts import claim_folder, swipe_summary
 from contract.errors import InputError
 
 

@@ -17,12 +17,13 @@ from contract.device_class import DeviceClass
 from contract.errors import InputError, IntegrityError, KirError, ManifestError, VerificationFailed
 from contract.golden import GoldenSession, SwipeStep
 from contract.manifest import MANIFEST_NAME, FileEntry, Manifest
+from convert.check_published import check_published, check_version
 from convert.classes import PublishedModel, read_classes, session_by, with_goldens
 from convert.files import sha256_of
 from convert.inspect_directory import inspect_many
 from convert.kir_job import SESSION
 from convert.model import ConversionResult
-from convert.publish import check_published, check_version, publish
+from convert.publish import publish
 from convert.quantize import FLOAT
 from convert.replay import check_goldens
 from convert.report import Verification

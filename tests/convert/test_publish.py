@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from contract.errors import InputError, IntegrityError, KirError, ManifestError, VerificationFailed
 from contract.manifest import MANIFEST_NAME, POINTER_NAME, Manifest, Pointer
 from convert import publish as module
+from convert.check_published import check_published, check_version
 from convert.files import sha256_of, write_durably
 from convert.model import ConversionResult
-from convert.publish import check_published, check_version, publish, rollback
+from convert.publish import publish, rollback
 from convert.replay import check_goldens
 from training.kir_objective import LIST_REWARD
 

@@ -16,8 +16,9 @@ import pytest
 import kir
 from contract.errors import InputError, IntegrityError, KirError, TrustError
 from contract.manifest import POINTER_NAME
+from convert.check_published import check_published
 from convert.model import ConversionResult
-from convert.publish import check_published, publish, rollback
+from convert.publish import publish, rollback
 from convert.trust import Publisher
 from convert.trust_keys import KEYS, Lifetimes, load_signers, make_keys
 from convert.trust_state import check_signed, is_signed, read_state

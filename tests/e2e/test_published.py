@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from contract.errors import KirError
-from convert.publish import check_published
+from convert.check_published import check_published
 from edge import InstalledModel, ModelStore, replay
 from tests.e2e.conftest import SmallLoop
 
