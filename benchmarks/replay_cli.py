@@ -27,8 +27,11 @@ def run_replay(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     Raises InputError for a checkpoint of another version than the published model, or trained on what it would replay.
     """
+    import numpy as np
+
     from benchmarks.log_replay import replay_log
     from benchmarks.stats import machine
+    from contract.vocabulary import PXTR_HEADS
     from edge import InstalledModel
     from training.checkpoint import load_checkpoint
     from training.days import cut_before_last_days
@@ -45,6 +48,14 @@ def run_replay(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if not isinstance(data, LogData):
         raise InputError("a replay needs impressions with feedback", got=args.data, allowed="events:PATH")
     start_ms = cut_before_last_days(data.events, args.holdout_days, args.utc_offset_hours)
+    told = np.isfinite(data.events["pxtr"][data.events["time_ms"] >= start_ms, PXTR_HEADS.index("long_view")])
+    if not told.any():
+        raise InputError(
+            "no pXTR of long_view in the days to replay: theirs is the order to beat",
+            where=args.data,
+            got=f"{len(told)} impressions",
+            fix="predict them first: kir annotate",
+        )
     until_ms = trained_until(args.checkpoint)
     if until_ms is None or until_ms > start_ms:
         seen = (

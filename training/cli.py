@@ -92,11 +92,14 @@ def run_annotate(args: argparse.Namespace) -> int:
 
     from contract.catalogue import write_catalogue, write_users
     from contract.parquet import write_events
+    from training.checkpoint import CONFIG
     from training.ranker_train import rolling_pxtr
 
     path = args.out / "events.parquet"
     if path.exists() and not args.overwrite:
         raise InputError("file exists", where=path, fix="choose another --out or pass --overwrite")
+    if (args.out / CONFIG).exists():
+        raise InputError("--out is a checkpoint directory", where=args.out, fix="name another folder for the log")
     data = _open(args.data)
     options = {"folds": args.folds, "preset": args.preset, "plan": _ranker_plan(args), "quiet": False}
     events = rolling_pxtr(data.events, utc_offset_hours=_utc_offset(args), **options)
@@ -287,6 +290,7 @@ def _train(args: argparse.Namespace, data: LogData) -> Checkpoint:
         if args.holdout_days:
             events, _ = split_at(events, cut_before_last_days(events, args.holdout_days, offset), offset)
         kir: dict[str, Any] = {"max_seconds": args.max_seconds, "seed": args.seed or 0, "overwrite": args.overwrite}
+        kir["data_name"] = args.data
         if args.epochs is not None:
             kir["epochs"] = args.epochs
         return train_kir(events, args.out, args.preset or "tiny", **kir, pxtr_only=args.pxtr_only, log=_to_stderr)

@@ -80,7 +80,7 @@ def caution(cut_ms: int, trained_until_ms: int | None, what: str = "impressions"
     where no end of training is known."""
     if trained_until_ms is None or cut_ms >= trained_until_ms:
         return ""
-    return f"CAUTION: training saw this log up to {trained_until_ms} ms, {what} before that included"
+    return f"CAUTION: training went up to {trained_until_ms} ms; if it was on this log, it saw {what} before that"
 
 
 def kind_of(path: Path) -> str:
@@ -255,9 +255,11 @@ def _kir(
 
     A training without times has no end: then on the latest share of each user, as it held out itself.
     """
+    import numpy as np
+
     from training.kir import load_kir
     from training.kir_data import prepare
-    from training.kir_eval import scored_views
+    from training.kir_eval import scored_views, server_scores
     from training.kir_train import KirTask, split_by_time
     from training.kir_train import evaluate as evaluate_kir
 
@@ -273,6 +275,10 @@ def _kir(
     fusion = checkpoint.model_config.get("fusion")
     found = evaluate_kir(task, data, scored, facts["watch_share_threshold"], fusion=fusion)
     protocol = f"{int(scored.sum())} impressions, {which}; watched lists as the phone had them"
+    _, server = server_scores(data, np.flatnonzero(scored))
+    protocol += f"; server_* is the order by {server}, for every task"
+    if net.config.skip and not np.isfinite(data.events["pxtr"][scored]).any():
+        protocol += "; CAUTION: no predictions of a server here, which the model was trained with (kir annotate)"
     return cut_ms, {**found, "protocol": protocol}, scored_views(checkpoint.version, task, data, scored, protocol)
 
 

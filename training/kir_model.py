@@ -151,7 +151,10 @@ class Kir(nn.Module):
 
     @torch.no_grad()
     def rescale(self, task: int, factor: float, shift: float, server_2X: Tensor) -> None:
-        """Logits of one task become factor·logit + shift + server·pXTR (as the skip reads them; [0] without a skip)."""
+        """Logits of one task become factor·logit + shift + server·pXTR (as the skip reads them; [0] without a skip).
+
+        Of the skip's row only `page_in` adds anything: elsewhere it is cut, which takes its bias along.
+        """
         experts = slice(task * self.config.experts, (task + 1) * self.config.experts)
         self.task.weight[experts] *= factor
         # The gates of a task add up to 1, so that what each expert's score gains the task's gains.

@@ -14,6 +14,8 @@ Shape legend: n targets, X pXTR heads, T tasks of the model.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -29,6 +31,7 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 RIDGE = 10.0  # of the regression, in targets: heads of one log are near copies of each other
+LEAST_LABELS = 1000  # of a task, to set its score right: fewer say less than the ridge
 NEWTON_STEPS = 20
 SMALLEST_STEP = 1e-9
 
@@ -57,25 +60,35 @@ def start_scores(net: Kir, data: KirData, train: Bools) -> None:
     torch.nn.init.zeros_(net.task.weight)  # the experts add nothing yet
 
 
-def refit_scores(net: Kir, data: KirData, scores_nT: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+def refit_scores(
+    net: Kir, data: KirData, scores_nT: NDArray[np.float32], rows: NDArray[np.int64]
+) -> dict[str, dict[str, Any]]:
     """Turn each score of a trained net into base + beta·score + w·pXTR (with a skip), as fits the labels of `rows`.
 
     scores_nT: the net's own logits of those rows, which it was not trained on. All of it is linear in what the net adds
-    up last, so it goes into the weights: the net stays as large as it was. A task without labels stays as it is.
+    up last, so it goes into the weights: the net stays as large as it was. A task of fewer than `LEAST_LABELS` labels
+    stays as it is; beta is never below 0, which would turn an order around. The ridge holds base as well as w.
+
+    Returns beta, base and w of each task that was set right.
     """
     tasks = net.config.tasks
     labels_nT = data.labels_nT[rows][:, task_columns(tasks)].astype(np.float64)
     logits_nT = scores_nT.astype(np.float64)
-    server_n2X = _standardised(net, data.columns["pxtr"][:-2][rows]) if net.config.skip else np.zeros((len(rows), 0))
-    for task in range(len(tasks)):
+    pxtr_nX = data.columns["pxtr"][:-2][rows]  # the last two rows of a column are no events (KirData)
+    server_n2X = _standardised(net, pxtr_nX) if net.config.skip else np.zeros((len(rows), 0))
+    found = {}
+    for task, name in enumerate(tasks):
         known = ~np.isnan(labels_nT[:, task])
-        if not known.any():
+        if known.sum() < LEAST_LABELS:
             continue
         logit = logits_nT[known, task]
         middle = logit.mean()
         told = np.concatenate([(logit - middle)[:, None], np.ones((len(logit), 1)), server_n2X[known]], axis=1)
         more, base, *server = logistic(told, labels_nT[known, task], logit)
+        more = max(more, -1.0)
         net.rescale(task, 1.0 + more, base - more * middle, torch.tensor(server, dtype=torch.float32))
+        found[name] = {"beta": 1.0 + more, "base": base, "w": [float(weight) for weight in server]}
+    return found
 
 
 def _standardised(net: Kir, pxtr_nX: NDArray[np.float32]) -> Floats:

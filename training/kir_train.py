@@ -44,7 +44,7 @@ from training.tables import SparseTables
 from training.trainer import TrainConfig, Trainer
 
 USER_DROPOUT = 0.2  # of users' own rows, which are learnt by heart: on KuaiRand log loss rises from the second epoch
-BEST = "minus_held_out_loss"
+BEST = "minus_judging_loss"
 KEY_DROPOUT = 0.03  # trains the default rows; at 0.1 it hid too much of what a session watched (GAUC 0.74 for 0.77)
 LOGIT_WEIGHT = 0.1
 MIN_COVERAGE = 0.01
@@ -126,7 +126,7 @@ def _continue(data: KirData, train: NDArray[np.bool_], before: Checkpoint) -> tu
     return net, tables, {**kept, "coverage": coverage(before.spec, data, train), "init_from": before.version}
 
 
-def held_out_loss(task: KirTask, batches: Batches) -> dict[str, float]:
+def judging_loss(task: KirTask, batches: Batches) -> dict[str, float]:
     """`BEST`: minus the tasks' loss over all targets of `batches`. The epoch with the highest is kept: on a log of few
     impressions later epochs learn it by heart."""
     scores_nT, rows = score(task, batches)
@@ -154,8 +154,8 @@ def evaluate(
     view: View | None = None,
     fusion: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Ranking on held-out events, of the net and of the server's own order (`server_*`), and by `fusion`, None = of all
-    tasks (`fused_*`)."""
+    """Ranking on held-out events, of the net, of `server_scores` (`server_*`: one order for all tasks, which is that of
+    pXTR of long_view where the log has it), and by `fusion`, None = of all tasks (`fused_*`)."""
     batches = Batches(data, task.net.spec, task.tables, held_out, windows=4 * WINDOWS, view=view)
     scores_nT, rows = score(task, batches)
     if not len(rows):
@@ -197,6 +197,7 @@ def train_kir(
     without: Iterable[str] = (),
     view: View | None = None,
     overwrite: bool = False,
+    data_name: str = "",
     log: Log | None = None,
 ) -> Checkpoint:
     """Train and save the reranker; returns the checkpoint (kind "kir").
@@ -206,9 +207,10 @@ def train_kir(
     init_from    fine-tune this checkpoint into the next version: same spec and sizes, tables grown by new keys
     pxtr_only    no served fields: the phone needs no rows
     held_out     share of the log, latest in time, that is kept for the metrics. On `JUDGING` of it before those the
-                 epoch is chosen and the scores are set right
+                 epoch is chosen (or the beginning, where no epoch does better) and the scores are set right
     changes      of the preset's configuration; without: fields left out of the spec; view: what choices may know.
                  For ablations; not with init_from
+    data_name    what the events are called, for the checkpoint
 
     Tasks that the log never observed stay in the net, but neither fusion nor list reward reads them.
     Raises InputError when there is nothing to train on.
@@ -223,7 +225,7 @@ def train_kir(
         init_from = load_checkpoint(init_from, kind="kir")
     config = KirConfig.from_json(init_from.model_config) if init_from else KirConfig.of(preset, **(changes or {}))
     data = prepare(events, config.watched)
-    before = split_by_time(data, held_out)
+    held = ~split_by_time(data, held_out)
     train = split_by_time(data, min(held_out + JUDGING, 1.0))
     if not train.any():
         raise InputError("no events to train on", got=f"{len(events)} events, held out {held_out}")
@@ -235,29 +237,37 @@ def train_kir(
     task = KirTask(net, tables)
     batches = Batches(data, net.spec, tables, train, placed=config.placed, view=view)
     batches.size = min(WINDOWS, max(LEAST_WINDOWS, len(batches.pieces) // STEPS))
+    if not reads_pxtr(net.spec):
+        say("no predictions of a server in this log: scores begin at base rates (kir annotate predicts)")
     took_s = time.perf_counter() - began
     say(f"{int(train.sum())} targets in {len(batches.pieces)} windows; prepared in {took_s:.1f} s")
     rate = RATE / config.width
     rate = rate / 5 if init_from else rate
     plan = TrainConfig(epochs=epochs, max_seconds=max_seconds, seed=seed, learning_rate=rate)
-    later = Batches(data, net.spec, tables, before & ~train, windows=4 * WINDOWS, view=view)
-    judge: dict[str, Any] = {"validate": lambda: held_out_loss(task, later), "metric": BEST} if len(later) else {}
+    judging = Batches(data, net.spec, tables, ~train & ~held, windows=4 * WINDOWS, view=view)
+    judge: dict[str, Any] = {"validate": lambda: judging_loss(task, judging), "metric": BEST} if len(judging) else {}
+    begin = {name: tensor.detach().clone() for name, tensor in task.state_dict().items()}
+    begin_loss = judging_loss(task, judging)[BEST] if len(judging) else -np.inf
     result = Trainer(task, batches.epoch, len(batches), plan, label="kir", quiet=log is None, **judge).run()
-    if len(later) and config.loss == "tasks":
-        refit_scores(net, data, *score(task, later))
+    if init_from is None and result.best is not None and begin_loss > result.best:
+        say("no epoch does better on later events than the scores that training began with: those are kept")
+        task.load_state_dict(begin)
+    found = refit_scores(net, data, *score(task, judging)) if config.loss == "tasks" else {}
+    if told := ", ".join(f"{name} × {fit['beta']:.2f}" for name, fit in found.items()):
+        say(f"set right on {int((~train & ~held).sum())} later events: {told}")
     net.balance()
     threshold = float(np.nanmean(data.labels_nT[train, TASKS.index("watch_time")]))
-    metrics = evaluate(task, data, ~before, threshold, view, fusion_of(labelled))
+    metrics = evaluate(task, data, held, threshold, view, fusion_of(labelled))
     say(f"trained {result.steps} steps in {result.seconds:.1f} s; " + _headline(metrics))
     facts |= {
         "seed": seed, "impressions": len(data), "training_impressions": int(train.sum()),
-        "held_out": held_out, "judging": JUDGING,
+        "held_out": held_out, "judging": JUDGING, "set_right": found, "begin": begin_loss, "data": data_name,
         "users": len(np.unique(data.events["user_id"])), "plan": asdict(plan), "result": result.to_dict(),
         "task_weights": {task: TASK_WEIGHTS[task] for task in config.tasks}, "key_dropout": KEY_DROPOUT,
         "user_dropout": USER_DROPOUT,
         "watch_share_threshold": threshold, "labelled_tasks": list(labelled), "fusion": fusion_of(labelled),
         "by_epoch": [dict(one) for one in result.history],
-        "trained_until_ms": int(data.events["time_ms"][before].max(initial=-1)) + 1,
+        "trained_until_ms": int(data.events["time_ms"][~held].max(initial=-1)) + 1,
         "server_baseline": server_scores(data, np.arange(min(len(data), 10_000)))[1], "pxtr_only": pxtr_only,
     }  # fmt: skip
     return save_checkpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -76,16 +77,17 @@ def run_device(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _check_places(args: argparse.Namespace) -> None:
-    """Raises InputError where --json or --html can't be written, before minutes of measuring."""
+    """Raises InputError where --json or --html can't be written, before minutes of measuring. Makes nothing."""
     for flag, path, folder in (("--json", args.json, False), ("--html", args.html, True)):
         if path is None:
             continue
         if path.exists() and path.is_dir() != folder:
             raise InputError(f"{flag} takes a {'folder' if folder else 'file'}", got=str(path))
-        try:
-            (path if folder else path.parent).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{flag} can't be written", where=path, got=error.strerror) from None
+        there = next(one for one in (path, *path.absolute().parents) if one.is_dir() or one.exists())
+        if path.exists() and not folder:
+            there = path.absolute().parent
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise InputError(f"{flag} can't be written", where=path, got=str(there), fix="name another place")
 
 
 def _log(line: str) -> None:

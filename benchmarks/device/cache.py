@@ -62,6 +62,24 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def held(name: str) -> Iterator[bool]:
+    """As `locked`, without waiting: whether it is ours."""
+    with open(user_cache_file(f"{name}.lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def user_cache_file(name: str) -> Path:
+    """A file in this user's own cache folder, which is made when it is not there."""
+    make_folder(user_cache())
+    return user_cache() / name
+
+
 def place_of(name: str, recipe: Any) -> Path:
     """Where a recipe's folder stands, built or not."""
     return cache_root() / f"{name}-{digest_of(recipe)}"

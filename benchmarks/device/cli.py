@@ -56,6 +56,7 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _start(args: argparse.Namespace) -> None:
+    from benchmarks.device.adb import adb_for
     from benchmarks.device.emulated import MachineConfig, start
     from benchmarks.device.machine_image import MODEL
 
@@ -65,7 +66,8 @@ def _start(args: argparse.Namespace) -> None:
     machine = start(config, _log, keep=True)
     print(f"{machine.running.serial}  {MODEL}, {_what(args.pages, args.memory, args.icount)}")
     print(f"ready after {machine.boot_s:.1f} s; end it with: kir device stop {machine.running.serial}")
-    print(f"adb's own commands: ANDROID_ADB_SERVER_PORT={machine.running.adb_port} adb shell")
+    port = machine.running.adb_port
+    print(f"adb's own commands: ANDROID_ADB_SERVER_PORT={port} {adb_for(port)} shell")
 
 
 def _stop(args: argparse.Namespace) -> None:

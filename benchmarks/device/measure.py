@@ -31,6 +31,7 @@ TIMEOUT_S = 1800.0  # an emulated device takes hundreds of times a phone's time
 MOST_THREADS = 64  # no phone has more cores; LiteRT ends its process where a system refuses it a hundred thousand
 PROFILED = 100  # runs of each graph under the profiler
 RUNS = {"us": 200, "instructions": 15, "none": 1}
+CANNOT_START = (126, 127)  # a shell's words for a file that is no program here
 REPEATS = {"device": 3}
 COOLDOWN_S = {"device": 30.0}
 THREADS: dict[str, tuple[int, ...]] = {"us": (1, 2, 4), "instructions": (1,), "none": (1,)}
@@ -101,6 +102,8 @@ def measure_device(target: Target, plan: Plan, command: str, log: Log = lambda l
         bad = [line for line in replayed["replay"]["cases"] if not line["ok"]]
         got = ", ".join(f"{line['case']}: {line['problem']}" for line in bad) or "no golden cases"
         raise VerificationFailed("golden cases do not replay there", where=target.device.serial, got=got)
+    if plan.binary is not None:
+        _send_binary(job, plan.binary)
     repeats = plan.repeats or REPEATS.get(target.kind, 1)
     cooldown_s = COOLDOWN_S.get(target.kind, 0.0) if plan.cooldown_s is None else plan.cooldown_s
     rounds = []
@@ -148,7 +151,7 @@ def measure_device(target: Target, plan: Plan, command: str, log: Log = lambda l
         "operators": _operators(job, log),
     }  # fmt: skip
     if plan.binary is not None:
-        result["benchmark_model"] = _binary(job, plan.binary, result["device"]["remarks"], log)
+        result["benchmark_model"] = _binary(job, result["device"]["remarks"], log)
     _add_state(result, before, _state(target))
     result["problems"] = _problems(graphs)
     return result
@@ -237,11 +240,20 @@ def _operators(job: _Job, log: Log) -> dict[str, Any]:
     return {"source": found["source"], "graphs": graphs}
 
 
-def _binary(job: _Job, binary: Path, remarks: list[str], log: Log) -> list[dict[str, Any]]:
-    """The user's `benchmark_model` on every graph that a swipe runs."""
+def _send_binary(job: _Job, binary: Path) -> None:
+    """The user's `benchmark_model` onto the device, and whether it starts there: before minutes of measuring."""
     there = job.target.place("benchmark_model")
     job.target.device.push(binary, there)
     job.target.device.run(["chmod", "755", there], timeout_s=30.0)
+    ran = job.target.device.run([there, "--help"], timeout_s=60.0)
+    if ran.returncode in CANNOT_START:
+        last = ran.stderr.strip().splitlines() or ["no word"]
+        raise InputError("--benchmark-binary does not start there", where=job.target.device.serial, got=last[-1])
+
+
+def _binary(job: _Job, remarks: list[str], log: Log) -> list[dict[str, Any]]:
+    """The user's `benchmark_model` on every graph that a swipe runs."""
+    there = job.target.place("benchmark_model")
     mask = mask_of(list(job.cores))
     if mask and job.target.device.run(["taskset", mask, "true"], timeout_s=30.0).returncode:
         remarks.append("taskset is not available: benchmark_model ran on any core")

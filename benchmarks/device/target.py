@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.device.device import DelegateMissing, Device, Ran
+from benchmarks.device.cache import held
+from benchmarks.device.device import DelegateMissing, Device, DeviceError, Ran
 from benchmarks.device.host import HostDevice
 from contract.errors import InputError, IntegrityError, KirError, ManifestError, NoModelError, PageError
 
@@ -98,7 +100,10 @@ def kind_of(device: Device, asked: str) -> str:
 
 @contextmanager
 def open_target(serial: str | None, kind: str = "", log: Log = lambda line: None) -> Iterator[Target]:
-    """serial: "host", an adb serial, or None for the only device there is. Raises the errors of `device.py`."""
+    """serial: "host", an adb serial, or None for the only device there is. One holder of a device at a time.
+
+    Raises the errors of `device.py`.
+    """
     from benchmarks.device.runtime import install_runtime
 
     if serial == "host":
@@ -111,7 +116,10 @@ def open_target(serial: str | None, kind: str = "", log: Log = lambda line: None
     from benchmarks.device.find import connect
 
     device = connect(serial)
-    yield target_of(device, install_runtime(device, log), kind)
+    with held(f"bench-{re.sub(r'[^A-Za-z0-9]', '-', device.serial)}") as ours:
+        if not ours:  # one would read the other's answers
+            raise DeviceError("another kir bench uses this device", where=device.serial, fix="wait for it, or end it")
+        yield target_of(device, install_runtime(device, log), kind)
 
 
 def target_of(device: Device, runtime: Runtime, kind: str = "") -> Target:

@@ -164,6 +164,24 @@ class TestEmulated:
             measure_device(an_emulated, Plan(cdn, runs=1, binary=Path(__file__)), "")
 
 
+class TestOneAtATime:
+    def test_a_device_in_use_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two benches on one device would read each other's answers."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        device = PretendDevice("device", {}, {})
+        monkeypatch.setattr("benchmarks.device.find.connect", lambda serial: device)
+        monkeypatch.setattr("benchmarks.device.runtime.install_runtime", lambda device, log: InProcess(device))
+        try:
+            with open_target("x") as target:
+                assert target.device is device
+                with pytest.raises(DeviceError, match="another kir bench"), open_target("x"):
+                    pass
+            with open_target("x"):
+                pass  # given back
+        finally:
+            device.close()
+
+
 class TestPinning:
     """What a phone may refuse costs the pinning alone, and is remarked."""
 
@@ -182,12 +200,31 @@ class TestPinning:
         target = target_of(device, InProcess(device))
         job = measure._job(target, Plan(shared_cdn(), pin="3", threads=(1,)), installed)
         try:
-            found = measure._binary(job, tmp_path / "binary", remarks, lambda line: None)
+            measure._send_binary(job, tmp_path / "binary")
+            found = measure._binary(job, remarks, lambda line: None)
         finally:
             device.close()
         assert [run["avg_us"] for run in found] == [3.0, 3.0]
         assert remarks == ["taskset is not available: benchmark_model ran on any core"]
         assert sum(words[0] == "taskset" for words in asked) == 1
+
+    def test_a_binary_that_is_none_is_refused_before_measuring(self, tmp_path: Path) -> None:
+        class Refusing(PretendDevice):
+            def run(self, argv: Any, **given: Any) -> Ran:
+                if argv[0].endswith("benchmark_model"):
+                    return Ran(126, "", "benchmark_model: Exec format error", 0.0)
+                return super().run(argv, **given)
+
+        device = Refusing("device", {}, {})
+        (tmp_path / "binary").write_bytes(b"# no program")
+        plan = Plan(shared_cdn(), pin="none", threads=(1,), runs=1, binary=tmp_path / "binary")
+        said: list[str] = []
+        try:
+            with pytest.raises(InputError, match=r"does not start there.*Exec format error"):
+                measure_device(target_of(device, InProcess(device)), plan, "", said.append)
+        finally:
+            device.close()
+        assert not any("graphs" in line for line in said)
 
 
 class TestKind:
@@ -436,6 +473,18 @@ class TestCommand:
         monkeypatch.setattr("benchmarks.device.target.open_target", lambda serial, kind, log: phone())
         copy = json.dumps(result)
         monkeypatch.setattr("benchmarks.device.measure.measure_device", lambda *given: json.loads(copy))
+
+    def test_a_failed_run_leaves_no_folder_behind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*given: Any) -> Any:
+            raise InputError("no device")
+
+        monkeypatch.setattr("benchmarks.device.target.open_target", refuse)
+        with pytest.raises(InputError, match="no device"):
+            run_bench(self.args("--model", "cdn", "--html", str(tmp_path / "a" / "b"), "--json", str(tmp_path / "c/d")))
+        assert list(tmp_path.iterdir()) == []
+        (tmp_path / "file").write_text("")
+        with pytest.raises(InputError, match="--html can't be written"):
+            run_bench(self.args("--model", "cdn", "--html", str(tmp_path / "file" / "x")))
 
     def test_a_file_that_is_no_result_is_refused_before_measuring(self, tmp_path: Path) -> None:
         (tmp_path / "old.json").write_text("{}")

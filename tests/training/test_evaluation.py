@@ -102,7 +102,7 @@ def test_a_log_is_cut_where_training_ended(model, cut_ms, capsys, tmp_path):
 
 def test_an_earlier_cut_is_said_aloud(model, cut_ms, capsys):
     assert run("evaluate", model, "--data", SIM, "--from-ms", cut_ms - DAY_MS) == 0
-    assert f"CAUTION: training saw this log up to {cut_ms} ms" in capsys.readouterr().out
+    assert f"CAUTION: training went up to {cut_ms} ms" in capsys.readouterr().out
     assert run("evaluate", model, "--data", SIM, "--holdout-days", 2) == 0
     assert "CAUTION" in capsys.readouterr().out
     assert run("evaluate", model, "--data", SIM, "--holdout-days", 1) == 0
@@ -202,7 +202,7 @@ def test_kir_and_ranker_are_evaluated_too(rankers, tmp_path, capsys, model):
 def test_scoring_what_training_saw_is_said_aloud(rankers, tmp_path, capsys, model, flags):
     until, figures = trained_until(rankers / model), tmp_path / "figures.json"
     assert run("evaluate", rankers / model, "--data", SIM, *flags, "--json", figures) == 0
-    leak = f"CAUTION: training saw this log up to {until} ms, impressions before that included"
+    leak = f"CAUTION: training went up to {until} ms; if it was on this log, it saw impressions before that"
     assert capsys.readouterr().out.count(leak) == 2, "above the figures and above the table of intervals"
     found = json.loads(figures.read_text())
     assert found["caution"] == leak

@@ -113,12 +113,23 @@ def test_a_net_too_sure_of_itself_is_set_right():
     assert log_loss(found[others], label[others]) < best + 0.01
 
 
-def test_a_task_without_labels_keeps_its_scores():
-    data = prepare(told_events(300).with_columns(like=np.full(300, -1)), 6)
+def test_a_task_with_few_labels_keeps_its_scores():
+    like = TASKS.index("like")
+    data = prepare(told_events(1500).with_columns(like=np.full(1500, -1)), 6)
     task = started(data, KirConfig.of("tiny", watched=6))
     before = scores_of(data, task)
-    refit_scores(task.net, data, before, np.arange(len(data)))
-    np.testing.assert_array_equal(scores_of(data, task)[:, TASKS.index("like")], before[:, TASKS.index("like")])
+    assert set(refit_scores(task.net, data, before, np.arange(1500))) == set(TASKS) - {"like"}
+    np.testing.assert_array_equal(scores_of(data, task)[:, like], before[:, like])
+    assert refit_scores(task.net, data, before[:999], np.arange(999)) == {}, "too few to say anything"
+
+
+def test_no_score_is_turned_around():
+    """Labels that say the opposite of the scores: those are dropped and not inverted."""
+    data = prepare(told_events(), 6)
+    task = started(data, KirConfig.of("tiny", watched=6, skip=False))
+    torch.nn.init.normal_(task.net.task.weight)
+    wrong = np.where(data.labels_nT[:, [TASK]] > 0.5, -3.0, 3.0).repeat(len(TASKS), axis=1).astype(np.float32)
+    assert refit_scores(task.net, data, wrong, np.arange(len(data)))[TASKS[TASK]]["beta"] == 0.0
 
 
 @pytest.mark.parametrize("blank", [False, True])

@@ -188,9 +188,20 @@ def test_the_epoch_that_does_best_on_later_events_is_kept(log, tmp_path):
     judging = kir_train.split_by_time(data, kir_train.HELD_OUT)
     judging &= ~kir_train.split_by_time(data, kir_train.HELD_OUT + kir_train.JUDGING)
     kept = KirTask(load_kir(checkpoint), checkpoint.tables)
-    found = kir_train.held_out_loss(kept, Batches(data, checkpoint.spec, checkpoint.tables, judging))[kir_train.BEST]
-    assert found > max(by_epoch), "of that epoch, and set right on the same events"
+    found = kir_train.judging_loss(kept, Batches(data, checkpoint.spec, checkpoint.tables, judging))[kir_train.BEST]
+    assert found == pytest.approx(max(*by_epoch, facts["begin"]), abs=1e-3)
     assert facts["trained_until_ms"] == data.events["time_ms"][judging].max() + 1, "what is judged on is no proof"
+
+
+def test_where_no_epoch_does_better_the_beginning_is_kept(log, tmp_path, monkeypatch):
+    """Scores at the server's: the experts add nothing yet."""
+    losses = iter([0.0, -1.0, -2.0])
+    monkeypatch.setattr(kir_train, "judging_loss", lambda *_: {kir_train.BEST: next(losses)})
+    said = []
+    checkpoint = train_kir(log, tmp_path / "kir", "tiny", epochs=2, seed=0, log=said.append)
+    assert any("no epoch does better" in line for line in said)
+    assert not load_kir(checkpoint).task.weight.any()
+    assert checkpoint.config["training"]["begin"] == 0.0
 
 
 def test_a_budget_is_kept(log, tmp_path):

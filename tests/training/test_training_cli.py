@@ -292,3 +292,8 @@ def test_annotate_fills_pxtr_and_keeps_the_rest(tmp_path, capsys):
     assert len(read_catalogue(out / "catalogue.parquet")) == 150
     assert run("annotate", "--data", SIM, "--out", out) == 2
     assert "--overwrite" in capsys.readouterr().err
+    (tmp_path / "ranker").mkdir()
+    (tmp_path / "ranker" / "config.json").write_text("{}")
+    assert run("annotate", "--data", SIM, "--out", tmp_path / "ranker") == 2
+    assert "is a checkpoint directory" in capsys.readouterr().err
+    assert len(list((tmp_path / "ranker").iterdir())) == 1
