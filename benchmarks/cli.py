@@ -106,7 +106,7 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     closed.add_argument("--page-size", type=int, default=20, help="candidates per page (default: %(default)s)")
     closed.add_argument("--sweep", action="store_true", help="with --work: the beam search by k and t as well")
     closed.add_argument("--out", type=Path, default=Path("runs/closed-loop"), help="work folder of --worlds")
-    closed.add_argument("--json", type=Path, help="write the result here as well")
+    closed.add_argument("--json", type=Path, help="write the result here instead of below the table")
     retrieval = kinds.add_parser("retrieval", help="retrieval models on the same queries, with paired differences")
     add_retrieval_arguments(retrieval.add_argument)
     ranking = kinds.add_parser("ranking", help="models that score impressions, within users, with paired differences")
@@ -145,7 +145,7 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--page-sizes", type=int, nargs="+", default=[6, 12, 20], help="candidates (default: 6 12 20)")
     load.add_argument("--sessions", type=int, default=40, help="of each arm and page size (default: %(default)s)")
     load.add_argument("--seed", type=int, default=0, help="of users and sessions (default: %(default)s)")
-    load.add_argument("--json", type=Path, help="write the result here as well")
+    load.add_argument("--json", type=Path, help="write the result here instead of below the table")
     replay = kinds.add_parser("replay", help="logged pages in the order the reranker would have shown, against the log")
     add_replay_arguments(replay.add_argument)
     edge = kinds.add_parser(
@@ -163,13 +163,16 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_trust_arguments(swipe)
     swipe.add_argument("--repeats", type=int, default=2000, help="timed calls of each part (default: %(default)s)")
-    swipe.add_argument("--json", type=Path, help="write the result here as well")
+    swipe.add_argument("--json", type=Path, help="write the result here instead of below the table")
     for kind in kinds.choices.values():
         kind.set_defaults(**{PARSER: kind})
 
 
 def run_bench(args: argparse.Namespace) -> int:
-    """One benchmark: a table, then one JSON line. 1 when the result tells problems, as a gate that it did not pass."""
+    """One benchmark: a table, and one JSON line into --json, or below the table without it.
+
+    1 when the result tells problems, as a gate that it did not pass.
+    """
     benches = {
         "ablation": run_ablation_bench,
         "rerank-ablation": run_rerank_ablation_bench,
@@ -199,7 +202,8 @@ def run_bench(args: argparse.Namespace) -> int:
     if args.json is not None:
         with replacing(args.json) as file:  # an interruption leaves what a benchmark may have written itself
             file.write(f"{line}\n".encode())
-    print(line)
+    else:
+        print(line)
     return 1 if result.get("problems") else 0
 
 

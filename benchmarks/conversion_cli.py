@@ -22,7 +22,7 @@ def add_conversion_arguments(add: Callable[..., Any]) -> None:
     add("--calls", type=int, default=40, help="of each in a turn (default: %(default)s)")
     add("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time")
     add("--seed", type=int, default=0, help="draws held-out samples (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_conversion(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -54,7 +54,7 @@ def add_compression_arguments(add: Callable[..., Any]) -> None:
     add("--min-weights", type=int, default=500, help="smaller matrices stay as they are (default: %(default)s)")
     add("--windows", type=int, default=256, help="held-out ones for tau and first choice (default: %(default)s)")
     add("--seed", type=int, default=0, help="of windows and batches (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_compression_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -80,7 +80,7 @@ def add_head_qat_arguments(add: Callable[..., Any]) -> None:
     add("--training-pages", type=int, default=512, help="earlier ones to train on (default: %(default)s)")
     add("--epochs", type=int, default=40, help="of aware training (default: %(default)s)")
     add("--seed", type=int, default=0, help="of pages and batches (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_head_qat(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

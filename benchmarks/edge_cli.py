@@ -18,7 +18,7 @@ def add_edge_arguments(add: Callable[..., Any]) -> None:
     add("--n", type=int, nargs="+", default=[32], help="candidates of a page (default: 32)")
     add("--swipes", type=int, default=2_000, help="timed swipes of each case (default: %(default)s)")
     add("--soak", type=int, default=0, help="swipes of one more session, for memory and p99 (default: none)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_edge(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

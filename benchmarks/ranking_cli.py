@@ -25,7 +25,7 @@ def add_ranking_arguments(add: Callable[..., Any]) -> None:
     add("--real-time", action="store_true", help="score rankers with histories that go on as well, and what it gains")
     add("--seed", type=int, default=0, help="of the trained baselines (default: %(default)s)")
     add("--out", type=Path, default=Path("runs/ranking"), help="scores of every model (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_ranking_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -51,7 +51,7 @@ def add_rerank_ablation_arguments(add: Callable[..., Any]) -> None:
     add("--preset", default="tiny", help="sizes of all arms (default: %(default)s)")
     add("--epochs", type=int, default=4, help="of every arm (default: %(default)s)")
     add("--seed", type=int, default=0, help="of every arm (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_rerank_ablation_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -19,7 +19,7 @@ def add_replay_arguments(add: Callable[..., Any]) -> None:
     add("--holdout-days", type=int, default=1, help="replay the log's last days (default: %(default)s)")
     add("--utc-offset-hours", type=float, default=0.0, help="where the users' days begin (default: %(default)s)")
     add("--max-pages", type=int, default=100_000, help="of each size (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_replay(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

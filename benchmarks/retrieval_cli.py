@@ -31,7 +31,7 @@ def add_retrieval_arguments(add: Callable[..., Any]) -> None:
     add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
     add("--top", type=int, default=0, help="items of every ranked list that results keep (default: ranks alone)")
     add("--out", type=Path, default=Path("runs/retrieval"), help="report and results (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_retrieval_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -62,7 +62,7 @@ def add_ablation_arguments(add: Callable[..., Any]) -> None:
     add("--history", type=int, help="positives before a query that a model may read (default: the protocol's)")
     add("--holdout-days", type=int, default=1, help="logs: queries of the last days (default: %(default)s)")
     add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_ablation_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -93,7 +93,7 @@ def add_incremental_arguments(add: Callable[..., Any]) -> None:
     add("--ablate", action="store_true", help="also without replay, without row memory, without the old log")
     add("--utc-offset-hours", type=float, help="where the users' days begin (kuairand: 8, else 0)")
     add("--out", type=Path, default=Path("runs/incremental"), help="checkpoints of the arms (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_incremental_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -114,7 +114,7 @@ def add_training_arguments(add: Callable[..., Any]) -> None:
     add("--rounds", type=int, default=5, help="turns of the precisions (default: %(default)s)")
     add("--steps", type=int, default=4, help="steps of each in a turn (default: %(default)s)")
     add("--rows", type=int, default=1_000_000, help="rows of the table for its optimisers (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_training_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -132,7 +132,7 @@ def add_loss_arguments(add: Callable[..., Any]) -> None:
     add("--width", type=int, default=64, help="of the vectors (default: %(default)s)")
     add("--queries", type=int, nargs="+", default=[1, 4], help="queries of a row, one table each (default: 1 4)")
     add("--rounds", type=int, default=10, help="timed steps of each way (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_loss_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -148,7 +148,7 @@ def add_encoder_arguments(add: Callable[..., Any]) -> None:
     add("--batches", type=int, nargs="+", default=[1, 8, 32], help="users of a call (default: 1 8 32)")
     add("--rounds", type=int, default=15, help="turns of floor and runtimes (default: %(default)s)")
     add("--no-compile", action="store_true", help="leave torch.compile out, which compiles for minutes")
-    add("--out", dest="json", type=Path, help="write the result here as well")
+    add("--out", dest="json", type=Path, help="write the result here instead of below the table")
 
 
 def run_encoder_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -171,7 +171,7 @@ def add_ann_arguments(add: Callable[..., Any]) -> None:
     add("--width", type=int, default=64, help="of them (default: %(default)s)")
     add("--retrieval", type=Path, metavar="DIR", help="an export's item vectors instead")
     add("--recall", type=float, default=0.98, help="wanted at 100 (default: %(default)s)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_ann_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

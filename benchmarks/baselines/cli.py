@@ -36,7 +36,7 @@ def add_baseline_arguments(parser: argparse.ArgumentParser) -> None:
         help="change the recipe (benchmarks/baselines/recipes.json), as model.dropout=0.5; repeatable",
     )  # fmt: skip
     add("--overwrite", action="store_true", help="replace an existing --out")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
 
 
 def run_baseline(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -30,7 +30,7 @@ def add_device_arguments(add: Callable[..., Any]) -> None:
     add("--benchmark-binary", type=Path, metavar="FILE", help="your benchmark_model, run beside the probe")
     add("--compare", type=Path, metavar="OLD.json", help="an older result of this device; exit 1 beyond the gate")
     add("--gate-percent", type=float, help="with --compare (default: 2 for instructions, 10 for wall time)")
-    add("--json", type=Path, help="write the result here as well")
+    add("--json", type=Path, help="write the result here instead of below the table")
     add("--html", type=Path, metavar="DIR", help="write report.html and report.json into this folder")
 
 

@@ -54,11 +54,9 @@ def test_sizes_start_at_1():
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_table_and_a_line(capsys, tmp_path):
+def test_the_command_prints_a_table_and_fills_a_file(capsys, tmp_path):
     path = tmp_path / "loss.json"
     sizes = ["--targets", "40", "--candidates", "30", "--width", "4", "--queries", "1", "2", "--rounds", "1"]
     assert main(["bench", "loss", *sizes, "--json", str(path)]) == 0
-    *table, line = capsys.readouterr().out.splitlines()
-    assert "candidates" in table[0]
-    assert json.loads(line) == json.loads(path.read_text())
-    assert json.loads(line)["queries"]["2"]["ways"][OURS]["targets_per_s"] > 0
+    assert "candidates" in capsys.readouterr().out.splitlines()[0]
+    assert json.loads(path.read_text())["queries"]["2"]["ways"][OURS]["targets_per_s"] > 0
