@@ -81,6 +81,7 @@ class TestTwin:
             build_twin(other)
 
 
+@pytest.mark.slow
 class TestComparison:
     def test_aware_training_gets_nearer_to_the_float_net(self, compared: HeadComparison) -> None:
         assert len(compared.losses) == 3
