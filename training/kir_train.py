@@ -247,9 +247,9 @@ def train_kir(
     judging = Batches(data, net.spec, tables, ~train & ~held, windows=4 * WINDOWS, view=view)
     judge: dict[str, Any] = {"validate": lambda: judging_loss(task, judging), "metric": BEST} if len(judging) else {}
     begin = {name: tensor.detach().clone() for name, tensor in task.state_dict().items()}
-    begin_loss = judging_loss(task, judging)[BEST] if len(judging) else -np.inf
+    begin_loss = judging_loss(task, judging)[BEST] if len(judging) else None
     result = Trainer(task, batches.epoch, len(batches), plan, label="kir", quiet=log is None, **judge).run()
-    if init_from is None and result.best is not None and begin_loss > result.best:
+    if init_from is None and begin_loss is not None and result.best is not None and begin_loss > result.best:
         say("no epoch does better on later events than the scores that training began with: those are kept")
         task.load_state_dict(begin)
     found = refit_scores(net, data, *score(task, judging)) if config.loss == "tasks" else {}
