@@ -3,9 +3,9 @@
     from convert.head_qat import compare_head
     print(compare_head("checkpoints/kir", "events:runs/data").table())         (kir bench head-qat: three minutes)
 
-The aware twin is trained to give the float net's logits on pages from before the log's last fifth (distillation: what
-is asked of it is the same ranking, in int8), and judged on pages of the last fifth, like the others: the share of the
-download is the head's alone. What ships is what `convert.verify` picks; nothing here is on by default.
+The aware twin is trained to give the float net's logits on pages from before what is held out (distillation: what is
+asked of it is the same ranking, in int8), and judged on held-out pages, like the others: the share of the download is
+the head's alone. What ships is what `convert.verify` picks; nothing here is on by default.
 """
 
 from __future__ import annotations

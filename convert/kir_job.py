@@ -23,7 +23,7 @@ from convert.source import KirSource, load_source
 from convert.subject import KirSubject
 from convert.tflite import TfliteGraph
 from convert.verify import distance_to_whole
-from convert.windows import make_windows, synthetic_events
+from convert.windows import make_windows, synthetic_events, told_part
 
 SESSION = "golden/session.json"
 
@@ -49,15 +49,15 @@ class KirJob:
         if data is None:
             return synthetic_events(self.source, seed), "synthetic events over the model's keys"
         log, words = open_events(data)
-        return log, f"{words}, windows from the last fifth"
+        return log, f"{words}, windows from {told_part(log['time_ms'], self.source.trained_until_ms)}"
 
     def subject(self, opened: Events, n: int, seed: int) -> KirSubject:
-        """n windows of the log's last fifth, and the hard pages."""
+        """n windows of what is held out, and the hard pages."""
         windows = make_windows(self.source, opened, n, seed)
         return KirSubject(self.source, tuple(chain(windows, hard_samples(self.source, opened, seed))))
 
     def calibration(self, opened: Events, n: int, seed: int) -> KirSubject:
-        """n windows from before the last fifth."""
+        """n windows from before what is held out."""
         return KirSubject(self.source, tuple(make_windows(self.source, opened, n, seed, held_out=False)))
 
     def goldens(

@@ -30,7 +30,7 @@ from convert.onnx_export import TorchGraph
 from convert.phone import Rows
 from convert.report import Verification
 from convert.subject import GraphSubject, Outputs
-from convert.windows import candidates_at, chosen_part, outcomes
+from convert.windows import candidates_at, chosen_part, outcomes, told_part
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.ranker import RankerProbabilities
 from training.ranker_train import load_ranker
@@ -81,6 +81,10 @@ class RankerJob:
         }
 
     @property
+    def trained_until_ms(self) -> int | None:
+        return self.checkpoint.config["training"].get("trained_until_ms")
+
+    @property
     def fusion(self) -> dict[str, float]:
         """Weights of the server's order that have a trained head."""
         return {name: w for name, w in DEFAULT_FUSION.items() if name in self.heads or name == WATCH_TIME}
@@ -89,7 +93,7 @@ class RankerJob:
         if data is None:
             raise InputError("a ranker is verified on real pages", fix="give a log: --data events.parquet or KIND:PATH")
         log, words = open_events(data)
-        return log, f"{words}, pages from the last fifth"
+        return log, f"{words}, pages from {told_part(log['time_ms'], self.trained_until_ms)}"
 
     def subject(self, opened: Events, n: int, seed: int) -> GraphSubject:
         return self._subject(opened, n, seed, held_out=True)
@@ -103,7 +107,7 @@ class RankerJob:
         log = log.take(np.lexsort((log["time_ms"], log["user_id"])))
         index = HistoryIndex.from_events(log, every=True)
         rows = Rows(self.checkpoint.spec, self.checkpoint.tables, self.checkpoint.tables.numpy_rows())
-        late = np.flatnonzero(chosen_part(log["time_ms"], held_out))
+        late = np.flatnonzero(chosen_part(log["time_ms"], held_out, self.trained_until_ms))
         feeds, durations, labels = [], [], []
         for number in range(n):
             at = int(rng.choice(late))

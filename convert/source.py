@@ -57,6 +57,11 @@ class KirSource:
         """float32 [T], in the order of the score columns."""
         return np.array([self.fusion.get(task, 0.0) for task in self.tasks], np.float32)
 
+    @property
+    def trained_until_ms(self) -> int | None:
+        """Where training's events end; None where its log had no times or a checkpoint does not say."""
+        return self.provenance.get("training", {}).get("trained_until_ms") or None
+
     def decoded_tables(self, encoding: str = INT8) -> dict[str, NDArray[np.float32]]:
         """Rows as a phone gets them: encoded and decoded again."""
         return {name: decode_rows(encode_rows(rows, encoding)) for name, rows in self.tables.numpy_rows().items()}

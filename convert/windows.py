@@ -5,6 +5,7 @@ The buckets take turns; every third window is padded, one in eight has nothing w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -21,7 +22,8 @@ from contract.watched import WatchedList
 from convert.phone import Rows, Sample, whole_inputs
 from convert.source import KirSource
 
-HELD_OUT_SHARE = 0.2  # windows end in the last fifth of the log's time
+HELD_OUT_SHARE = 0.2  # of the log, latest in time
+LEAST_HELD_OUT = 100  # events after training's end, below which the last fifth is taken, seen or not
 CANDIDATE_COLUMNS = ("video_id", "author_id", "tags", "duration_ms", "upload_age_days", "pxtr")
 WATCHED_FROM_LOG = (
     "video_id", "author_id", "tags", "duration_ms", "pxtr", "play_time_ms", "profile_stay_ms", "comment_stay_ms",
@@ -33,7 +35,7 @@ START_MS = 1_700_000_000_000
 def make_windows(
     source: KirSource, events: Events, n: int, seed: int = 0, *, held_out: bool = True
 ) -> Iterator[Sample]:
-    """Samples at random impressions of the last part of the log; held_out=False: of all before it, to calibrate on.
+    """Samples at random held-out impressions (`held_out_from`); held_out=False: of all before them, to calibrate on.
 
     Raises InputError when there are too few events.
     """
@@ -46,7 +48,7 @@ def make_windows(
     rows = Rows(source.spec, source.tables, source.decoded_tables())
     index = HistoryIndex.from_events(log, every=True)
     first_of_user = np.searchsorted(log["user_id"], log["user_id"])
-    late = np.flatnonzero(chosen_part(log["time_ms"], held_out))
+    late = np.flatnonzero(chosen_part(log["time_ms"], held_out, source.trained_until_ms))
     seen = late - first_of_user[late]
     for number in range(n):
         if number % 8 == 5 and (seen >= L).any():
@@ -60,19 +62,40 @@ def make_windows(
         yield window(source, rows, log, at, n_watched, size, profile, rng)
 
 
-def chosen_part(time_ms: NDArray[np.int64], held_out: bool) -> NDArray[np.bool_]:
-    """The last HELD_OUT_SHARE of the events that have a time, or those of them before it.
+def held_out_from(time_ms: NDArray[np.int64], trained_until_ms: int | None) -> int:
+    """The first time that is held out: training's end where it lies in the log's last fifth, else that fifth's begin.
 
-    Events without one (NULL_INT; a log's summary of older days) are history to both and chosen by neither.
+    So what a variant is judged on was not trained on, unless training went on up to the log's end (`told_part`).
+    Raises InputError where no event has a time (NULL_INT; a log's summary of older days).
     """
-    known = time_ms >= 0
-    if not known.any():
+    known = time_ms[time_ms >= 0]
+    if not len(known):
         raise InputError("no event of the log has a time, so none is the latest", got=f"{len(time_ms)} events")
-    last: NDArray[np.bool_] = time_ms >= np.quantile(time_ms[known], 1.0 - HELD_OUT_SHARE)
-    chosen: NDArray[np.bool_] = known & (last == held_out)
+    fifth = math.ceil(np.quantile(known, 1.0 - HELD_OUT_SHARE))
+    untouched = trained_until_ms is not None and np.count_nonzero(known >= trained_until_ms) >= LEAST_HELD_OUT
+    return max(fifth, trained_until_ms or 0) if untouched else fifth
+
+
+def chosen_part(time_ms: NDArray[np.int64], held_out: bool, trained_until_ms: int | None = None) -> NDArray[np.bool_]:
+    """The events from `held_out_from` on, or those of them before it.
+
+    Events without a time are history to both and chosen by neither.
+    """
+    last: NDArray[np.bool_] = time_ms >= held_out_from(time_ms, trained_until_ms)
+    chosen: NDArray[np.bool_] = (time_ms >= 0) & (last == held_out)
     if not chosen.any():
-        raise InputError("too few events before the last ones to calibrate on", got=f"{known.sum()} events with a time")
+        known = np.count_nonzero(time_ms >= 0)
+        raise InputError("too few events before the last ones to calibrate on", got=f"{known} events with a time")
     return chosen
+
+
+def told_part(time_ms: NDArray[np.int64], trained_until_ms: int | None) -> str:
+    """What `held_out_from` chose, for whoever reads the report."""
+    start = held_out_from(time_ms, trained_until_ms)
+    share = np.count_nonzero(time_ms >= start) / np.count_nonzero(time_ms >= 0)
+    if trained_until_ms is None:
+        return f"the last {share:.0%}"
+    return f"the last {share:.0%}, " + ("after training's end" if start >= trained_until_ms else "seen in training")
 
 
 def window(

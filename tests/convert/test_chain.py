@@ -16,7 +16,7 @@ from contract.vocabulary import MASK_VALUE, TASKS
 from convert.chain import SINGLES, Layout, run_halves
 from convert.phone import Sample, smallest_bucket
 from convert.source import KirSource, load_source
-from convert.windows import chosen_part, make_windows, synthetic_events
+from convert.windows import chosen_part, held_out_from, make_windows, synthetic_events, told_part
 from tests.convert import makers
 from training.kir_objective import FUSION, LIST_REWARD
 
@@ -137,6 +137,23 @@ class TestWindows:
     def test_a_part_that_has_no_event_is_told(self, times: list[int], held_out: bool) -> None:
         with pytest.raises(InputError, match="event"):
             chosen_part(np.array(times), held_out)
+
+    @pytest.mark.parametrize(
+        ("trained_until_ms", "first", "told"),
+        [
+            (None, 800, "the last 20%"),
+            (500, 800, "the last 20%, after training's end"),
+            (880, 880, "the last 12%, after training's end"),
+            (950, 800, "the last 20%, seen in training"),
+        ],
+    )
+    def test_what_training_saw_proves_nothing(self, trained_until_ms: int | None, first: int, told: str) -> None:
+        """Unless too little is left of the log (LEAST_HELD_OUT): then the report says so."""
+        time_ms = np.arange(1000)
+        assert held_out_from(time_ms, trained_until_ms) == first
+        for held_out, chosen in ((True, time_ms >= first), (False, time_ms < first)):
+            assert (chosen_part(time_ms, held_out, trained_until_ms) == chosen).all()
+        assert told_part(time_ms, trained_until_ms) == told
 
     def test_padding_candidates_changes_no_score(self, many: list[Sample], two_buckets: KirSource) -> None:
         padded = next(s for s in many if s.n_candidates < s.bucket)
