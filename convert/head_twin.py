@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -84,7 +85,8 @@ def record(source: KirSource, samples: Sequence[Sample]) -> Pages:
         for sample in chosen:
             scores = graph.run(sample.inputs)["scores"]
             (_, page), ((bottom,), out), ((attended,), _) = (heard[layer] for layer in ("page", "page_out", "first"))
-            direct = page[1] - out[..., pre]
+            own, server = page[1].tensor_split([pre.stop - pre.start], dim=-1)
+            direct = torch.cat([own - out[..., pre], server], dim=-1)
             rows = {name: sample.inputs[name] for name in ("candidate_swipe", "swipe_dense")}
             rows |= {"bottom": bottom.numpy(), "attended": attended.numpy(), "direct": direct.numpy(), "scores": scores}
             for name, many in found.items():
@@ -164,12 +166,9 @@ def _weights(source: KirSource) -> dict[str, tuple[Floats, Floats]]:
     net, whole = _net(source), source.graphs[f"whole/N{max(source.capacities['N'])}"].module
     layers = {name: getattr(net, name) for name in ("first", "candidate_in", "second", "gate", "task")}
     layers |= {"bottom_out": net.page_out, "swipe_in": whole.swipe_in}  # with the constant of an empty placed list
-    pre, hidden = _pre_columns(source), net.config.hidden_width
-    rows_of = dict.fromkeys(("first", "candidate_in", "swipe_in"), slice(hidden))
-    rows_of["bottom_out"] = slice(pre.start, pre.start + hidden)
     found = {}
     for name, layer in layers.items():
-        rows = rows_of.get(name, slice(None))
+        rows = _pre_columns(source) if name == "bottom_out" else slice(None)
         found[name] = (layer.weight[rows].numpy().T.copy(), layer.bias[rows].numpy().copy())
     return found
 

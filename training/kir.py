@@ -166,7 +166,8 @@ class SwipeGraph(_Scores):
         assert since is not None
         assert behind is not None
         return self.net.experts(
-            self.hidden(query, candidate_pre, memory, memory_mask, since, behind, swipe_dense, candidate_swipe, True)
+            self.hidden(query, candidate_pre, memory, memory_mask, since, behind, swipe_dense, candidate_swipe, True),
+            candidate_pre,
         )
 
 
@@ -215,7 +216,7 @@ class PlaceGraph(_Scores):
         shared = self.hidden(
             query, candidate_pre, memory, memory_mask, since, behind, swipe_dense, candidate_swipe, False
         )
-        scores = self.net.experts(shared + self._placed(query, placed, placed_mask))
+        scores = self.net.experts(shared + self._placed(query, placed, placed_mask), candidate_pre)
         return scores.reshape(1, self.net.config.beams, query.shape[1], self.net.config.n_tasks)
 
 
@@ -253,7 +254,7 @@ class WholeGraph(_Scores):
         # unused slots of the cached memory are zero: 1 + mask/30 is 1 for a used slot and exactly 0 for an unused one
         memory = memory * (1.0 - memory_mask / MASK_VALUE).reshape(1, -1, 1)
         return self.net.experts(
-            self.hidden(query, pre, memory, memory_mask, since, behind, swipe_dense, candidate_swipe, True)
+            self.hidden(query, pre, memory, memory_mask, since, behind, swipe_dense, candidate_swipe, True), pre
         )
 
 

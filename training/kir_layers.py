@@ -78,11 +78,6 @@ class MaskedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.effective(), self.bias * self.alive)
 
-    def cut(self, rows: slice, columns: slice = slice(None)) -> None:
-        """These weights are zero for good as well."""
-        self.mask[rows, columns] = 0.0
-        self.alive.copy_(self.mask.amax(1))
-
     @torch.no_grad()
     def folded(self) -> nn.Linear:
         plain = nn.Linear(self.weight.shape[1], self.weight.shape[0])

@@ -64,9 +64,9 @@ class Kir(nn.Module):
         self.norm = TowerNorm(width, towers)
         # K_id, K_pxtr, V_id, V_pxtr; values alone where nothing attends
         self.memory = MaskedLinear(tower_mask(width, width, towers).repeat(2 if config.reads == "target" else 1, 1))
-        # page: columns [bottom | FM fields | query, candidate_pre, placed_kv]
+        # page: columns [bottom | FM fields | query, candidate_pre without the skip, placed_kv]
         self.n_fields = {block: len(spec.columns(block)) for block in PAGE_BLOCKS}
-        self.out_widths = [config.query_width, config.pre_width, config.kv_width]
+        self.out_widths = [config.query_width, config.hidden_width, config.kv_width]
         page_out = config.bottom + sum(self.out_widths)
         self.page_in = nn.ModuleDict()
         self.fm_in = nn.ModuleDict()
@@ -80,18 +80,21 @@ class Kir(nn.Module):
         self.register_buffer("candidate_gain", torch.ones(spec.width("candidate_dense")))  # `balance` moves it
         self.bottom_fm = dense_layer(config.fm, config.bottom) if config.fm else None
         self.page_out = dense_layer(config.bottom + config.fm, sum(self.out_widths))
+        # A layer of its own, not rows of those above: recipes leave it in float (convert/recipes), for int8 would round
+        # the server's scores as coarsely as what is learnt on top of them.
+        self.server_skip = dense_layer(self._pxtr.stop - self._pxtr.start, config.n_tasks) if config.skip else None
         # swipe
         # Steep at first for some heads: log ages are small numbers, and from flat biases a long list is read as a mean
         # of all of it for most of a training.
         self.since_slope = nn.Parameter(torch.linspace(-STEEPEST, 0.0, towers * config.heads))
         self.behind_slope = nn.Parameter(torch.linspace(0.0, -STEEPEST, towers * config.heads))
-        self.first = dense_layer(both, config.pre_width)
-        self.candidate_in = input_layer(spec, "candidate_swipe", None, config.pre_width)
-        self.swipe_in = input_layer(spec, "swipe_dense", None, config.pre_width)
+        self.first = dense_layer(both, config.hidden_width)
+        self.candidate_in = input_layer(spec, "candidate_swipe", None, config.hidden_width)
+        self.swipe_in = input_layer(spec, "swipe_dense", None, config.hidden_width)
         if config.placed:
             self.placed_query = dense_layer(both, width, gain=(width // config.heads) ** -0.5)
             self.placed_start = nn.Parameter(torch.randn(config.kv_width) * 0.1)
-            self.first_placed = dense_layer(width, config.pre_width, gain=0.5)
+            self.first_placed = dense_layer(width, config.hidden_width, gain=0.5)
         half = config.expert // 2
         self.second = MaskedLinear(tower_mask(config.expert, half, config.experts))
         gates = config.n_tasks * config.experts if config.experts > 1 else 0  # one expert has nothing to weigh
@@ -99,8 +102,6 @@ class Kir(nn.Module):
         if config.reads == "target":
             self._start_alike()
         self.task = MaskedLinear(tower_mask(half, 1, config.experts).repeat(config.n_tasks, 1), gain=0.5)
-        if config.skip:
-            self._only_pxtr_skip()
 
     @torch.no_grad()
     def _start_alike(self) -> None:
@@ -123,49 +124,28 @@ class Kir(nn.Module):
                     page.weight[first : first + len(keys), column.slice] = alike * gain
 
     @property
-    def _skip_rows(self) -> slice:
-        """Where the skip's columns stand among those of the page's layers."""
-        end = self.config.bottom + self.config.query_width + self.config.pre_width
-        return slice(end - (self.config.n_tasks if self.config.skip else 0), end)
-
-    def _only_pxtr_skip(self) -> None:
-        """The skip reads the candidate's pXTR and nothing else; it starts at zero (`start_at_server`)."""
-        rows = self._skip_rows
-        for block, layer in self.page_in.items():
-            for column in self.spec.columns(block):
-                if column.field.feature != "pxtr":
-                    layer.cut(rows, column.slice)
-            with torch.no_grad():
-                layer.weight[rows] = 0.0
-        self.page_out.cut(slice(rows.start - self.config.bottom, rows.stop - self.config.bottom))
-        placed = self.first_placed if self.config.placed else None
-        for one in (self.first, self.candidate_in, self.swipe_in, placed):
-            if one is not None:
-                one.cut(slice(self.config.hidden_width, self.config.pre_width))
+    def _pxtr(self) -> slice:
+        """Columns of `candidate_dense` that hold the server's predictions: logits and presence bits."""
+        return next(c.slice for c in self.spec.columns("candidate_dense") if c.field.feature == "pxtr")
 
     @torch.no_grad()
     def start_at_server(self, weight_T2X: Tensor) -> None:
         """Set the skip: what each task's score takes of the standardised pXTR logits (X) and presence bits (X)."""
-        column = next(c for c in self.spec.columns("candidate_dense") if c.field.feature == "pxtr")
-        self.page_in["candidate_dense"].weight[self._skip_rows, column.slice] = weight_T2X
+        assert self.server_skip is not None
+        self.server_skip.weight.copy_(weight_T2X / self.candidate_gain[self._pxtr])
+        self.server_skip.bias.zero_()
 
     @torch.no_grad()
     def rescale(self, task: int, factor: float, shift: float, server_2X: Tensor) -> None:
-        """Logits of one task become factor·logit + shift + server·pXTR (as the skip reads them; [0] without a skip).
-
-        Of the skip's row only `page_in` adds anything: elsewhere it is cut, which takes its bias along.
-        """
+        """Logits of one task become factor·logit + shift + server·pXTR (as the skip reads them; [0] without a skip)."""
         experts = slice(task * self.config.experts, (task + 1) * self.config.experts)
         self.task.weight[experts] *= factor
         # The gates of a task add up to 1, so that what each expert's score gains the task's gains.
         self.task.bias[experts] = self.task.bias[experts] * factor + shift
-        if self.config.skip:
-            row = self._skip_rows.start + task
-            for layer in self.page_in.values():
-                layer.weight[row] *= factor
-                layer.bias[row] *= factor
-            column = next(c for c in self.spec.columns("candidate_dense") if c.field.feature == "pxtr")
-            self.page_in["candidate_dense"].weight[row, column.slice] += server_2X / self.candidate_gain[column.slice]
+        if self.server_skip is not None:
+            self.server_skip.weight[task] *= factor
+            self.server_skip.bias[task] *= factor
+            self.server_skip.weight[task] += server_2X / self.candidate_gain[self._pxtr]
 
     def _field_mask(self, block: str) -> Tensor:
         """[fields·fm, width]: each field projected on its own."""
@@ -190,13 +170,12 @@ class Kir(nn.Module):
         layers = [side["candidate_dense"] for side in (self.page_in, self.fm_in) if "candidate_dense" in side]
         if not layers:
             return
-        # The skip's rows have weights of their own size and, in int8, a step of their own.
-        rows = torch.ones(len(layers[0].weight), dtype=torch.bool)
-        rows[self._skip_rows] = False
-        loudest = layers[0].effective()[rows].abs().amax(0)
+        loudest = layers[0].effective().abs().amax(0)
         gain = (loudest / loudest[loudest > 0].median()).clamp(1.0, LOUDEST_GAIN)
         for layer in layers:
             layer.weight /= gain
+        if self.server_skip is not None:
+            self.server_skip.weight /= gain[self._pxtr]
         self.candidate_gain *= gain
 
     def folded(self) -> Kir:
@@ -250,6 +229,8 @@ class Kir(nn.Module):
             bottom = torch.relu(bottom)
         out = direct + self.page_out(bottom)
         query, pre, placed_kv = out.split(self.out_widths, dim=-1)
+        if self.server_skip is not None:
+            pre = torch.cat([pre, self.server_skip(blocks["candidate_dense"][..., self._pxtr])], dim=-1)
         return query, pre, placed_kv
 
     # watched list ----------------------------------------------------------------------------------------------------
@@ -294,20 +275,19 @@ class Kir(nn.Module):
         return heads_last(torch.softmax(logits + bias, dim=-1) @ heads_first(values, heads), query.shape[0])
 
     def candidate_part(self, pre: Tensor, attended: Tensor, blocks: Mapping[str, Tensor]) -> Tensor:
-        """The experts' input [B, N, C]: candidate_pre, what was read of the watched list, the candidate's state."""
-        hidden = pre + self.first(attended)
+        """The experts' input [B, N, hidden]: page, what was read of the watched list, the candidate's state."""
+        own = pre[..., : self.config.hidden_width] if self.config.skip else pre
+        hidden = own + self.first(attended)
         return hidden if self.candidate_in is None else hidden + self.candidate_in(blocks["candidate_swipe"])
 
-    def experts(self, hidden: Tensor) -> Tensor:
-        """MMoE from the experts' first layer before its ReLU [k, N, C] to logits [k, N, T]; with a skip the last T of C
-        are added to them.
+    def experts(self, hidden: Tensor, pre: Tensor) -> Tensor:
+        """MMoE from the experts' first layer before its ReLU [k, N, hidden] to logits [k, N, T]; with a skip the last T
+        of candidate_pre [1, N, C] are added to them.
 
         The task's own layer is linear, so Σ_e gate·(w_t·expert_e) is worked out per expert and mixed last.
         """
-        if not self.config.skip:
-            return self._mixture(torch.relu(hidden))
-        hidden, server = hidden.split([self.config.hidden_width, self.config.n_tasks], dim=-1)
-        return self._mixture(torch.relu(hidden)) + server
+        logits = self._mixture(torch.relu(hidden))
+        return logits + pre[..., self.config.hidden_width :] if self.config.skip else logits
 
     def _mixture(self, hidden: Tensor) -> Tensor:
         if self.gate is None:
@@ -317,15 +297,15 @@ class Kir(nn.Module):
         return (self.task(torch.relu(self.second(hidden))).reshape(shape) * gates).sum(-1)
 
     def empty_placed(self) -> Tensor:
-        """The experts' input when nothing is placed: attention over the start entry alone is its value, [C]."""
+        """The experts' input when nothing is placed: attention over the start entry alone is its value, [hidden]."""
         if not self.config.placed:
-            return torch.zeros(self.config.pre_width)
+            return torch.zeros(self.config.hidden_width)
         return self.first_placed(self.placed_start[self.config.width :])
 
     def attend_placed(self, query: Tensor, placed_kv: Tensor, mask: Tensor) -> Tensor:
         """Training's form: query [B, M, 2D], placed_kv [B, M, V] of the window's targets, mask [B, M, M] additive.
 
-        Each target attends to the start entry and to the targets that its row of the mask leaves open -> [B, M, C].
+        Each target attends to the start entry and to what its row of the mask leaves open -> [B, M, hidden].
         """
         heads, width, batch = self.config.heads, self.config.width, query.shape[0]
         start = self.placed_start.expand(batch, 1, -1)
@@ -362,7 +342,7 @@ class Kir(nn.Module):
             hidden = hidden + self.swipe_in(blocks["swipe_dense"])
         if config.placed:
             hidden = hidden + self.attend_placed(query, placed_kv, (1.0 - blocks["placed"]) * mask_value)
-        return self.experts(hidden)
+        return self.experts(hidden, pre)
 
     def bias(self, since: Tensor, behind: Tensor) -> Tensor:
         """Attention bias of each head [S·H, …] for how long and how many videos ago, from [1, …] each."""

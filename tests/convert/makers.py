@@ -161,3 +161,14 @@ def swap_inputs(one: str, other: str) -> Callable[[Any], None]:
         by_name[one].name, by_name[other].name = other.encode(), one.encode()
 
     return change
+
+
+def constants(path: Path, kind: int, dtype: str) -> list[Any]:
+    """Matrices that stand in a TFLite file, of one type."""
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    found = []
+    for tensor in model.subgraphs[0].tensors:
+        data = model.buffers[tensor.buffer].data
+        if tensor.type == kind and data is not None and len(data) and len(tensor.shape) > 1:
+            found.append(np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype).reshape(tensor.shape))
+    return found

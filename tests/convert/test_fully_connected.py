@@ -152,7 +152,7 @@ def test_what_is_no_product_by_a_constant_stays(built: dict[str, BuiltGraph]) ->
     counts = {key: kinds(graph.variants[FLOAT].read_bytes()) for key, graph in built.items()}
     assert counts["watch/T1"].count("BATCH_MATMUL") == 2
     assert counts["page/N9"].count("BATCH_MATMUL") == 0
-    assert counts["page/N9"].count("FULLY_CONNECTED") == 5
+    assert counts["page/N9"].count("FULLY_CONNECTED") == 6
 
 
 @pytest.mark.parametrize("content", [b"", b"no flatbuffer", linear()[:200]])

@@ -125,7 +125,10 @@ class Slow:
         fm = sum(a * b for a, b in itertools.combinations(fields, 2))
         bottom = np.maximum(mixed[: CONFIG.bottom] + self.layer(kir.bottom_fm, fm), 0)
         out = mixed[CONFIG.bottom :] + self.layer(kir.page_out, np.concatenate([bottom, fm]))
-        return np.split(out, np.cumsum(kir.out_widths)[:-1])
+        query, pre, placed_kv = np.split(out, np.cumsum(kir.out_widths)[:-1])
+        pxtr = self.pxtr("candidate_dense")
+        server = self.layer(kir.server_skip, x["candidate_dense"][pxtr : pxtr + 14])
+        return query, np.concatenate([pre, server]), placed_kv
 
     def target_attention(self, query, keys, values, since, behind):
         d, found = D // H, []
@@ -153,23 +156,15 @@ class Slow:
         kv = [self.page(blocks, j)[2] for j in placed]
         for i in range(N):
             query, pre, _ = self.page(blocks, i)
+            pre, server = np.split(pre, [CONFIG.hidden_width])
             gaps = (blocks[name][0, : n + 1] for name in ("since", "behind"))
             attended = self.target_attention(query, keys, values, *gaps)
             hidden = (
                 pre + self.layer(kir.first, attended) + self.layer(kir.candidate_in, blocks["candidate_swipe"][0, i])
             )
             hidden = hidden + self.layer(kir.swipe_in, blocks["swipe_dense"][0]) + self.placed_context(query, kv)
-            found.append(self.mixture(np.maximum(hidden[: CONFIG.hidden_width], 0)) + self.server(blocks, i))
+            found.append(self.mixture(np.maximum(hidden, 0)) + server)
         return np.array(found)
-
-    def server(self, blocks, i):
-        """What each score takes straight of the server's predictions for candidate i, [T]."""
-        layer, pxtr = self.kir.page_in["candidate_dense"], self.pxtr("candidate_dense")
-        rows = slice(CONFIG.bottom + CONFIG.query_width + CONFIG.hidden_width, -CONFIG.kv_width)
-        x = self.scaled("candidate_dense", blocks["candidate_dense"][0, i])[pxtr : pxtr + 14]
-        gain = self.kir.candidate_gain.double().numpy()[pxtr : pxtr + 14]
-        weight, bias = (y.detach().double().numpy()[rows] for y in (layer.weight, layer.bias))
-        return weight[:, pxtr : pxtr + 14] @ (x * gain) + bias
 
     def mixture(self, hidden):
         kir, e = self.kir, CONFIG.experts
