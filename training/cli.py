@@ -150,6 +150,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="kuaiformer: without DIR, go on from the state that a killed training left beside --out; with --events, "
         "train this checkpoint further; ranker: go on from the state in this checkpoint",
     )
+    parser.add_argument(
+        "--init-from",
+        metavar="DIR",
+        help="kir: fine-tune this checkpoint: its sizes and fields stay, its tables grow by new keys",
+    )
     parser.add_argument("--pxtr-only", action="store_true", help="kir: no rows of ids, so that a page needs none")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     since = parser.add_argument_group("kuaiformer, on what came since a checkpoint (training/incremental.py)")
@@ -173,8 +178,12 @@ def run_train(args: argparse.Namespace) -> int:
     """Train one model, print its metrics with the protocol above them."""
     if args.holdout_days is not None and args.holdout_days < 0:
         raise InputError("--holdout-days can't be negative", got=args.holdout_days)
-    if args.pxtr_only and args.model != "kir":
-        raise InputError("--pxtr-only is for kir", got=f"train {args.model} with --pxtr-only")
+    kirs = [flag for flag, value in (("--pxtr-only", args.pxtr_only), ("--init-from", args.init_from)) if value]
+    if kirs and args.model != "kir":
+        raise InputError(f"{kirs[0]} is for kir", got=f"train {args.model} with {' '.join(kirs)}")
+    if args.init_from and (args.preset or args.pxtr_only):
+        given = "--preset" if args.preset else "--pxtr-only"
+        raise InputError("a fine-tuned checkpoint keeps its sizes and fields", got=f"--init-from with {given}")
     if args.events is None and args.data is None:
         raise InputError("nothing to train on", fix=f"pass --data {DATA_HELP}")
     given = {"--events": args.events, "--items-only": args.items_only or None, "--replay": args.replay}
@@ -290,7 +299,7 @@ def _train(args: argparse.Namespace, data: LogData) -> Checkpoint:
         if args.holdout_days:
             events, _ = split_at(events, cut_before_last_days(events, args.holdout_days, offset), offset)
         kir: dict[str, Any] = {"max_seconds": args.max_seconds, "seed": args.seed or 0, "overwrite": args.overwrite}
-        kir["data_name"] = args.data
+        kir |= {"data_name": args.data, "init_from": args.init_from}
         if args.epochs is not None:
             kir["epochs"] = args.epochs
         return train_kir(events, args.out, args.preset or "tiny", **kir, pxtr_only=args.pxtr_only, log=_to_stderr)

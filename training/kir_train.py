@@ -8,7 +8,6 @@ Source: KIR (CIKM 2022) sections 4 and 5 for tasks and placed context; weights o
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 
 from contract.errors import CheckpointError, InputError
 from contract.events import Events
-from contract.parquet import read_events
 from contract.vocabulary import MASK_VALUE, TASKS
 from training.checkpoint import Checkpoint, load_checkpoint, model_card, save_checkpoint
 from training.kir import Kir, KirConfig
@@ -303,23 +301,3 @@ def _card(config: KirConfig, net: Kir, facts: dict[str, Any], metrics: dict[str,
     }
     note = "`server_*` ranks by what the server sent alone; GAUC is per user, weighted by positives."
     return model_card("KIR, the on-device reranker", lines, metrics, note)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train the on-device reranker.")
-    parser.add_argument("--events", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--max-seconds", type=float)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--init-from", type=Path)
-    parser.add_argument("--pxtr-only", action="store_true")
-    parser.add_argument("--overwrite", action="store_true")
-    args = vars(parser.parse_args(argv))
-    checkpoint = train_kir(read_events(args.pop("events")), args.pop("out"), args.pop("preset"), **args, log=print)
-    print(f"{checkpoint.version} in {checkpoint.path}")
-
-
-if __name__ == "__main__":
-    main()

@@ -231,8 +231,26 @@ def test_kir_is_called_with_what_the_flags_say(tmp_path, monkeypatch):
     assert called["preset"] == "kir2022"
     assert called["out"] == tmp_path / "k"
     assert not called["pxtr_only"]
+    assert called["init_from"] is None
     assert run("train", "kir", "--data", SIM, "--out", tmp_path / "k", "--pxtr-only") == 0
     assert called["pxtr_only"]
+    assert run("train", "kir", "--data", SIM, "--out", tmp_path / "k", "--init-from", "runs/before") == 0
+    assert called["init_from"] == "runs/before"
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "told"),
+    [
+        ("ranker", ("--init-from", "x"), "--init-from is for kir"),
+        ("kir", ("--init-from", "x", "--preset", "kir"), "--init-from with --preset"),
+        ("kir", ("--init-from", "x", "--pxtr-only"), "--init-from with --pxtr-only"),
+        ("kir", ("--init-from", "x"), "no such checkpoint directory"),
+    ],
+)
+def test_a_checkpoint_that_is_tuned_keeps_its_shape(tmp_path, capsys, model, flags, told):
+    flags = [tmp_path / "none" if flag == "x" else flag for flag in flags]
+    assert run("train", model, "--data", SIM, "--out", tmp_path / "k", *flags) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_a_ranker_has_the_presets_that_help_names(capsys):
