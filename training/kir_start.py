@@ -85,7 +85,9 @@ def refit_scores(
         middle = logit.mean()
         told = np.concatenate([(logit - middle)[:, None], np.ones((len(logit), 1)), server_n2X[known]], axis=1)
         more, base, *server = logistic(told, labels_nT[known, task], logit)
-        more = max(more, -1.0)
+        if more < -1.0:  # at the bound the score counts for nothing, and the others have to do without it
+            more = -1.0
+            base, *server = logistic(told[:, 1:], labels_nT[known, task], np.full_like(logit, middle))
         net.rescale(task, 1.0 + more, base - more * middle, torch.tensor(server, dtype=torch.float32))
         found[name] = {"beta": 1.0 + more, "base": base, "w": [float(weight) for weight in server]}
     return found

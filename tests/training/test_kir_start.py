@@ -113,6 +113,18 @@ def test_a_net_too_sure_of_itself_is_set_right():
     assert log_loss(found[others], label[others]) < best + 0.01
 
 
+def test_a_score_that_ranks_the_wrong_way_round_counts_for_nothing():
+    """beta ends at 0, and what is taken of the server is fitted without it: as good as the server alone."""
+    data = prepare(told_events(), 6)
+    task = started(data, KirConfig.of("tiny", watched=6))
+    best, label = scores_of(data, task)[:, TASK], data.labels_nT[:, TASK]
+    wrong = scores_of(data, task)
+    wrong[:, TASK] -= 3.0 * np.nan_to_num(label) + np.random.default_rng(0).normal(size=len(label)).astype(np.float32)
+    found = refit_scores(task.net, data, wrong, np.arange(3000))
+    assert found["effective_view"]["beta"] == 0.0
+    assert log_loss(scores_of(data, task)[:, TASK], label) < log_loss(best, label) + 0.002
+
+
 def test_a_task_with_few_labels_keeps_its_scores():
     like = TASKS.index("like")
     data = prepare(told_events(1500).with_columns(like=np.full(1500, -1)), 6)
