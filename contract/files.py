@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from contract.errors import InputError
+
+# What the top of every directory that this project writes holds: a checkpoint, a conversion, a bundle, a diagnosis.
+OURS = ("config.json", "model.json", "bundle.json", "shards.json", "debug.json", "bisect.json")
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
@@ -36,3 +41,26 @@ def flush(path: str | Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_vacant(
+    directory: str | Path, overwrite: bool, what: str = "output directory", error: type[InputError] = InputError
+) -> None:
+    """Whether a directory may be written, or replaced if `overwrite` says so: never a file, nor what others wrote.
+
+    Raises `error`.
+    """
+    path = Path(directory)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise error(f"{what}: a file is in the way", where=path, fix="choose another --out")
+    if not overwrite:
+        raise error(f"{what} exists", where=path, fix="choose another --out or pass --overwrite")
+    if any(path.iterdir()) and not any((path / name).is_file() for name in OURS):
+        raise error(
+            f"{what} was not written by this project, so --overwrite leaves it alone",
+            where=path,
+            got=sorted(entry.name for entry in path.iterdir())[:5],
+            fix="choose another --out, or delete it yourself",
+        )

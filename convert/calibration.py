@@ -131,7 +131,7 @@ def not_covered(held: Ranges, seen: Ranges) -> str:
     return (
         f"calibration does not cover what it is verified on: {len(far)} of {len(beyond)} activations are clipped, most "
         f"'{worst}' (calibrated {low:.3g} … {high:.3g}, verified on {least:.3g} … {most:.3g}); calibrate on other or "
-        "more pages"
+        "more pages, unless it is the extreme ones that reach so far, which no log holds"
     )
 
 

@@ -21,7 +21,7 @@ def model_card(source: KirSource, report: Verification) -> str:
         "value": _sum(source.fusion),
         "size on a phone": f"{report.shipped_bytes} bytes in {n_files} files",
         "verified on": f"{report.n_samples} windows ({report.data})",
-        "ranking kept": f"Kendall tau {report.together.tau:.4f}, top-1 {report.together.top1:.3f} of float torch",
+        "kept of float torch": report.kept,
     }
     if source.list_reward is not None:
         reward = source.list_reward

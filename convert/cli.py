@@ -77,6 +77,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--whole", action="store_true", help="apply the recipes to KIR's whole net too, which no phone loads"
     )
     model.add_argument(
+        "--no-float", action="store_true", help="end with status 1 where nothing quantised passes and float would ship"
+    )
+    model.add_argument(
         "--outcomes", action="store_true", help="also print GAUC and nDCG@5 of each variant with their intervals"
     )
     model.add_argument(
@@ -226,7 +229,7 @@ def _convert(args: argparse.Namespace) -> Any:
         return convert_until(args.until, subject_of(args), args.stages, **settings)
     return convert_model(
         subject_of(args), args.out, gates=gates, windows=args.windows, auto=args.auto, stages=args.stages,
-        overwrite=args.overwrite, **settings,
+        no_float=args.no_float, overwrite=args.overwrite, **settings,
     )  # fmt: skip
 
 

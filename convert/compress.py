@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from contract.errors import CheckpointError, InputError
 from contract.events import Events
+from contract.files import check_vacant
 from contract.vocabulary import TASKS
 from convert.compress_cli import MIN_WEIGHTS
 from convert.jobs import open_events
@@ -98,8 +99,7 @@ def compress(
 
     Raises CheckpointError for an existing OUT or another kind of checkpoint, InputError for flags and logs.
     """
-    if Path(out).exists() and not overwrite:
-        raise CheckpointError("checkpoint directory exists", where=out, fix="choose another --out or pass --overwrite")
+    check_vacant(out, overwrite, "checkpoint directory", CheckpointError)
     if epochs < 0 or min_weights < 1:
         got = {"--epochs": epochs, "--min-weights": min_weights}
         raise InputError("out of range", got=got, allowed="--epochs from 0, --min-weights from 1")

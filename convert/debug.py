@@ -43,14 +43,15 @@ def debug_converted(
 ) -> DebugReport:
     """A variant of a converted model against its float file; the float file against its ONNX.
 
-    inputs: .npz; default the graph's golden case. Raises InputError for a graph or variant that is not there.
+    inputs: .npz; default what the variant is noisiest on where it missed a gate, else the golden case. Raises
+    InputError for a graph or variant that is not there.
     """
     converted = Converted.read(directory, graph, variant)
     reference = converted.onnx if variant == FLOAT else converted.float_file
     return debug_files(
         reference,
         converted.variant,
-        inputs=inputs or converted.golden,
+        inputs=inputs or converted.case,
         recipe=recipe or converted.recipe,
         float_file=converted.float_file,
     )

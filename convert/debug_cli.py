@@ -25,7 +25,8 @@ def add_debug_arguments(jobs: Any) -> None:
     debug.add_argument("--variant", default="", help="its variant, such as int8-dynamic; float32 is held against ONNX")
     debug.add_argument(
         "--inputs", type=Path, metavar="FILE.npz",
-        help="inputs by name, one sample or several stacked (default: the golden case, or random ones)",
+        help="inputs by name, one sample or several stacked (default: where a variant missed a gate the worst it was "
+        "verified on, else the golden case, or random ones)",
     )  # fmt: skip
     debug.add_argument("--seed", type=int, default=0, help="draws random inputs (default: 0)")
     debug.add_argument("--recipe", metavar="NAME|FILE.json", help="what made the variant, where it is not known")
@@ -80,7 +81,7 @@ def _bisected(args: argparse.Namespace) -> Bisection | DebugReport:
         raise InputError("--bisect takes a converted directory or one .onnx file", got=[str(p) for p in args.paths])
     if onnx.is_dir():
         converted = Converted.read(onnx, args.graph, FLOAT)
-        onnx, inputs, file = converted.onnx, inputs or converted.golden, converted.float_file
+        onnx, inputs, file = converted.onnx, inputs or converted.case, converted.float_file
     signature = OnnxTaps(onnx).inputs
     samples = load_inputs(inputs, signature) if inputs else random_inputs(signature, args.seed)
     found = bisect(onnx, samples)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from contract.errors import InputError
 from convert.quantize import FLOAT, Recipe
 
-MODEL = "model.json"  # convert/model.py, which needs torch
+MODEL, WORST = "model.json", "worst"  # convert/model.py, which needs torch
 SAMPLES = 8
 Signature = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]  # input -> shape, dtype
 Case = Mapping[str, NDArray[Any]]
@@ -24,12 +24,12 @@ Case = Mapping[str, NDArray[Any]]
 @dataclass(frozen=True)
 class Converted:
     """Files of one variant of one graph of a converted model. recipe: None when the conversion does not
-    tell it."""
+    tell it. case: inputs to debug it on: those on which it is noisiest where it missed a gate, else the golden case."""
 
     variant: Path
     float_file: Path
     onnx: Path
-    golden: Path | None
+    case: Path | None
     recipe: Recipe | None
 
     @staticmethod
@@ -44,8 +44,9 @@ class Converted:
         recipes = {str(data["name"]): data for data in about["recipes"]}
         recipe = Recipe.from_json(recipes[variant], root / MODEL) if variant in recipes else None
         onnx = float_file.with_name(float_file.name.removesuffix(f".{FLOAT}.tflite") + ".onnx")
+        worst = root / WORST / f"{graph.replace('/', '-')}.{variant}.npz"
         golden = root / str(entry["golden"]) if entry.get("golden") else None
-        return Converted(chosen, float_file, onnx, golden, recipe)
+        return Converted(chosen, float_file, onnx, worst if worst.is_file() else golden, recipe)
 
 
 def _about(root: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from contract.errors import InputError
-from contract.files import flush, replacing
+from contract.files import check_vacant, flush, replacing
 from training.checkpoint import swap_directory
 
 T = TypeVar("T")
@@ -41,10 +41,9 @@ def flush_tree(root: str | Path) -> None:
 def written_aside(out: Path, overwrite: bool) -> Iterator[Path]:
     """A directory to fill; it becomes `out` when the block ends well, and vanishes when it does not.
 
-    Raises InputError when `out` exists and may not be overwritten.
+    Raises InputError when `out` exists and may not be overwritten (`check_vacant`).
     """
-    if out.exists() and not overwrite:
-        raise InputError("directory exists", where=out, fix="choose another --out, or pass --overwrite")
+    check_vacant(out, overwrite, "directory")
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.{os.getpid()}.part")
     shutil.rmtree(aside, ignore_errors=True)

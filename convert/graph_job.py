@@ -33,7 +33,7 @@ def graph_card(title: str, does: str, graph: TorchGraph, report: Verification, f
     told = {
         **facts,
         "verified on": f"{report.n_samples} samples ({report.data})",
-        "ranking kept": f"Kendall tau {report.together.tau:.4f}, top-1 {report.together.top1:.3f} of float torch",
+        "kept of float torch": report.kept,
         "ships": f"{report.shipped[graph.key]}, {report.shipped_bytes} bytes",
     }
     rows = [f"| {name} | {value} |" for name, value in told.items()]

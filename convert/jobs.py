@@ -103,6 +103,10 @@ def open_events(data: str | Path | Events) -> tuple[Events, str]:
         name = str(data).partition(":")[0]
         return opened.events, f"{name}: {len(opened.events)} impressions"
     path = Path(data)
+    if (path / "events.parquet").is_file():  # what `kir simulate` and `kir annotate` write, with other tables beside it
+        path = path / "events.parquet"
     log = read_events(path)
+    if not len(log):
+        raise InputError("the log is empty", where=path)
     content = f", sha256 {sha256_of(path)[:12]}" if path.is_file() else ""
     return log, f"{path.name}: {len(log)} impressions{content}"

@@ -8,6 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from contract.events import Events
 from convert.build import BuiltGraph
 from convert.card import model_card
@@ -47,7 +49,10 @@ class KirJob:
 
     def open(self, data: Any, seed: int) -> tuple[Events, str]:
         if data is None:
-            return synthetic_events(self.source, seed), "synthetic events over the model's keys"
+            log = synthetic_events(self.source, seed)
+            # Drawn outcomes would show a change of GAUC that means nothing.
+            log = log.with_columns(long_view=np.full(len(log), -1, np.int8))
+            return log, "synthetic events over the model's keys"
         log, words = open_events(data)
         return log, f"{words}, windows from {told_part(log['time_ms'], self.source.trained_until_ms)}"
 

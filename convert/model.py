@@ -8,6 +8,7 @@ DIR/model.json            kind, version, graphs, recipes, when; for KIR spec, ca
 DIR/verification.json     the report
 DIR/graphs/*.onnx *.tflite
 DIR/golden/*.npz          and session.json for KIR
+DIR/worst/*.npz           of each variant that misses a gate the inputs on which it is noisiest, for `kir convert debug`
 DIR/card.md
 """
 
@@ -17,19 +18,22 @@ import datetime
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from contract.errors import ConversionError, InputError
+from contract.files import check_vacant
 from contract.manifest import Tensor
 from convert.auto import PREFER, with_auto
 from convert.build import BuiltGraph, Progress, build_all
 from convert.calibration import PAGES, CalibrationSet, CalibrationSource, activation_ranges, not_covered
+from convert.chain import Feeds
 from convert.files import sha256_of, written_aside
 from convert.frontends import ONNX2TF, exporter_of
 from convert.jobs import Job, open_job
@@ -42,7 +46,7 @@ from convert.subject import Subject
 from convert.verify import AUTO, SPEED, verify
 
 FORMAT = "kir-converted/2"
-MODEL, REPORT, CARD = "model.json", "verification.json", "card.md"
+MODEL, REPORT, CARD, WORST = "model.json", "verification.json", "card.md", "worst"
 WINDOWS = 256
 SEARCHED = 64  # held-out samples that a search tries everything on, before the choice is made on all
 
@@ -84,6 +88,7 @@ def convert_model(
     front_end: str = ONNX2TF,
     stages: str | Path | None = None,
     whole: bool = False,
+    no_float: bool = False,
     overwrite: bool = False,
     progress: Progress = lambda line: None,
 ) -> ConversionResult:
@@ -101,12 +106,12 @@ def convert_model(
     front_end  how torch becomes a float TFLite file (convert/frontends)
     stages     a directory that keeps what each stage makes, for the next run to start from (convert/stages.py)
     whole      apply the recipes to KIR's whole net too, which no phone loads; a search leaves it out
+    no_float   fail where a graph would ship in float because nothing quantised passes
     Raises CheckpointError, ConversionError, VerificationFailed, and InputError when OUT exists and `overwrite` is not
     set.
     """
     out = Path(out)
-    if out.exists() and not overwrite:
-        raise InputError("output directory exists", where=out, fix="choose another --out, or pass --overwrite")
+    check_vacant(out, overwrite)
     if auto is not None and auto not in PREFER:
         raise InputError("--auto is unknown", got=auto, allowed=PREFER)
     exporter_of(front_end)
@@ -152,9 +157,12 @@ def convert_model(
             searched = {"auto": {name: one.to_json() for name, one in found.items()}, "prefer": auto}
             recipes_of = {name: one.recipe for name, one in found.items()}
         _embed(built, job.version, {recipe.name: recipe for recipe in chosen}, recipes_of)
+        worst, words, prefer = _kept_in(aside / WORST), opened.words, auto or SPEED
         report = clock.time(
-            "verify", lambda: verify(subject, built, gates=gates, data=opened.words, prefer=auto or SPEED)
+            "verify", lambda: verify(subject, built, gates=gates, data=words, prefer=prefer, worst=worst)
         )
+        if no_float:
+            report.hold_quantised()
         uncovered: dict[str, str] = {}
         if pages is not None:
             uncovered = clock.time("verify", lambda: _not_covered(report, built, pages, subject, chosen))
@@ -270,6 +278,15 @@ def _not_covered(
         except ConversionError as error:  # a diagnosis must not cost the conversion
             found[key] = f"what calibration missed can't be told: {error.got}"
     return {key: words for key, words in found.items() if words}
+
+
+def _kept_in(folder: Path) -> Callable[[str, str, Feeds], None]:
+    def keep(key: str, variant: str, feeds: Feeds) -> None:
+        folder.mkdir(exist_ok=True)
+        arrays: dict[str, Any] = dict(feeds)
+        np.savez(folder / f"{key.replace('/', '-')}.{variant}.npz", **arrays)
+
+    return keep
 
 
 @contextmanager

@@ -65,7 +65,10 @@ class TorchGraph:
             found = self.module(**self.inputs)
         found = found if isinstance(found, tuple) else (found,)
         if len(found) != len(self.outputs):
-            raise ConversionError("graph gives another number of outputs", where=self.key, got=len(found))
+            raise ConversionError(
+                "graph gives another number of outputs", where=self.key, got=len(found),
+                allowed=f"{len(self.outputs)}: {', '.join(self.outputs)}",
+            )  # fmt: skip
         outputs = tuple(Tensor(n, tuple(t.shape), _dtype(t)) for n, t in zip(self.outputs, found, strict=True))
         return inputs, outputs
 

@@ -94,6 +94,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError:
+        if text.endswith(".json"):
+            raise InputError("recipe file does not exist", where=path) from None
         raise InputError("unknown quantisation recipe", got=text, allowed=[*recipe_names(), "FILE.json"]) from None
     except (OSError, ValueError) as error:
         raise InputError("recipe is malformed", where=path, got=str(error)) from None

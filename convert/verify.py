@@ -22,14 +22,14 @@ from convert.measure import Distance, OutcomeGap, Ranking, distance, outcome_gap
 from convert.onnx_export import OnnxGraph
 from convert.phone import Sample
 from convert.quantize import FLOAT
-from convert.report import Gates, VariantReport, Verification
+from convert.report import ONNX, Gates, VariantReport, Verification
 from convert.subject import Subject
 from convert.tflite import TfliteGraph, check_contract
 
-ONNX = "onnx"
 LATENCY_CALLS = 150
 AS_FAST = 1.1  # within a tenth of the fastest counts as equally fast: then the smaller file ships
 ONNX_FEEDS = 48
+TINY = float(np.finfo(np.float32).tiny)
 LARGE = 10.0  # logits of trained nets stay below
 
 Floats = NDArray[np.float32]
@@ -46,13 +46,15 @@ def verify(
     gates: Gates | None = None,
     data: str = "",
     prefer: str = SPEED,
+    worst: Callable[[str, str, Feeds], None] = lambda key, variant, feeds: None,
 ) -> Verification:
     """Run the chain. data: what the subject's samples are, in words. prefer: what ships of the variants that pass.
+    worst: told the input on which a quantised variant that does not pass is noisiest, as (graph, variant, inputs).
 
     Raises VerificationFailed naming the first artifact that misses its gate.
     """
     try:
-        return Chain(subject, built, gates or Gates(), prefer).run(data)
+        return Chain(subject, built, gates or Gates(), prefer, worst).run(data)
     except ConversionError as error:
         if isinstance(error, VerificationFailed):
             raise
@@ -81,8 +83,15 @@ def distance_to_whole(
 class Chain:
     """One verification at work; `convert.auto` asks it about files that are not built yet."""
 
-    def __init__(self, subject: Subject, built: Mapping[str, BuiltGraph], gates: Gates, prefer: str = SPEED):
-        self.subject, self.built, self.gates, self.prefer = subject, built, gates, prefer
+    def __init__(
+        self,
+        subject: Subject,
+        built: Mapping[str, BuiltGraph],
+        gates: Gates,
+        prefer: str = SPEED,
+        worst: Callable[[str, str, Feeds], None] = lambda key, variant, feeds: None,
+    ):
+        self.subject, self.built, self.gates, self.prefer, self.worst = subject, built, gates, prefer, worst
         self.every = range(len(subject))
         self.torch: dict[str, Run] = {key: graph.run for key, graph in subject.graphs.items()}
         self.feeds: dict[str, list[Feeds]] = {}
@@ -105,6 +114,7 @@ class Chain:
             data=data,
             outcomes=outcomes,
             failed=tuple((key, name, why) for key, graph in self.built.items() for name, why in graph.failed.items()),
+            ranked=any(self._ranks(key) for key in self.built),
         )
 
     def begin(self) -> tuple[list[Floats], list[Floats]]:
@@ -151,6 +161,8 @@ class Chain:
             found, ranks, outcomes, passed = self.judge(key, file, is_float=name == FLOAT)
             if name == FLOAT:
                 self._hold_float(key, file, found, wanted)
+            elif not passed:
+                self.worst(key, name, self._noisiest(key, file))
             integer = name in self.built[key].integer
             measured = (found, ranks, file.n_bytes, times[name], file.partitions)
             left = file.left_out
@@ -176,6 +188,15 @@ class Chain:
         ranks, outcomes = self._ranking(key, file, is_float)
         close = found.snr_db >= self.gates.snr_db and (self._ranks(key) or found.cosine >= self.gates.cosine)
         return found, ranks, outcomes, close and self.inside(ranks, outcomes)
+
+    def _noisiest(self, key: str, file: TfliteGraph) -> Feeds:
+        """The input on which this file strays furthest, measured by what it should give."""
+        ratios = []
+        for feeds, want in zip(self.feeds[key], self.reference[key], strict=True):
+            found = file.run(feeds)
+            noise = [float(((found[name] - one) ** 2).sum() / max((one**2).sum(), TINY)) for name, one in want.items()]
+            ratios.append(max(noise))
+        return self.feeds[key][int(np.argmax(ratios))]
 
     def _latencies(self, key: str) -> dict[str, list[float]]:
         """Microseconds per call, sorted; variants take turns, so that a busy moment of the machine hits all alike."""

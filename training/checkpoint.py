@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from contract.errors import CheckpointError
+from contract.files import check_vacant
 from contract.spec import FeatureSpec
 from training.tables import SparseTables
 
@@ -139,10 +140,7 @@ def save_checkpoint(
     if kind not in KINDS:
         raise CheckpointError("unknown kind of checkpoint", where=directory, got=kind, allowed=KINDS)
     _check_tables(spec, tables, directory)
-    if directory.exists() and not overwrite:
-        raise CheckpointError(
-            "checkpoint directory exists", where=directory, fix="choose another --out or pass --overwrite"
-        )
+    check_vacant(directory, overwrite, "checkpoint directory", CheckpointError)
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     shutil.rmtree(aside, ignore_errors=True)

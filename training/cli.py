@@ -182,8 +182,8 @@ def run_train(args: argparse.Namespace) -> int:
     if kirs and args.model != "kir":
         raise InputError(f"{kirs[0]} is for kir", got=f"train {args.model} with {' '.join(kirs)}")
     if args.init_from and (args.preset or args.pxtr_only):
-        given = "--preset" if args.preset else "--pxtr-only"
-        raise InputError("a fine-tuned checkpoint keeps its sizes and fields", got=f"--init-from with {given}")
+        beside = "--preset" if args.preset else "--pxtr-only"
+        raise InputError("a fine-tuned checkpoint keeps its sizes and fields", got=f"--init-from with {beside}")
     if args.events is None and args.data is None:
         raise InputError("nothing to train on", fix=f"pass --data {DATA_HELP}")
     given = {"--events": args.events, "--items-only": args.items_only or None, "--replay": args.replay}

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from contract.errors import CheckpointError, InputError
+from contract.files import check_vacant
 from training.checkpoint import Checkpoint
 from training.evaluation import trained_until
 from training.incremental_data import NewDays, WithReplay, join_days
@@ -74,10 +75,7 @@ def train_incremental(
     events without positives since, or all from before.
     """
     out_dir = Path(out_dir)
-    if out_dir.exists() and not overwrite:
-        raise CheckpointError(
-            "checkpoint directory exists", where=out_dir, fix="choose another --out or pass --overwrite"
-        )
+    check_vacant(out_dir, overwrite, "checkpoint directory", CheckpointError)
     if replay < 0:
         raise InputError("replay is a number of old positives for each new one", got=replay, allowed="from 0")
     since_ms = _since(base)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from contract.errors import CheckpointError, InputError
 from contract.events import Events
+from contract.files import check_vacant
 from contract.vocabulary import MASK_VALUE, TASKS
 from training.checkpoint import Checkpoint, load_checkpoint, model_card, save_checkpoint
 from training.kir import Kir, KirConfig
@@ -213,10 +214,7 @@ def train_kir(
     Tasks that the log never observed stay in the net, but neither fusion nor list reward reads them.
     Raises InputError when there is nothing to train on.
     """
-    if Path(out_dir).exists() and not overwrite:
-        raise CheckpointError(
-            "checkpoint directory exists", where=out_dir, fix="choose another --out or pass --overwrite"
-        )
+    check_vacant(out_dir, overwrite, "checkpoint directory", CheckpointError)
     say = log or (lambda line: None)
     began = time.perf_counter()
     if isinstance(init_from, str | Path):

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from contract.errors import CheckpointError, InputError
+from contract.files import check_vacant
 from contract.vocabulary import MISSING_KEY
 from training.autosave import Autosave
 from training.candidates import OwnedItems
@@ -135,10 +136,7 @@ def train_kuaiformer(
     """
     recipe = recipe or Recipe()
     out_dir = Path(out_dir)
-    if out_dir.exists() and not overwrite:
-        raise CheckpointError(
-            "checkpoint directory exists", where=out_dir, fix="choose another --out or pass --overwrite"
-        )
+    check_vacant(out_dir, overwrite, "checkpoint directory", CheckpointError)
     select = recipe.data.select_by if "val" in split.queries else ""
     if select and select not in figure_names(split.n_items):
         raise InputError("no such metric", where="data.select_by", got=select, allowed=figure_names(split.n_items))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from contract.catalogue import UserTable
 from contract.errors import CheckpointError, InputError
 from contract.events import COLUMN, Events, null_column
+from contract.files import check_vacant
 from contract.history import HistoryIndex
 from contract.vocabulary import PXTR_HEADS, X_PXTR
 from training.checkpoint import Checkpoint, TrainingState, load_checkpoint, model_card, save_checkpoint
@@ -289,10 +290,7 @@ def train_ranker(
     Raises InputError for data without labels, CheckpointError for an existing `out_dir` without `overwrite`.
     """
     out_dir, plan = Path(out_dir), plan or RankerPlan()
-    if out_dir.exists() and not overwrite:
-        raise CheckpointError(
-            "checkpoint directory exists", where=out_dir, fix="choose another --out or pass --overwrite"
-        )
+    check_vacant(out_dir, overwrite, "checkpoint directory", CheckpointError)
     cut_ms = cut_before_last_days(events, holdout_days, utc_offset_hours) if holdout_days else None
     seen = events if cut_ms is None else split_at(events, cut_ms, utc_offset_hours)[0]
     if not labelled_heads(seen):

@@ -19,6 +19,7 @@ from benchmarks.baselines.recipe import DataConfig, Recipe
 from benchmarks.baselines.sasrec import SASRec
 from benchmarks.baselines.sequences import SequenceScorer, SequenceTask, baseline_spec
 from contract.errors import CheckpointError, InputError
+from contract.files import check_vacant
 
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
@@ -100,10 +101,7 @@ def train_baseline(
     from training.trainer import TrainConfig, Trainer, keep_log, log_beside
 
     out_dir = Path(out_dir)
-    if out_dir.exists() and not overwrite:
-        raise CheckpointError(
-            "checkpoint directory exists", where=out_dir, fix="choose another --out or pass --overwrite"
-        )
+    check_vacant(out_dir, overwrite, "checkpoint directory", CheckpointError)
     task, data = make_task(split, recipe)
     scorer = SequenceScorer(recipe.name, task.net, task.tables, task.spec, recipe.model["length"])
     config = recipe.train_config()

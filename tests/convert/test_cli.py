@@ -132,15 +132,19 @@ class TestModel:
         assert kir.main(["convert", job, "x", "--seed", "-1"]) == 2
         assert "--seed starts at 0; got -1" in capsys.readouterr().err
 
+    def test_a_ci_may_ask_that_float_does_not_ship(self, asked: dict[str, Any]) -> None:
+        assert kir.main(["convert", "model", "ckpt", "--out", "out"]) == 0
+        assert asked["no_float"] is False
+        assert kir.main(["convert", "model", "ckpt", "--out", "out", "--no-float"]) == 0
+        assert asked["no_float"] is True
+
     def test_outcomes_are_printed_where_asked(self, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
         assert kir.main(["convert", "model", "ckpt", "--out", "out"]) == 0
         plain = capsys.readouterr().out
         assert kir.main(["convert", "model", "ckpt", "--out", "out", "--outcomes", "--whole"]) == 0
         more = capsys.readouterr().out
         assert more.startswith(plain)
-        lines = more[len(plain) :].splitlines()
-        assert lines
-        assert all("GAUC" in line and "nDCG@5" in line and "[" in line for line in lines)
+        assert "no outcomes" in more[len(plain) :], "stand-ins are watched by nobody"
         assert asked["whole"] is True
 
     def test_a_missing_checkpoint_is_status_2(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,12 +33,12 @@ class TestConverted:
         assert found.variant == directory / "graphs/swipe-N9.int8-dynamic.tflite"
         assert found.float_file == directory / "graphs/swipe-N9.float32.tflite"
         assert found.onnx == directory / "graphs/swipe-N9.onnx"
-        assert found.golden == directory / "golden/swipe-N9.npz"
+        assert found.case == directory / "golden/swipe-N9.npz"
         assert found.recipe == load_recipe("int8-dynamic")
 
     def test_a_graph_without_bucket_and_golden(self, directory: Path) -> None:
         found = Converted.read(directory, "mlp", FLOAT)
-        assert (found.variant, found.golden) == (found.float_file, None)
+        assert (found.variant, found.case) == (found.float_file, None)
 
     def test_a_variant_whose_recipe_is_not_told(self, directory: Path) -> None:
         assert Converted.read(directory, "swipe/N9", "odd").recipe is None

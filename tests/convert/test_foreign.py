@@ -11,8 +11,9 @@ import pytest
 
 import kir
 from contract.errors import ConversionError, InputError
-from convert.foreign import ModuleContract, ModuleJob
+from convert.foreign import ModuleJob
 from convert.model import convert_model
+from convert.module_contract import ModuleContract
 from convert.report import Gates
 from tests.convert import zoo
 
@@ -53,6 +54,9 @@ class TestZoo:
         )
         assert not result.verification.row("embeddings", "int8-dynamic").passed
         assert result.verification.shipped["embeddings"] == "float32"
+        card = (tmp_path / "out" / "card.md").read_text()
+        assert "| kept of float torch | cosine 1.0" in card
+        assert "tau" not in card, "a rank of 1 would be a lie"
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,11 @@ class TestContract:
             ({"inputs": []}, "names of their own"),
             ({"outputs": ["candidates"]}, "names of their own"),
             ({"rank": {"output": "value"}}, "rank names no output"),
-            ({"rank": 3}, "malformed"),
+            ({"rank": 3}, "rank is no object"),
+            ({"rnk": {"output": "scores"}}, "keys of the contract; got 'rnk'; allowed: .*rank"),
+            ({"rank": {"output": "scores", "colum": 0}}, "keys of rank; got 'colum'"),
+            ({"inputs": [{"name": "x", "shape": [1], "dtype": "int32", "bellow": 9}]}, "input 'x'; got 'bellow'"),
+            ({"inputs": [{"name": "x", "shape": [1], "dtype": "int32", "below": 0}]}, "starts at 1; got 0"),
             ({"rank": {"output": "scores", "column": "a"}}, "column is a whole number"),
             ({"rank": {"output": "scores", "column": 1.5}}, "column is a whole number"),
             ({"rank": {"output": "scores", "column": True}}, "column is a whole number"),
@@ -113,7 +121,7 @@ class TestContract:
             ({"name": "whole"}, "name is of letters"),
             ({"inputs": [{"name": "x", "shape": [1, 0], "dtype": "float32"}]}, "fixed and positive"),
             ({"inputs": [{"name": "x", "shape": [1, 2], "dtype": "float16"}]}, "dtype of input 'x'"),
-            ({"inputs": [{"name": "x", "dtype": "float32"}]}, "malformed"),
+            ({"inputs": [{"name": "x", "dtype": "float32"}]}, "malformed: keys of input 'x'; got no 'shape'"),
             ({"inputs": [{"name": "x", "shape": [1, 2], "dtype": "float32", "values": []}]}, "values of input 'x'"),
             ({"inputs": [{"name": "x", "shape": [1], "dtype": "float32", "values": [1e999]}]}, "values of input 'x'"),
             ({"inputs": [{"name": "x", "shape": [1], "dtype": "float32", "values": ["a"]}]}, "malformed"),
@@ -207,10 +215,11 @@ class TestData:
     @pytest.mark.parametrize(
         ("arrays", "words"),
         [
-            ({"other": np.zeros((3, 1, zoo.N, zoo.D), np.float32)}, "can't be read"),
+            ({"other": np.zeros((3, 1, zoo.N, zoo.D), np.float32)}, "lack candidates.*got other.*np.savez"),
             ({"candidates": np.zeros((3, 1, zoo.N, 2), np.float32)}, "not of the contract"),
             ({"candidates": np.zeros((3, 1, zoo.N, zoo.D))}, "not of the contract"),
             ({"candidates": np.zeros((1, 1, zoo.N, zoo.D), np.float32)}, "too few"),
+            ({"candidates": np.full((3, 1, zoo.N, zoo.D), np.nan, np.float32)}, r"nan in row 0 \(3 rows\).*finite"),
         ],
     )
     def test_a_file_that_does_not_fit(self, tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
@@ -218,10 +227,38 @@ class TestData:
         with pytest.raises(InputError, match=words):
             job_of(tmp_path, "mlp").open(tmp_path / "x.npz", 0)
 
-    def test_no_npz(self, tmp_path: Path) -> None:
-        (tmp_path / "x.npz").write_bytes(b"nothing")
-        with pytest.raises(InputError, match="can't be read"):
-            job_of(tmp_path, "mlp").open(tmp_path / "x.npz", 0)
+    @pytest.mark.parametrize("kind", ["text", "truncated", "npy", "none"])
+    def test_no_npz(self, tmp_path: Path, kind: str) -> None:
+        path = tmp_path / "x.npz"
+        if kind == "npy":
+            with open(path, "wb") as file:
+                np.save(file, np.zeros(3))
+        elif kind != "none":
+            np.savez(path, candidates=np.zeros((3, 1, zoo.N, zoo.D), np.float32))
+            path.write_bytes(b"nothing" if kind == "text" else path.read_bytes()[:300])
+        with pytest.raises(InputError, match="can't be read") as raised:
+            job_of(tmp_path, "mlp").open(path, 0)
+        assert "pickle" not in str(raised.value), "no advice to load what may run code"
+
+    def test_what_the_contract_leaves_out_is_named_by_array_and_row(self, tmp_path: Path) -> None:
+        contract = job_of(tmp_path, "sasrec").contract
+        good = {t.name: np.stack([contract.drawn(np.random.default_rng(i))[t.name] for i in range(4)])
+                for t in contract.inputs}  # fmt: skip
+        name, mask = next(iter(contract.below)), next(iter(contract.values))
+        for array, value, words in ((name, zoo.VOCABULARY, "0 … "), (name, -1, "0 … "), (mask, 0.5, "one of 0, 1")):
+            bad = {key: value_S.copy() for key, value_S in good.items()}
+            bad[array][2].flat[0] = value
+            np.savez(tmp_path / "x.npz", **bad)
+            with pytest.raises(InputError, match=rf"'{array}' .* got {value} in row 2 \(1 rows\); allowed: {words}"):
+                contract.read_inputs(tmp_path / "x.npz")
+
+    def test_integers_without_a_bound_are_not_made_up(self, tmp_path: Path) -> None:
+        """Drawn from two ids, a verdict on a table of a thousand would look like any other."""
+        data = zoo.CONTRACTS["sasrec"]
+        inputs = [{key: value for key, value in one.items() if key != "below"} for one in data["inputs"]]
+        job = ModuleJob.load("tests.convert.zoo:sasrec", write_contract(tmp_path, "sasrec", inputs=inputs))
+        with pytest.raises(InputError, match="without a bound"):
+            job.open(None, 0)
 
 
 class TestModules:
@@ -230,8 +267,15 @@ class TestModules:
             ModuleJob.load("tests.convert.zoo:broken", write_contract(tmp_path, "mlp"))
 
     def test_inputs_that_the_module_does_not_take(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="does not run on its contract's inputs"):
+        words = r"does not run on its contract's inputs; got forward does not take history, mask; .* in .*sasrec\.json"
+        with pytest.raises(InputError, match=words):
             ModuleJob.load("tests.convert.zoo:mlp", write_contract(tmp_path, "sasrec"))
+
+    def test_scores_of_several_tasks_need_a_column(self, tmp_path: Path) -> None:
+        """Without one all of them would be ranked as candidates of one slate."""
+        contract = write_contract(tmp_path, "dcn_v2", rank={"output": "scores"})
+        with pytest.raises(InputError, match=r'which axis of .scores. .* "column": 0'):
+            ModuleJob.load("tests.convert.zoo:dcn_v2", contract)
 
     def test_another_number_of_outputs(self, tmp_path: Path) -> None:
         contract = write_contract(tmp_path, "mlp", outputs=["scores", "more"])

@@ -330,6 +330,7 @@ class TestRetrievalAlone:
         out = tmp_path / "out"
         out.mkdir()
         (out / "old").write_text("x")
+        (out / "config.json").write_text("{}")
         made: list[Any] = []
 
         def killed(*given: Any) -> None:

@@ -15,6 +15,7 @@ from contract.manifest import Tensor
 from contract.parquet import write_events
 from contract.spec import FeatureSpec
 from convert import model
+from convert.debug_inputs import Converted
 from convert.kir_job import KirJob
 from convert.metadata import read_metadata
 from convert.model import ConversionResult, convert_model, tensors_of
@@ -50,7 +51,7 @@ class TestWhatItWrites:
         card = (conversion.directory / "card.md").read_text()
         assert card.startswith(f"# KIR {conversion.version}\n")
         assert "kir of a test" in card  # the training card
-        assert "Kendall tau" in card
+        assert "| kept of float torch | tau " in card
 
     def test_the_result_prints_and_gives_a_dict(self, conversion: ConversionResult) -> None:
         assert conversion.version in conversion.table()
@@ -123,6 +124,7 @@ class TestWholeOrNotAtAll:
         out = tmp_path / "out"
         out.mkdir()
         (out / "kept").write_text("old")
+        (out / "model.json").write_text("{}")
         monkeypatch.setattr(model, "verify", fail)
         with pytest.raises(ConversionError, match="planted"):
             convert_model(checkpoint, out, overwrite=True)
@@ -159,10 +161,40 @@ class TestWholeOrNotAtAll:
         assert said == ["load", "data", "convert", "data", "verify", "golden"]
         assert (tmp_path / "out" / "golden" / "watch-T1.npz").is_file()
 
+    def test_what_others_wrote_is_not_overwritten(self, checkpoint: Path, tmp_path: Path) -> None:
+        mine = tmp_path / "mine"
+        mine.mkdir()
+        (mine / "thesis.txt").write_text("years")
+        (tmp_path / "file").write_text("years")
+        for out, words in (
+            (mine, r"not written by this project.*got \['thesis.txt'\]"),
+            (tmp_path / "file", "a file is"),
+        ):
+            with pytest.raises(InputError, match=words):
+                convert_model(checkpoint, out, overwrite=True)
+        assert (mine / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "years"
+
+    def test_where_nothing_quantised_passes_it_is_told_and_the_worst_inputs_are_kept(
+        self, checkpoint: Path, source: KirSource, tmp_path: Path
+    ) -> None:
+        """`kir convert debug` looks at them: a golden case may show nothing of what failed on an extreme page."""
+        gates = Gates(snr_db=90.0)
+        found = convert_model(checkpoint, tmp_path / "out", windows=12, gates=gates)
+        assert found.verification.left_in_float == ("page/N9", "watch/T1", "watch/T3", "swipe/N9", "place/N9")
+        assert "float32 ships: page/N9, watch/T1" in found.table()
+        worst = tmp_path / "out" / "worst" / "swipe-N9.int8-dynamic.npz"
+        with np.load(worst) as inputs:
+            assert set(inputs.files) == set(source.graphs["swipe/N9"].inputs)
+        assert Converted.read(tmp_path / "out", "swipe/N9", "int8-dynamic").case == worst
+        with pytest.raises(VerificationFailed, match=r"nothing quantised passes; got page/N9.*--no-float"):
+            convert_model(checkpoint, tmp_path / "none", windows=12, gates=gates, no_float=True)
+        assert not (tmp_path / "none").exists()
+
     def test_overwriting_is_explicit_and_whole(self, checkpoint: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         out.mkdir()
         (out / "stale").write_text("old")
+        (out / "model.json").write_text("{}")
         convert_model(checkpoint, out, windows=12, gates=Gates(tau=0.5, top1=0.3), overwrite=True)
         assert not (out / "stale").exists()
         assert np.load(out / "golden" / "swipe-N9.npz")["scores"].shape == (1, 9, 4)
