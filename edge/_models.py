@@ -155,6 +155,8 @@ class Models:
             if reason:
                 continue
             takes_over = engine is self.offered
+            if takes_over and not pool.new_among(page.candidates.video_id[: engine.buckets[-1]].tolist()):
+                continue  # it would unscore the pages that are held, and bring none that is scored
             reranker = self.reranker
             if takes_over or reranker is None:
                 reranker = Reranker(engine, self._history.resized(engine.capacity), self._telemetry.span)

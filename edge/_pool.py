@@ -98,7 +98,7 @@ class CandidatePool:
         values: what the model thinks of the candidates of a scored page, asked when there are too many.
         """
         ids = scored.video_ids if scored is not None else page.candidates.video_id.tolist()
-        remaining = [i for i, video_id in enumerate(ids) if video_id not in self._seen]
+        remaining = self.new_among(ids)
         if not remaining:
             return 0
         self._drop([p for p in self.pages if p.hard_expired(now_ms)], "expired")
@@ -110,6 +110,10 @@ class CandidatePool:
         self.pages.append(PooledPage(page, now_ms, remaining, ids, scored, reason, self.config))
         self._cut(values)
         return len(remaining)
+
+    def new_among(self, video_ids: Sequence[int]) -> list[int]:
+        """Which of these, by place, were not shown lately."""
+        return [i for i, video_id in enumerate(video_ids) if video_id not in self._seen]
 
     def _drop(self, pages: Sequence[PooledPage], reason: str) -> None:
         self.evicted[reason] += sum(len(page.remaining) for page in pages)

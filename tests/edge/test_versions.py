@@ -66,6 +66,18 @@ class TestPageBoundary:
         assert [c.video_id for c in choices[4:]] == [101, 102, 103]
         assert {c.reason for c in choices[4:]} == {"version_mismatch"}
 
+    def test_a_page_with_nothing_new_changes_no_model(self, phone: EdgeSession, cdn: Path) -> None:
+        """It would leave what is held without scores and bring none."""
+        phone.on_page(page_bytes(range(101, 104)))
+        seen = phone.next().video_id
+        point_at(cdn, "kir-b")
+        phone.update()
+        report = phone.on_page(page_bytes([seen], "kir-b", page_id="p2"))
+        assert (report.added, report.activated) == (0, "")
+        choice = phone.next()
+        assert (choice.chooser, choice.dense_version) == (Chooser.MODEL, "kir-a")
+        assert phone.on_page(page_bytes(range(201, 205), "kir-b", page_id="p3")).activated == "kir-b"
+
     def test_scores_of_two_versions_never_meet(self, phone: EdgeSession, cdn: Path) -> None:
         phone.on_page(page_bytes(range(101, 109)))
         point_at(cdn, "kir-b")
