@@ -49,6 +49,7 @@ from benchmarks.retrieval_cli import (
     add_loss_arguments,
     add_retrieval_arguments,
     add_training_arguments,
+    add_windows_arguments,
     run_ablation_bench,
     run_ann_bench,
     run_encoder_bench,
@@ -56,6 +57,7 @@ from benchmarks.retrieval_cli import (
     run_loss_bench,
     run_retrieval_bench,
     run_training_bench,
+    run_windows_bench,
 )
 from benchmarks.typed import PARSER, typed
 from contract.errors import InputError
@@ -127,6 +129,8 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     add_ann_arguments(ann.add_argument)
     encoder = kinds.add_parser("encoder", help="one user's encoding: torch, torch.compile, onnxruntime, and the floor")
     add_encoder_arguments(encoder.add_argument)
+    windows = kinds.add_parser("windows", help="what 256 compressed items cost the server beside raw 64, as it answers")
+    add_windows_arguments(windows.add_argument)
     conversion = kinds.add_parser(
         "conversion", help="every recipe of a checkpoint beside torch and onnxruntime: bytes, ranking, latency, floor"
     )
@@ -194,6 +198,7 @@ def run_bench(args: argparse.Namespace) -> int:
         "retrieval": run_retrieval_bench,
         "swipe": _run_swipe,
         "training": run_training_bench,
+        "windows": run_windows_bench,
     }
     result, table = benches[args.bench](args)
     result.setdefault("command", typed(args))

@@ -194,3 +194,19 @@ def seeds_of(text: str) -> list[int]:
         return [int(seed) for seed in text.split(",")]
     except ValueError:
         raise InputError("--seeds are numbers with commas", got=text) from None
+
+
+def add_windows_arguments(add: Callable[..., Any]) -> None:
+    add("--preset", default="paper", help="KuaiFormer's size (default: %(default)s)")
+    add("--positives", type=int, nargs="+", default=[5], help="new ones between two answers of a user (default: 5)")
+    add("--answers", type=int, default=96, help="timed of each arm (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of weights and histories (default: %(default)s)")
+    add("--json", type=Path, help="write the result here instead of below the table")
+
+
+def run_windows_bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks.kept_windows import measure_windows
+
+    return measure_windows(
+        args.preset, positives=args.positives, answers=args.answers, seed=args.seed, command=typed(args)
+    )

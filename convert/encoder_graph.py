@@ -10,6 +10,8 @@ the least time that its products take.
 - a window's mean goes before the compression layer's down projection, which is linear: one row a window, not its items;
 - attention, RMSNorm and rotary positions are operators of opset 23 instead of a dozen nodes each.
 
+The same in two halves (`window_graph`, `tail_graph`) for a server that keeps a user's windows between two answers.
+
 Shapes: B batch, L history (right-aligned, padding first), R columns of history_rows, D width, E width of a head,
 F hidden, W windows, T tokens of the stack (queries included), K interests.
 """
@@ -43,8 +45,7 @@ def encoder_graph(encoder: Encoder, row_width: int) -> onnx.ModelProto:
 
     L is the whole plan's length. What stands in padding rows can't reach an answer.
     """
-    config, g = encoder.config, _Graph()
-    g.batch = g.op("Shape", "history_mask", start=0, end=1)
+    config, g = encoder.config, _Graph("history_mask")
     tokens_BLD = _tokens(g, encoder)
     early, parts, present = sum(config.windows), [], []
     if config.windows:
@@ -53,21 +54,70 @@ def encoder_graph(encoder: Encoder, row_width: int) -> onnx.ModelProto:
         present.append(present_BW)
     parts.append(g.cut(tokens_BLD, early, config.length))
     present.append(g.cut("history_mask", early, config.length))
-    parts.append(g.batched(_array(encoder.queries)[None]))
-    present.append(g.batched(np.ones((1, config.interests), np.float32)))
-    x_BTD = g.op("Concat", *parts, axis=1)
-    interests = _stack(g, encoder, x_BTD, g.op("Concat", *present, axis=1))
-    if config.recency_days is not None:
-        weight = np.full((1, config.interests, 1), _array(encoder.recency), np.float32)
-        interests = g.op("Concat", interests, g.batched(weight), axis=2)
-    g.nodes.append(helper.make_node("Identity", [interests], ["interests"], name="interests"))
+    asked = np.arange(config.interests)[None] + len(config.windows) + config.latest
+    interests = _answered(g, encoder, parts, present, g.batched(asked))
     inputs = {"history_rows": ["b", config.length, row_width], "history_mask": ["b", config.length]}
-    outputs = {"interests": ["b", config.interests, config.vector_width]}
-    graph = helper.make_graph(g.nodes, "encoder", _values(inputs), _values(outputs), g.constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="kir")
-    model.ir_version = IR_VERSION
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    return g.model("encoder", inputs, {"interests": (interests, [config.interests, config.vector_width])})
+
+
+def window_graph(encoder: Encoder, row_width: int) -> onnx.ModelProto:
+    """`Encoder.compressed` of windows of one size: history_rows [B, S, R], history_mask [B, S] -> token [B, D],
+    present [B]; B windows, be they of one history or of many, of S items up to the plan's largest.
+
+    One graph for all sizes: a server goes from one to the other, and finds the weights in its caches.
+    """
+    g, block, config = _Graph("history_mask"), encoder.window_block, encoder.config
+    x = _tokens(g, encoder)
+    there = g.op("Unsqueeze", "history_mask", g.ints(1))  # [B, 1, S]
+    size = g.op("Shape", "history_mask", start=1, end=2)
+    places = g.op("Range", g.const(np.int64(0)), g.op("Squeeze", size), g.const(np.int64(1)))
+    places = g.op("Expand", g.op("Unsqueeze", places, g.ints(0)), g.op("Shape", "history_mask"))
+    turn = (*_turns(g, np.arange(max(config.windows)), config.width // config.heads), places)
+    normed = _norm(g, x, block.attention_norm)
+    query, key, value = _projected(g, block, normed, normed)
+    query, key = _rotated(g, query, turn, config.heads), _rotated(g, key, turn, config.heads)
+    absent = g.op("Unsqueeze", g.op("Mul", g.op("Sub", g.const(1.0), there), g.const(MASK)), g.ints(1))
+    absent = g.op("Expand", absent, g.op("Concat", g.ints(1, 1), size, g.ints(1), axis=0))
+    read = _attended(g, query, key, value, absent, config.heads)
+    x = g.op("Add", x, g.matmul(read, _array(block.out.weight).T))
+    hidden = _hidden(g, block.feed_forward, _norm(g, x, block.feed_forward_norm))
+    count = g.op("ReduceSum", there, g.ints(2), keepdims=1)
+    mean = g.op("Div", there, g.op("Max", count, g.const(1.0)))
+    down = g.matmul(g.op("MatMul", mean, hidden), _array(block.feed_forward.down.weight).T)
+    token = g.op("Squeeze", g.op("Add", g.op("MatMul", mean, x), down), g.ints(1))
+    present = g.op("Squeeze", g.op("Min", count, g.const(1.0)), g.ints(1, 2))
+    inputs: dict[str, list[Any]] = {"history_rows": ["b", "s", row_width], "history_mask": ["b", "s"]}
+    return g.model("window", inputs, {"token": (token, [config.width]), "present": (present, [])})
+
+
+def tail_graph(encoder: Encoder, row_width: int) -> onnx.ModelProto:
+    """`Encoder.behind`: tokens [B, W, D], present [B, W] as `window_graph` gave them, and up to `latest` raw items,
+    history_rows [B, latest, R], history_mask [B, latest] with the padding *behind* them -> interests [B, K, D].
+
+    The queries stand right behind the last real item, wherever that is, as they do in training.
+    """
+    config, g = encoder.config, _Graph("history_mask")
+    n_windows = len(config.windows)
+    count_B1 = g.op("ReduceSum", "history_mask", g.ints(1), keepdims=1)
+    asked = g.op(
+        "Add", g.op("Cast", count_B1, to=TensorProto.INT64), g.ints(*(n_windows + np.arange(config.interests)))
+    )
+    interests = _answered(g, encoder, ["tokens", _tokens(g, encoder)], ["present", "history_mask"], asked)
+    inputs = {"tokens": ["b", n_windows, config.width], "present": ["b", n_windows]}
+    inputs |= {"history_rows": ["b", config.latest, row_width], "history_mask": ["b", config.latest]}
+    return g.model("tail", inputs, {"interests": (interests, [config.interests, config.vector_width])})
+
+
+def _answered(g: _Graph, encoder: Encoder, parts: list[str], present: list[str], asked_BK: str) -> str:
+    """Interests [B, K, D] of token parts [B, ·, D] and their presence; asked_BK: places of the queries behind them."""
+    config = encoder.config
+    x_BTD = g.op("Concat", *parts, g.batched(_array(encoder.queries)[None]), axis=1)
+    present_BT = g.op("Concat", *present, g.batched(np.ones((1, config.interests), np.float32)), axis=1)
+    interests = _stack(g, encoder, x_BTD, present_BT, asked_BK)
+    if config.recency_days is None:
+        return interests
+    weight = np.full((1, config.interests, 1), _array(encoder.recency), np.float32)
+    return g.op("Concat", interests, g.batched(weight), axis=2)
 
 
 def _tokens(g: _Graph, encoder: Encoder) -> str:
@@ -92,18 +142,18 @@ def _tokens(g: _Graph, encoder: Encoder) -> str:
 
 def _compressed(g: _Graph, encoder: Encoder, tokens_BLD: str) -> tuple[str, str]:
     """One token per window [B, W, D], and whether it holds anything [B, W]: paper 2.3, all windows in one pass."""
-    config, block = encoder.config, encoder.window_block
-    early = sum(config.windows)
+    config, block, windows = encoder.config, encoder.window_block, encoder.config.windows
+    early = sum(windows)
     x, there = g.cut(tokens_BLD, 0, early), g.cut("history_mask", 0, early)
     absent = g.op("Mul", g.op("Sub", g.const(1.0), there), g.const(MASK))
     # Each window counts its positions from 0: the table repeats, the places run through.
-    place = np.concatenate([np.arange(size) for size in config.windows])
-    turn = _turns(g, place, config.width // config.heads, np.arange(early))
+    place = np.concatenate([np.arange(size) for size in windows])
+    turn = (*_turns(g, place, config.width // config.heads), g.batched(np.arange(early)[None]))
     normed = _norm(g, x, block.attention_norm)
     query, key, value = _projected(g, block, normed, normed)
     query, key = _rotated(g, query, turn, config.heads), _rotated(g, key, turn, config.heads)
     read, start = [], 0
-    for size, group in groupby(config.windows):
+    for size, group in groupby(windows):
         end = start + len(list(group)) * size
         q, k, v = (g.op("Reshape", g.cut(p, start, end), g.ints(-1, size, config.width)) for p in (query, key, value))
         mask = g.op("Reshape", g.cut(absent, start, end), g.ints(-1, 1, 1, size))
@@ -112,7 +162,7 @@ def _compressed(g: _Graph, encoder: Encoder, tokens_BLD: str) -> tuple[str, str]
         start = end
     x = g.op("Add", x, g.matmul(g.op("Concat", *read, axis=1), _array(block.out.weight).T))
     hidden = _hidden(g, block.feed_forward, _norm(g, x, block.feed_forward_norm))
-    member = np.repeat(np.eye(len(config.windows), dtype=np.float32), config.windows, axis=1)
+    member = np.repeat(np.eye(len(windows), dtype=np.float32), windows, axis=1)
     counted = g.op("Mul", g.const(member[None]), g.op("Unsqueeze", there, g.ints(1)))
     count_BW1 = g.op("ReduceSum", counted, g.ints(2), keepdims=1)
     mean = g.op("Div", counted, g.op("Max", count_BW1, g.const(1.0)))
@@ -121,16 +171,17 @@ def _compressed(g: _Graph, encoder: Encoder, tokens_BLD: str) -> tuple[str, str]
     return g.op("Add", g.op("MatMul", mean, x), down), present
 
 
-def _stack(g: _Graph, encoder: Encoder, x: str, present_BT: str) -> str:
-    """The causal stack over [tokens | queries] and the projection of the queries: [B, K, D]."""
+def _stack(g: _Graph, encoder: Encoder, x: str, present_BT: str, asked_BK: str) -> str:
+    """The causal stack over [tokens | queries] and the projection of the queries: [B, K, D]. asked_BK: their places."""
     config = encoder.config
     total = len(config.windows) + config.latest + config.interests
     first, head = total - config.interests, config.width // config.heads
     causal = np.triu(np.full((total, total), MASK, np.float32), 1)
     absent = g.op("Unsqueeze", g.op("Mul", g.op("Sub", g.const(1.0), present_BT), g.const(MASK)), g.ints(1, 2))
     mask, mask_queries = (g.op("Add", absent, g.const(part)) for part in (causal, causal[first:]))
-    turn = _turns(g, np.arange(total), head, np.arange(total))
-    turn_queries = (*turn[:2], g.batched(np.arange(first, total)[None]))
+    cos, sin = _turns(g, np.arange(total), head)
+    turn = cos, sin, g.op("Concat", g.batched(np.arange(first)[None]), asked_BK, axis=1)
+    turn_queries = cos, sin, asked_BK
     for number, block in enumerate(encoder.blocks):
         last = number == len(encoder.blocks) - 1
         normed = _norm(g, x, block.attention_norm)
@@ -176,10 +227,10 @@ def _gated(g: _Graph, gate: str, up: str) -> str:
     return g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
 
 
-def _turns(g: _Graph, positions: NDArray[Any], head_width: int, places: NDArray[Any]) -> tuple[str, str, str]:
-    """cos and sin by place [len(positions), E / 2], and the places of a sequence [B, len(places)]."""
+def _turns(g: _Graph, positions: NDArray[Any], head_width: int) -> tuple[str, str]:
+    """cos and sin by place [len(positions), E / 2]."""
     cos, sin = rotations(torch.from_numpy(positions), head_width)
-    return g.const(cos.numpy()), g.const(sin.numpy()), g.batched(places[None])
+    return g.const(cos.numpy()), g.const(sin.numpy())
 
 
 def _array(tensor: Any) -> Floats:
@@ -194,11 +245,25 @@ def _values(shapes: dict[str, list[Any]]) -> list[Any]:
 class _Graph:
     """Nodes and constants as they are added; every method returns the name of a tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, batched_by: str) -> None:
+        """batched_by: an input whose first axis is the batch."""
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
-        self.batch = ""
         self._held: dict[tuple[Any, ...], str] = {}
+        self.batch = self.op("Shape", batched_by, start=0, end=1)
+
+    def model(
+        self, name: str, inputs: dict[str, list[Any]], outputs: dict[str, tuple[str, list[int]]]
+    ) -> onnx.ModelProto:
+        """The finished graph, checked. outputs: name -> tensor and its shape behind the batch."""
+        for output, (tensor, _) in outputs.items():
+            self.nodes.append(helper.make_node("Identity", [tensor], [output], name=output))
+        shapes = {output: ["b", *shape] for output, (_, shape) in outputs.items()}
+        graph = helper.make_graph(self.nodes, name, _values(inputs), _values(shapes), self.constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="kir")
+        model.ir_version = IR_VERSION
+        onnx.checker.check_model(model, full_check=True)
+        return model
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         name = f"{kind}_{len(self.nodes)}"

@@ -25,7 +25,7 @@ from contract.errors import ConversionError, InputError, VerificationFailed
 from contract.matches import K_MATCHES
 from contract.server_order import DEFAULT_FUSION, WATCH_TIME
 from contract.spec import FeatureSpec
-from convert.encoder_graph import encoder_graph
+from convert.encoder_graph import encoder_graph, tail_graph, window_graph
 from convert.encoder_int8 import judge, quantise
 from convert.encoder_queries import EncoderQueries, drawn_queries, real_queries
 from convert.item_index import EXACT_UP_TO_ITEMS, IndexChoice, choose_index
@@ -97,6 +97,8 @@ def export_retrieval(
     if choices.encoder != "float32" and queries is not None:
         about = _ship_int8(encoder, vectors, queries, directory / "encoder.onnx", demand=choices.encoder == "int8")
         said.append(about.pop("said"))
+    if net.config.windows and about["kind"] == "float32":  # int8 is judged whole
+        export_halves(net, directory)
     index, measured = _index(checkpoint, items, vectors, encoder, queries, choices)
     faiss.write_index(index.index, str(directory / "items.faiss"))
     if index.tried:
@@ -137,6 +139,40 @@ def export_encoder(net: KuaiFormer, path: Path) -> OnnxGraph:
     runner = OnnxGraph(path)
     _compare(_graph("encoder", net.encoder, history, {}, "interests", net.config.length), runner, path)
     return runner
+
+
+def export_halves(net: KuaiFormer, directory: Path) -> None:
+    """Write window.onnx and tail.onnx, for a server that keeps windows, and compare them with torch at the shortest, a
+    middling and the full tail. Raises VerificationFailed."""
+    encoder, width, config = net.encoder, net.spec.width("history_rows"), net.config
+    runners = []
+    for name, make in (("window", window_graph), ("tail", tail_graph)):
+        path = directory / f"{name}.onnx"
+        path.write_bytes(make(encoder, width).SerializeToString(deterministic=True))
+        runners.append(OnnxGraph(path))
+    window, tail = runners
+    early, rng = sum(config.windows), np.random.default_rng(1)
+    rows = rng.normal(0.0, 0.5, (TRACED, config.length, width)).astype(np.float32)
+    mask, parts, end = _masks(TRACED, early).numpy(), [], 0
+    for size in config.windows:
+        place, end = slice(end, end + size), end + size
+        parts.append(window.run({"history_rows": rows[:, place], "history_mask": mask[:, place]}))
+    found = {"tokens": np.stack([part["token"] for part in parts], 1)}
+    found |= {"present": np.stack([part["present"] for part in parts], 1)}
+    with torch.no_grad():
+        kept = encoder.compressed(torch.from_numpy(rows[:, :early]), torch.from_numpy(mask), config.windows)
+        for n in sorted({1, config.latest // 2 + 1, config.latest}):
+            raw = np.zeros((TRACED, config.latest, width), np.float32)
+            there = np.zeros((TRACED, config.latest), np.float32)
+            raw[:, :n], there[:, :n] = rows[:, early : early + n], 1.0
+            got = tail.run({**found, "history_rows": raw, "history_mask": there})["interests"]
+            want = encoder.behind(kept, torch.from_numpy(raw[:, :n]), torch.ones(TRACED, n))[:, 0].numpy()
+            apart = float(np.abs(got - want).max())
+            if not apart <= PARITY_MAX_ABS:
+                raise VerificationFailed(
+                    "the encoder's halves in onnxruntime differ from torch", where=directory / "tail.onnx",
+                    got=f"max abs {apart:.3g} with {n} raw items", allowed=f"{PARITY_MAX_ABS:g}",
+                )  # fmt: skip
 
 
 def _ship_int8(

@@ -22,6 +22,7 @@ from contract.errors import InputError, IntegrityError, SpecError, VersionMismat
 from contract.events import Events
 from contract.parquet import read_events
 from contract.spec import FeatureSpec
+from server_stub.kept_windows import TAIL, WINDOW
 from server_stub.ranker import Ranker
 from server_stub.retrieval import NEEDED, Retrieval
 from server_stub.store import EmbeddingStore, Tables, read_tables
@@ -157,6 +158,7 @@ def load_retrieval(index: BundleIndex, *, threads: int = 1) -> tuple[Retrieval, 
     """
     needed = [index.catalogue, index.tables, *(f"retrieval/{name}" for name in (*NEEDED, "spec.json"))]
     _check_listed(index, needed)
+    needed += [path for path in (f"retrieval/{name}" for name in (WINDOW, TAIL, "config.json")) if path in index.files]
     verify(index, [*needed, *index.item_files])
     root = index.root / "retrieval"
     catalogue = read_catalogue(index.root / index.catalogue)

@@ -54,6 +54,11 @@ class OnnxModel:
         result: Floats = self._session.run([output], taken)[0]
         return result
 
+    def run_all(self, feeds: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Every output by name."""
+        found = self._session.run(list(self.outputs), {name: feeds[name] for name in self.shapes})
+        return dict(zip(self.outputs, found, strict=True))
+
 
 def _shape(shape: list[Any]) -> tuple[int | None, ...]:
     return tuple(size if isinstance(size, int) else None for size in shape)

@@ -210,7 +210,7 @@ class Recommender:
         size = max(k, self._pool)
         avoid = np.concatenate([banned, self._histories.seen(user_key)])
         if len(view.positives):
-            found = models.retrieval.search(models.retrieval.encode(view.positives), size, avoid)
+            found = models.retrieval.search(models.retrieval.encode(view.positives, user_key), size, avoid)
             ids, scores, reason = found.video_id, found.score, ""
         else:
             ids, scores, reason = np.zeros(0, np.uint64), np.zeros(0, np.float32), NO_HISTORY

@@ -21,6 +21,7 @@ from contract.errors import InputError, VersionMismatch
 from contract.history import UserHistory
 from contract.spec import FeatureSpec
 from server_stub.item_index import ItemIndex
+from server_stub.kept_windows import KeptWindows, Part
 from server_stub.onnx_model import ANY, OnnxModel
 from server_stub.store import Tables, block_rows, read_tables
 
@@ -49,7 +50,14 @@ class Retrieval:
     """Encoder and item index of one retrieval_version. Thread-safe; `update_items` may run beside searches."""
 
     def __init__(
-        self, encoder: OnnxModel, spec: FeatureSpec, tables: Tables, index: Any, item_ids: Ids, version: str = ""
+        self,
+        encoder: OnnxModel,
+        spec: FeatureSpec,
+        tables: Tables,
+        index: Any,
+        item_ids: Ids,
+        version: str = "",
+        kept: KeptWindows | None = None,
     ):
         encoder.check({"history_rows": spec.width("history_rows"), "history_mask": ANY}, "interests")
         length = encoder.shapes["history_rows"][1]
@@ -63,13 +71,14 @@ class Retrieval:
             )
         self.version = version
         self.length = length
-        self._encoder, self._spec, self._tables = encoder, spec, tables
+        self._encoder, self._spec, self._tables, self._kept = encoder, spec, tables, kept
 
     @staticmethod
     def load(
         directory: Path, spec: FeatureSpec, version: str, *, tables: Path | None = None, threads: int = 1
     ) -> Retrieval:
-        """Read encoder.onnx, items.faiss, item_ids.npy and rows. Raises InputError, VersionMismatch."""
+        """Read encoder.onnx, items.faiss, item_ids.npy and rows; the encoder's halves where they are there. Raises
+        InputError, VersionMismatch."""
         import faiss
 
         tables = tables or directory / "tables.safetensors"
@@ -86,7 +95,8 @@ class Retrieval:
                 "item_ids.npy must be 64-bit ids [I]", where=directory, got=(item_ids.dtype, item_ids.shape)
             )
         encoder = OnnxModel(directory / "encoder.onnx", threads=threads)
-        return Retrieval(encoder, spec, read_tables(tables, spec), index, item_ids.view(np.uint64), version)
+        kept = KeptWindows.load(directory, spec.width("history_rows"), threads)
+        return Retrieval(encoder, spec, read_tables(tables, spec), index, item_ids.view(np.uint64), version, kept)
 
     def copy(self, tables: Path | None = None) -> Retrieval:
         """The same encoder and items; what is updated in one is not in the other. tables: rows to read anew."""
@@ -94,6 +104,7 @@ class Retrieval:
         other.items = self.items.copy()
         if tables is not None:
             other._tables = read_tables(tables, self._spec)
+            other._kept = self._kept.copy() if self._kept else None
         return other
 
     @property
@@ -105,10 +116,20 @@ class Retrieval:
         """Add or replace item vectors of this retrieval_version: float32 [N, D]; see `ItemIndex.update`."""
         return self.items.update(ids, vectors, removed)
 
-    def encode(self, history: UserHistory) -> Floats:
-        """Interests of a user: float32 [K, D]. Padding rows are zero."""
+    def encode(self, history: UserHistory, user: int | None = None) -> Floats:
+        """Interests of a user: float32 [K, D]. Padding rows are zero.
+
+        user: whose history it is, so that its windows may be kept for the next answer (`server_stub/kept_windows.py`);
+        None: the whole encoder.
+        """
+        if user is not None and self._kept is not None:
+            return self._kept.encode(user, history, self._rows)
         interests: Floats = self.encode_many([history])[0]
         return interests
+
+    def _rows(self, part: Part) -> Floats:
+        rows: Floats = block_rows(self._spec, "history_rows", self._tables, part.columns, len(part.mask))
+        return rows * part.mask[:, None]
 
     def encode_many(self, histories: Sequence[UserHistory]) -> Floats:
         """Interests of several users, AT_ONCE of them a call of the encoder: float32 [n, K, D].

@@ -13,6 +13,7 @@ import pytest
 from benchmarks import encoder_speed
 from benchmarks.cli import add_bench_arguments, run_bench
 from benchmarks.encoder_speed import EAGER, ORT, ORT_INT8, Runtime, measure_encoder
+from benchmarks.kept_windows import KEPT, RAW_64, RAW_256, TARGET, WHOLE, measure_windows
 from contract.errors import CheckpointError, InputError, VerificationFailed
 from tests.convert import makers
 
@@ -128,3 +129,20 @@ class TestCommand:
 def test_torch_compile_takes_part() -> None:
     result, _ = measure_encoder(batches=(1,), rounds=1, size=SMALL)
     assert result["batches"]["1"]["runtimes"]["torch.compile"]["agreement"]["max_abs"] < 1e-4
+
+
+class TestWindows:
+    def test_every_arm_answers_and_ratios_are_to_raw_64(self) -> None:
+        result, table = measure_windows("tiny", positives=(1, 20), answers=8, command="kir bench windows")
+        assert [case["positives"] for case in result["cases"]] == [1, 20]
+        for case in result["cases"]:
+            assert case["over_raw_64"][RAW_64] == 1.0
+            assert set(case["us"]) == set(case["over_raw_64"]) == {RAW_64, RAW_256, WHOLE, KEPT}
+            assert case["met"] == (case["over_raw_64"][KEPT] <= TARGET)
+            assert f"{case['positives']} new positives" in table
+        assert result["command"] == "kir bench windows"
+
+    @pytest.mark.parametrize("changes", [{"positives": ()}, {"positives": (0,)}, {"answers": 1}, {"preset": "huge"}])
+    def test_what_is_refused(self, changes: dict[str, Any]) -> None:
+        with pytest.raises(InputError):
+            measure_windows(**{"preset": "tiny", "answers": 8, **changes})

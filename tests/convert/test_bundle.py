@@ -64,8 +64,9 @@ class TestWhatStandsThere:
         version = bundle.dense_versions[0]
         assert names == {
             "catalogue.parquet", "users.parquet",
-            *(f"retrieval/{n}" for n in ("encoder.onnx", "item.onnx", "spec.json", "tables.safetensors", "items.faiss",
-                                         "item_ids.npy", "item_vectors.npy", "config.json")),
+            *(f"retrieval/{n}" for n in ("encoder.onnx", "window.onnx", "tail.onnx", "item.onnx", "spec.json",
+                                         "tables.safetensors", "items.faiss", "item_ids.npy", "item_vectors.npy",
+                                         "config.json")),
             *(f"ranker/{n}" for n in ("ranker.onnx", "spec.json", "tables.safetensors", "config.json")),
             *(f"rows/{version}/{n}" for n in ("spec.json", "tables.safetensors", "rows.json")),
         }  # fmt: skip

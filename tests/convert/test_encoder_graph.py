@@ -14,7 +14,7 @@ import torch
 from contract.catalogue import read_catalogue
 from contract.errors import VerificationFailed
 from convert import server_models
-from convert.encoder_graph import MASK, encoder_graph
+from convert.encoder_graph import MASK, encoder_graph, tail_graph, window_graph
 from convert.server_models import export_encoder, export_retrieval
 from tests.convert import makers
 from training.checkpoint import load_checkpoint
@@ -169,3 +169,45 @@ class TestExport:
             want = score(torch.from_numpy(by_torch(net.encoder, given)), item_vectors(net, checkpoint.tables, items))
         found = np.einsum("bkd,nd->bkn", interests_BKD, vectors_ID).max(axis=1)
         np.testing.assert_allclose(found, want.numpy(), rtol=1e-4, atol=1e-4)
+
+
+WINDOWED = [plan for plan in PLANS if plan.get("windows", (1,))]
+
+
+@pytest.mark.parametrize("plan", WINDOWED)
+def test_windows_that_are_kept_answer_as_torch_does_for_every_length_of_the_tail(plan: dict[str, Any]) -> None:
+    """Also beside each other in one call, and for histories that fill the windows in part or not at all."""
+    encoder = encoder_of(**plan)
+    config, width = encoder.config, row_width(encoder)
+    early = sum(config.windows)
+
+    def loaded(model: Any) -> Any:
+        return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    window, tail = loaded(window_graph(encoder, width)), loaded(tail_graph(encoder, width))
+    rng = np.random.default_rng(3)
+    tails = list(range(1, config.latest + 1)) + [config.latest] * 2
+    rows = rng.normal(size=(len(tails), config.length, width)).astype(np.float32)
+    mask = np.ones((len(tails), config.length), np.float32)
+    mask[-2, : early // 2 + 1] = 0.0  # windows filled in part
+    mask[-1, :early] = 0.0
+    parts, end = [], 0
+    for size in config.windows:
+        place, end = slice(end, end + size), end + size
+        given = {"history_rows": rows[:, place], "history_mask": mask[:, place]}
+        parts.append(window.run(["token", "present"], given))
+    tokens, present = (np.stack(side, axis=1) for side in zip(*parts, strict=True))
+    raw = np.full((len(tails), config.latest, width), 7.0, np.float32)  # what stands in the padding says nothing
+    there = np.zeros((len(tails), config.latest), np.float32)
+    for row, n in enumerate(tails):
+        raw[row, :n], there[row, :n] = rows[row, early : early + n], 1.0
+    given = {"tokens": tokens, "present": present, "history_rows": raw, "history_mask": there}
+    (found,) = tail.run(["interests"], given)
+    with torch.no_grad():
+        kept = encoder.compressed(torch.from_numpy(rows[:, :early]), torch.from_numpy(mask[:, :early]), config.windows)
+        for row, n in enumerate(tails):
+            one = tuple(part[row : row + 1] for part in kept)
+            want = encoder.behind(one, torch.from_numpy(rows[row : row + 1, early : early + n]), torch.ones(1, n))
+            np.testing.assert_allclose(found[row], want[0, 0].numpy(), atol=3e-5, err_msg=f"{n} raw items")
+    full = session(encoder).run(["interests"], {"history_rows": rows[-3:], "history_mask": mask[-3:]})[0]
+    np.testing.assert_allclose(found[-3:], full, atol=3e-5)
