@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.checks import INT32_MAX, check_number, check_whole
 from contract.errors import InputError
 from contract.golden import fused_values
 
@@ -79,11 +80,11 @@ class BeamPlan:
     shown: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.beams, self.shown) < 1 or self.depth < self.shown:
-            got = {"beams": self.beams, "depth": self.depth, "shown": self.shown}
-            raise InputError("a beam search needs 1 beam and 1 place at least", got=got, allowed="depth ≥ shown ≥ 1")
-        if not 0 <= self.stability <= 1:
-            raise InputError("stability lies between 0 and 1", got=self.stability)
+        for name in ("beams", "depth", "shown"):
+            check_whole(f"beam search: {name}", getattr(self, name), 1, INT32_MAX)
+        check_number("beam search: stability", self.stability, 0.0, 1.0)
+        if self.depth < self.shown:
+            raise InputError("beam search: depth", got=self.depth, allowed=f"from shown, {self.shown}, on")
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 from contract.beam import BeamPlan
 from contract.errors import (
     DownloadError,
+    InputError,
     IntegrityError,
+    KirError,
+    ManifestError,
+    ModelStoreError,
     NoModelError,
     PageError,
     PoolExhausted,
     ServerError,
     ServerUnavailable,
     TrustError,
+    VersionMismatch,
 )
 from edge._client import FakePageClient, PageClient, PageSource, Retry
 from edge._clock import Clock, FakeClock, SystemClock
@@ -63,10 +68,14 @@ __all__ = [
     "FeedbackClient",
     "FeedbackUploader",
     "HttpSource",
+    "InputError",
     "InstalledModel",
     "IntegrityError",
+    "KirError",
+    "ManifestError",
     "Metrics",
     "ModelStore",
+    "ModelStoreError",
     "NoModelError",
     "Outcome",
     "PageClient",
@@ -88,6 +97,7 @@ __all__ = [
     "SystemClock",
     "Trace",
     "TrustError",
+    "VersionMismatch",
     "replay",
 ]
 

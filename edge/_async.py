@@ -51,9 +51,12 @@ class AsyncEdgeSession:
         self._closed = False
 
     async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        self._check_open()
+        return await asyncio.wrap_future(self._worker.submit(call, *args, **kwargs))
+
+    def _check_open(self) -> None:
         if self._closed:
             raise InputError("the session is closed", fix="make a new one")
-        return await asyncio.wrap_future(self._worker.submit(call, *args, **kwargs))
 
     @property
     def metrics(self) -> Metrics:
@@ -147,16 +150,17 @@ class AsyncEdgeSession:
         return await self._run(self._session.on_page, data, request)
 
     async def wait_page(self, timeout_s: float) -> bool:
-        """Wait for a page on its way and take it in, while swipes go on; False when none is, or none came in time."""
+        """As `EdgeSession.wait_page`, while swipes go on; False when none came in time."""
         end_s = time.monotonic() + timeout_s
         while not await self._run(self._session.wait_page, 0.0):
-            if not self._session._intake.fetching or time.monotonic() >= end_s:
+            if time.monotonic() >= end_s:
                 return False
             await asyncio.sleep(POLL_S)
         return True
 
     async def update(self) -> str | None:
         """Download what the CDN calls current and offer it, while swipes go on. Raises as the store does."""
+        self._check_open()
         engine = await asyncio.to_thread(self._session._models.newer)
         return None if engine is None else await self._run(self._session._models.update, engine)
 

@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from contract.errors import InputError, ServerError, ServerUnavailable
+from google.protobuf.message import DecodeError
+
+from contract.checks import INT32_MAX, check_number, check_whole
+from contract.errors import PageError, ServerError, ServerUnavailable
 from contract.page import PAGE_BYTES_MAX, Page, encode_page
 from contract.v1 import page_pb2
 from edge._wire import PageRequest
@@ -40,8 +43,8 @@ class Retry:
     backoff_s: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.backoff_s < 0:
-            raise InputError("retry: attempts start at 1, backoff_s at 0", got=(self.attempts, self.backoff_s))
+        check_whole("retry: attempts", self.attempts, 1, INT32_MAX)
+        check_number("retry: backoff_s", self.backoff_s, 0.0, 3600.0)
 
     def pause_s(self, attempt: int) -> float:
         """Seconds before attempt + 1; attempt counts from 1."""
@@ -58,6 +61,7 @@ def open_channel(target: str, *, tls: bool = False, ca_certificates: bytes | Non
     return grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
 
 
+@runtime_checkable
 class PageSource(Protocol):
     """What a session asks of a page client."""
 
@@ -137,7 +141,7 @@ class PageClient:
 class FakePageClient:
     """Answers from a list: pages in any form, errors to raise, or functions of the request. Ships for users' tests.
 
-    `requests` keeps what was asked. After the last answer: ServerUnavailable.
+    `requests` keeps what was asked. After the last answer: ServerUnavailable; for bytes that are no page: PageError.
     """
 
     Answer = Page | page_pb2.Page | bytes | Exception | Callable[[PageRequest], "Page | page_pb2.Page | bytes"]
@@ -163,7 +167,12 @@ class FakePageClient:
             answer = answer(request)
         if isinstance(answer, Page):
             return encode_page(answer)
-        return page_pb2.Page.FromString(answer) if isinstance(answer, bytes) else answer
+        if not isinstance(answer, bytes):
+            return answer
+        try:
+            return page_pb2.Page.FromString(answer)
+        except DecodeError as error:
+            raise PageError("the fake server's bytes are no page", got=str(error)) from None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.checks import INT32_MAX
 from contract.vocabulary import NULL_INT, SIGNALS
 from contract.watched import Change, WatchedList
 from edge._types import Feedback, Outcome
@@ -148,7 +149,7 @@ class WatchHistory:
         if shown is None:
             return Applied(Outcome.UNKNOWN)
         first = shown.revision < 0
-        revision = shown.revision + 1 if feedback.revision is None else feedback.revision
+        revision = min(shown.revision + 1, INT32_MAX) if feedback.revision is None else feedback.revision
         news = shown.merge(feedback, revision)
         if revision <= shown.revision and not news:
             return Applied(Outcome.STALE, shown, revision)

@@ -5,6 +5,7 @@ Off the swipe path. Not thread-safe; pages are fetched ahead by a thread of thei
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from contract.errors import PageError, ServerError
@@ -133,8 +134,16 @@ class PageIntake:
         self._prefetcher.ask(self.request())
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for a page on its way and take it in; False when none is, or none came in time."""
-        if self._prefetcher is None or not self._prefetcher.wait(timeout_s):
+        """Wait for a page and take it in. False when none came in time, and at once for a session without a source."""
+        if self._prefetcher is None:
+            return False
+        end_s = time.monotonic() + timeout_s
+        if not self._prefetcher.busy:
+            pause_s = max(0.0, (self._ask_after_ms - self._clock.monotonic_ms()) / 1e3)
+            time.sleep(min(pause_s, timeout_s))  # or who waits in a loop would spin until the pause is over
+            if self.pool.wants_page(self._clock.monotonic_ms()):
+                self.ask()
+        if not self._prefetcher.wait(max(0.0, end_s - time.monotonic())):
             return False
         self.take_arrived()
         return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from contract.errors import IntegrityError, KirError
+from contract.errors import IntegrityError, KirError, NoModelError
 from contract.page import Page
 from edge._ahead import unfit_plan
 from edge._engine import Engine
@@ -128,9 +128,18 @@ class Models:
             return None
         version = self._store.update()
         offered = self.offered
+        if version is None and offered is None and self.reranker is None:
+            return self._active()
         if version is None or version in (offered.dense_version if offered else "", self.dense_version):
             return None
         return Engine(self._store.load(version), allow_no_delegate=self._allow_no_delegate)
+
+    def _active(self) -> Engine | None:
+        """The store's active model, for a session that started without: mended by an update, or put there by others."""
+        try:
+            return self._engine(self._store) if isinstance(self._store, ModelStore) else None
+        except NoModelError:
+            return None
 
     def update(self, engine: Engine | None = None) -> str | None:
         """Offer a newer model (default: `newer`). Returns its version, None when nothing is new."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.beam import BeamPlan
+from contract.checks import INT32_MAX, check_flag, check_number, check_whole
 from contract.errors import InputError
 from contract.vocabulary import MISSING_KEY
 from edge._pool import PooledPage
@@ -57,13 +58,13 @@ class ChoicePolicy:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise InputError("policy: unknown mode", got=self.mode, allowed=MODES)
-        if self.budget_ms is not None and not self.budget_ms >= 0:
-            raise InputError("policy: budget_ms is a time, or None", got=self.budget_ms)
+        if not isinstance(self.plan, BeamPlan):
+            raise InputError("policy: plan", got=type(self.plan).__name__, allowed="BeamPlan")
+        check_number("policy: budget_ms", self.budget_ms, 0.0, np.inf, optional=True)
         for name in ("author_gap", "topic_gap"):
-            if not 0 <= getattr(self, name) <= GAP_MAX:
-                raise InputError(f"policy: {name} out of range", got=getattr(self, name), allowed=f"0 … {GAP_MAX}")
-        if self.buffered_min_ms < 1:
-            raise InputError("policy: buffered_min_ms starts at 1", got=self.buffered_min_ms)
+            check_whole(f"policy: {name}", getattr(self, name), 0, GAP_MAX)
+        check_flag("policy: preloaded_only", self.preloaded_only)
+        check_whole("policy: buffered_min_ms", self.buffered_min_ms, 1, INT32_MAX)
 
     @property
     def remembers(self) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.checks import INT32_MAX, check_whole
 from contract.errors import InputError, PoolExhausted
 from contract.page import Page
 from edge._reranker import ScoredPage
@@ -21,7 +22,8 @@ from edge._reranker import ScoredPage
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """max_candidates: over all pages; prefetch_below: ask when fewer fresh candidates are left; seen: ids kept.
+    """max_pages: kept at once; max_candidates: over all of them; prefetch_below: ask when fewer fresh candidates are
+    left; seen: ids kept.
 
     soft_ttl_swipes, hard_ttl_swipes: videos shown since a page arrived, beside its own TTLs in time; 0: no such limit.
     Raises InputError for values out of range.
@@ -36,10 +38,11 @@ class PoolConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_pages", "max_candidates", "prefetch_below", "seen"):
-            if getattr(self, name) < 1:
-                raise InputError(f"pool: {name} starts at 1", got=getattr(self, name))
+            check_whole(f"pool: {name}", getattr(self, name), 1, INT32_MAX)
+        for name in ("soft_ttl_swipes", "hard_ttl_swipes"):
+            check_whole(f"pool: {name}", getattr(self, name), 0, INT32_MAX)
         soft, hard = self.soft_ttl_swipes, self.hard_ttl_swipes
-        if soft < 0 or hard < 0 or 0 < hard < soft:
+        if 0 < hard < soft:
             allowed = "0, or soft_ttl_swipes up to hard_ttl_swipes"
             raise InputError("pool: TTLs in swipes out of range", got=(soft, hard), allowed=allowed)
 

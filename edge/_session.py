@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.beam import BeamPlan
-from contract.errors import PoolExhausted
+from contract.errors import InputError, PoolExhausted
 from contract.page import Page
 from contract.v1 import page_pb2
 from edge._choice import Decision, Situation, TimerNs, choose, search_now, values_now
 from edge._client import PageSource
 from edge._clock import Clock, SessionTime, SystemClock
 from edge._config import SessionConfig as SessionConfig
+from edge._config import check_ids, check_parts
 from edge._engine import Engine
 from edge._explain import Explanation, explain
 from edge._history import Shown, WatchHistory
@@ -46,7 +48,7 @@ from edge._telemetry import Telemetry
 from edge._told import Pending, Reporter, choice_of, stages_of
 from edge._trace import Trace
 from edge._types import Choice, DeviceState, Feedback, Outcome, PageReport, Search
-from edge._upload import FeedbackUploader
+from edge._upload import FeedbackUploader, Offers
 from edge._wire import PageRequest
 
 
@@ -79,9 +81,14 @@ class EdgeSession:
         state: StateFile | None = None,
         trace: Trace | None = None,
     ):
-        self.config = config or SessionConfig()
+        self.config = SessionConfig() if config is None else config
         self.user_id = user_id
         self.session_id = secrets.randbits(63) if session_id is None else session_id  # a new one per session
+        check_ids(user_id, self.session_id)
+        check_parts(
+            config=(self.config, SessionConfig), store=(store, ModelStore | InstalledModel | Engine),
+            pages=(pages, PageSource), uploader=(uploader, Offers), state=(state, StateFile), trace=(trace, Trace),
+        )  # fmt: skip
         self.position = 0
         self._telemetry = Telemetry(trace, timer_ns)
         self._uploader = uploader
@@ -106,6 +113,7 @@ class EdgeSession:
         self._shown: Shown | None = None  # the video shown last, until its feedback is prepared for
         self._last: tuple[PooledPage, int, int] | None = None  # page, candidate and time of the last choice
         self._device = DeviceState()
+        self._closed = False
         self._keeper: Keeper | None = None
         if state is not None:
             self._keeper = Keeper(state, user_id, self._history, self.pool, uploader, self._telemetry)
@@ -213,7 +221,9 @@ class EdgeSession:
         return self._intake.take(data, request)
 
     def wait_page(self, timeout_s: float) -> bool:
-        """Wait for a page on its way and take it in; False when none is, or none came in time."""
+        """Wait for a page and take it in. Where none is on its way and the pool runs dry it asks for one, after the
+        pause that follows a failed fetch (`retry_ms`). False when none came in time.
+        """
         return self._intake.wait(timeout_s)
 
     def _values(self, page: PooledPage) -> NDArray[np.float32] | None:
@@ -228,12 +238,21 @@ class EdgeSession:
     def next(self, device: DeviceState | None = None) -> Choice:
         """The next video. Raises PoolExhausted when nothing is left, and nothing else."""
         start = self._timer_ns()
-        self._device = device or self._device
+        self._take(device)
         self._settle()
         tier = self._tier()
         settled = self._timer_ns()
         now_ms = self._time.now_ms()
         return self._commit(self._decide(tier, now_ms), now_ms, start, settled)
+
+    def _take(self, device: DeviceState | None) -> None:
+        """What the app says of the device, from now on. What is none costs no swipe: `last_error` names it."""
+        if isinstance(device, DeviceState):
+            self._device = device
+        elif device is not None:
+            self._telemetry.swallowed(
+                InputError("session: device", got=repr(device)[:100], allowed="DeviceState, None")
+            )
 
     def _decide(self, tier: list[PooledPage], now_ms: int) -> Decision:
         return choose(tier, self._reranker, self._situation(now_ms))
@@ -255,7 +274,7 @@ class EdgeSession:
         first: video ids that may stand first; None: those within the policy's limits. A search that can't be has a
         `problem`, a reason as of `Choice`. Raises PoolExhausted, and InputError when none of `first` is left.
         """
-        self._device = device or self._device
+        self._take(device)
         self._settle()
         tier = self._tier()
         found = search_now(tier, self._reranker, self._situation(self._time.now_ms()), plan, first)
@@ -268,7 +287,7 @@ class EdgeSession:
 
         Costs a swipe. Raises PoolExhausted.
         """
-        self._device = device or self._device
+        self._take(device)
         self._settle()
         found, error = rank(self._tier(), self._reranker, self._situation(self._time.now_ms()))
         if error is not None:
@@ -341,17 +360,23 @@ class EdgeSession:
         feedback to the uploader when there is a state file. Never raises; `last_error` keeps what went wrong.
         """
         with self._telemetry.span("maintain"):
-            self._settle()
-            self._intake.take_arrived()
-            if self._shown is not None:
-                self._models.prepare(self._shown)
-                self._shown = None
-            if self.pool.wants_page(self._clock.monotonic_ms()):
-                self._intake.ask()
-            if self._keeper is not None:
-                self._keeper.save(self._reranker)
-            self._models.tidy()
-            self.metrics.fold()
+            try:
+                self._maintain()
+            except Exception as error:  # a player must not stop over what a later call may well do
+                self._telemetry.swallowed(error)
+
+    def _maintain(self) -> None:
+        self._settle()
+        self._intake.take_arrived()
+        if self._shown is not None:
+            self._models.prepare(self._shown)
+            self._shown = None
+        if self.pool.wants_page(self._clock.monotonic_ms()):
+            self._intake.ask()
+        if self._keeper is not None:
+            self._keeper.save(self._reranker)
+        self._models.tidy()
+        self.metrics.fold()
 
     def _settle(self) -> None:
         if self._pending is not None:
@@ -359,7 +384,12 @@ class EdgeSession:
         self._models.settle()
 
     def feedback(self, feedback: Feedback) -> Outcome:
-        """Take in a feedback, work out its token, report it. Late, amended and out-of-order ones are fine."""
+        """Take in a feedback, work out its token, report it. Late, amended and out-of-order ones are fine.
+
+        Raises InputError for what is no Feedback.
+        """
+        if not isinstance(feedback, Feedback):
+            raise InputError("session: feedback", got=repr(feedback)[:100], allowed="Feedback")
         start = self._timer_ns()
         self._settle()
         applied = self._models.apply(feedback)
@@ -371,18 +401,25 @@ class EdgeSession:
         return applied.outcome
 
     def close(self) -> None:
-        """Stop the fetching thread and send what feedback is left (within the uploader's deadline)."""
-        self._note()
-        self._intake.close()
+        """Stop the fetching thread and send what feedback is left: up to 5 s for a page under way, and the uploader's
+        deadline after that. What fails is kept in `last_error`; the rest is closed all the same. A second call does
+        nothing.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        steps: list[Callable[[], object]] = [self._note, self._intake.close]
         if self._keeper is not None:  # what is not in the file yet, and with it the last events, before they are sent
-            self._keeper.save(self._reranker)
+            steps.append(partial(self._keeper.save, self._reranker))
         if self._uploader is not None:
-            self._uploader.close()
+            steps.append(self._uploader.close)
         if self._keeper is not None:
-            self._keeper.close(self._reranker)
-        self._models.tidy()
+            steps.append(partial(self._keeper.close, self._reranker))
+        steps.append(self._models.tidy)
         if self._telemetry.trace is not None:
+            steps.append(self._telemetry.trace.save)
+        for step in steps:
             try:
-                self._telemetry.trace.save()
-            except OSError as error:  # a trace is never worth a failure
+                step()
+            except Exception as error:  # one part that fails must not leave the others open
                 self._telemetry.swallowed(error)

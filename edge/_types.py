@@ -12,8 +12,12 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.checks import INT32_MAX, INT64_MAX, UINT64_MAX, check_flag, check_number, check_whole, plain
 from contract.errors import InputError
 from contract.vocabulary import DECODERS, NETWORKS, SIGNALS
+
+_NETWORK = f"device: network, an index into {', '.join(NETWORKS)}"
+_DECODER = f"device: decoder, an index into {', '.join(DECODERS)}"
 
 
 class Chooser(StrEnum):
@@ -53,6 +57,7 @@ class DeviceState:
     network, decoder  indices into vocabulary.NETWORKS and DECODERS; 0 = unknown
     buffered_ms       video id -> preloaded milliseconds; videos left out are "not told"
     volume            0 … 1, landscape: orientation; None = not observed. Both leave the device by opt-in only
+    Raises InputError for values of another type or out of range.
     """
 
     network: int = 0
@@ -62,10 +67,16 @@ class DeviceState:
     landscape: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("network", NETWORKS), ("decoder", DECODERS)):
-            if not 0 <= getattr(self, name) < len(allowed):
-                got = getattr(self, name)
-                raise InputError(f"{name} is an index into {len(allowed)} values", got=got, allowed=allowed)
+        check_whole(_NETWORK, self.network, 0, len(NETWORKS) - 1)
+        check_whole(_DECODER, self.decoder, 0, len(DECODERS) - 1)
+        if not isinstance(self.buffered_ms, Mapping):
+            raise InputError("device: buffered_ms is a mapping of video ids", got=type(self.buffered_ms).__name__)
+        for video_id, buffered_ms in self.buffered_ms.items():
+            check_whole("device: a video id of buffered_ms", video_id, 0, UINT64_MAX)
+            check_whole("device: buffered_ms of a video", buffered_ms, 0, INT32_MAX)
+        check_number("device: volume", self.volume, 0.0, 1.0, optional=True)
+        check_flag("device: landscape", self.landscape, optional=True)
+        self.__dict__.update(plain(self.__dict__))
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ class Feedback:
     signals      name of vocabulary.SIGNALS -> bool
     revision     amendments of one impression count up from 0; None = one more than the last
     shown_at_ms  Unix milliseconds; None = when the session chose it
-    Raises InputError for unknown signals or negative times.
+    Raises InputError for unknown signals and for values of another type or out of range.
     """
 
     video_id: int
@@ -88,15 +99,22 @@ class Feedback:
     shown_at_ms: int | None = None
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.signals) - set(SIGNALS))
+        check_whole("feedback: video_id", self.video_id, 0, UINT64_MAX)
+        if not isinstance(self.signals, Mapping):
+            raise InputError("feedback: signals is a mapping of names", got=type(self.signals).__name__)
+        unknown = [name for name in self.signals if name not in SIGNALS]
         if unknown:
             raise InputError("unknown feedback signal", got=unknown, allowed=SIGNALS)
-        for name in ("play_time_ms", "profile_stay_ms", "comment_stay_ms"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 2**31:
-                raise InputError(f"{name} out of range", got=value, allowed="0 … 2**31 - 1")
-        if self.revision is not None and not 0 <= self.revision < 2**31:
-            raise InputError("revision out of range", got=self.revision, allowed="0 … 2**31 - 1")
+        for name, value in self.signals.items():
+            if value != 0 and value != 1:  # bool and numpy's bool, and the 0 and 1 that JSON and SQL have
+                raise InputError(f"feedback: signal '{name}'", got=repr(value)[:100], allowed="True, False")
+        for name in ("play_time_ms", "profile_stay_ms", "comment_stay_ms", "revision"):
+            check_whole(f"feedback: {name}", getattr(self, name), 0, INT32_MAX, optional=True)
+        check_whole("feedback: shown_at_ms", self.shown_at_ms, 0, INT64_MAX // 1000, optional=True)
+        check_flag("feedback: has_next", self.has_next, optional=True)
+        self.__dict__.update(plain(self.__dict__))
+        if any(type(value) is not bool for value in self.signals.values()):
+            self.__dict__["signals"] = {name: bool(value) for name, value in self.signals.items()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from contract.errors import InputError, ServerError, ServerUnavailable
 from contract.v1 import feedback_pb2
@@ -53,6 +53,13 @@ class FeedbackClient:
 
     def close(self) -> None:
         self._channel.close()
+
+
+@runtime_checkable
+class Offers(Protocol):
+    """What a session asks of an uploader."""
+
+    def offer(self, event: Event) -> object: ...
 
 
 class FeedbackUploader:

@@ -217,8 +217,10 @@ def test_the_example_of_the_guide_runs(
     blocks = (repository / "docs" / "edge.md").read_text().split("```python\n")
     assert len(blocks) == 2
     monkeypatch.chdir(tmp_path)  # the example's "cdn" and "cache" are here
-    names: dict[str, object] = {"server": server.target}
-    exec(blocks[1].partition("```")[0], names)
+    names: dict[str, object] = {}
+    example = blocks[1].partition("```")[0].replace("127.0.0.1:50051", server.target)
+    assert server.target in example
+    exec(example, names)
     choice = names["choice"]
     assert isinstance(choice, Choice)
     assert (choice.chooser, choice.dense_version) == ("model", "kir-a")

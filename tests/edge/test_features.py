@@ -199,9 +199,9 @@ class TestSwipeFeatures:
 
     def test_preload_of_each_candidate(self) -> None:
         features = SwipeFeatures(SPEC, [4])
-        device = DeviceState(buffered_ms={11: 5_000, 13: 99_000, 12: -7})
+        device = DeviceState(buffered_ms={11: 5_000, 13: 99_000, 12: 0})
         block = features.candidates(device, [11, 12, 13], 4)[0]
-        np.testing.assert_allclose(block, [[0.5, 1], [0, 0], [1, 1], [0, 0]])
+        np.testing.assert_allclose(block, [[0.5, 1], [0, 1], [1, 1], [0, 0]])
         assert not features.candidates(DeviceState(), [11, 12, 13], 4).any()
 
     def test_values_out_of_range_are_refused_before_the_swipe(self) -> None:
@@ -220,11 +220,54 @@ class TestFeedbackChecks:
             {"play_time_ms": 2**31},
             {"comment_stay_ms": -1},
             {"revision": -1},
+            {"video_id": "x"},
+            {"video_id": -1},
+            {"play_time_ms": 8.7},
+            {"play_time_ms": "8"},
+            {"play_time_ms": True},
+            {"signals": ["like"]},
+            {"signals": {"like": "no"}},
+            {"signals": {"like": None}},
+            {"signals": {"like": 7}},
+            {"has_next": "x"},
+            {"revision": 1.5},
+            {"shown_at_ms": -5},
+            {"shown_at_ms": 2**70},
         ],
     )
     def test_unusable_feedback_is_refused(self, values: dict[str, Any]) -> None:
-        with pytest.raises(InputError):
-            Feedback(1, **values)
+        """Before anything changes: taken in by half, a value that no column holds would spoil the video for good."""
+        with pytest.raises(InputError, match=r"got .*; allowed: |mapping"):
+            Feedback(**{"video_id": 1, **values})
+
+    def test_numpys_numbers_are_numbers(self) -> None:
+        one = Feedback(np.uint64(2**63), np.int32(5), {"like": np.bool_(True), "follow": 0}, has_next=np.bool_(False))
+        assert (one.video_id, one.play_time_ms, one.has_next) == (2**63, 5, False)
+        device = DeviceState(network=np.int8(6), volume=np.float32(0.5))
+        kinds = [type(value) for value in (one.video_id, one.play_time_ms, one.has_next, device.network, device.volume)]
+        assert one.signals["like"] is True
+        assert kinds == [int, int, bool, int, float], "messages and state files take no others"
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"network": "wifi"},
+            {"network": 1.5},
+            {"network": True},
+            {"decoder": None},
+            {"volume": "loud"},
+            {"volume": 5.0},
+            {"volume": float("nan")},
+            {"landscape": "yes"},
+            {"buffered_ms": None},
+            {"buffered_ms": [1]},
+            {"buffered_ms": {1: -5}},
+            {"buffered_ms": {"1": 5}},
+        ],
+    )
+    def test_an_unusable_device_state_is_refused(self, values: dict[str, Any]) -> None:
+        with pytest.raises(InputError, match=r"device: .*got "):
+            DeviceState(**values)
 
 
 def test_a_watched_item_keeps_the_pxtr_it_was_sent_with() -> None:

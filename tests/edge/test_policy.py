@@ -172,7 +172,10 @@ class TestInASession:
     def test_what_can_not_be_read_stops_no_swipe(self) -> None:
         session = self.session(preloaded_only=True)
         session.on_page(page_bytes(range(101, 105)))
-        choice = session.next(DeviceState(buffered_ms={101: "long"}))  # type: ignore[dict-item]
+        told: dict[int, object] = {101: 5_000}
+        device = DeviceState(buffered_ms=told)  # type: ignore[arg-type]
+        told[101] = "long"  # the app's own mapping, changed behind its back
+        choice = session.next(device)
         assert (choice.video_id, choice.relaxed) == (101, LIMITS)
         assert isinstance(session.last_error, TypeError)
 

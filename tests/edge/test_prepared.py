@@ -97,7 +97,9 @@ def test_the_usual_feedback_finds_everything_but_its_own_features_in_the_graph(p
 
 def test_a_device_state_that_is_no_value_stops_no_maintenance(session: EdgeSession) -> None:
     session.on_page(page_bytes(range(101, 109)))
-    choice = session.next(DeviceState(volume="loud"))  # type: ignore[arg-type]
+    device = DeviceState()
+    object.__setattr__(device, "volume", "loud")
+    choice = session.next(device)
     session.maintain()
     with pytest.raises(ValueError, match="loud"):
         session.feedback(Feedback(choice.video_id, 1_000))

@@ -33,9 +33,13 @@ SURFACE = {
     "FeedbackClient",
     "FeedbackUploader",
     "HttpSource",
+    "InputError",
     "InstalledModel",
     "IntegrityError",
+    "KirError",
+    "ManifestError",
     "ModelStore",
+    "ModelStoreError",
     "NoModelError",
     "Outcome",
     "PageClient",
@@ -56,6 +60,7 @@ SURFACE = {
     "StateFile",
     "SystemClock",
     "TrustError",
+    "VersionMismatch",
     "replay",
 }
 
