@@ -8,18 +8,20 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from contract.checks import INT32_MAX, check_number, check_whole
 from contract.errors import PageError, ServerError, ServerUnavailable
-from contract.page import PAGE_BYTES_MAX, Page, encode_page
+from contract.page import PAGE_BYTES_MAX, Candidates, Page, encode_page
 from contract.v1 import page_pb2
+from contract.vocabulary import MISSING_KEY, NULL_INT, TAGS_MAX, X_PXTR
 from edge._wire import PageRequest
 
 if TYPE_CHECKING:
@@ -150,6 +152,18 @@ class FakePageClient:
         self._answers = list(answers)
         self._lock = threading.Lock()
         self.requests: list[PageRequest] = []
+
+    @staticmethod
+    def page_of(video_ids: Sequence[int], page_id: str = "page-1", **changes: Any) -> Page:
+        """A page of these videos, in this order, of which nothing else is known: what a session plays without a model.
+
+        changes: of `contract.page.Page`, as soft_ttl_ms=1_000.
+        """
+        ids = np.array(video_ids, np.uint64)
+        nothing = np.full(len(ids), NULL_INT, np.int32)
+        tags = np.full((len(ids), TAGS_MAX), MISSING_KEY)
+        pxtr = np.full((len(ids), X_PXTR), np.nan, np.float32)
+        return Page(page_id, Candidates(ids, np.full(len(ids), MISSING_KEY), tags, nothing, nothing, pxtr), **changes)
 
     def add(self, answer: Answer) -> None:
         with self._lock:

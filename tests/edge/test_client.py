@@ -10,10 +10,10 @@ from collections.abc import Callable
 import grpc
 import pytest
 
-from contract.errors import InputError, ServerError, ServerUnavailable
+from contract.errors import InputError, PageError, ServerError, ServerUnavailable
 from contract.page import decode_page, encode_page
 from contract.v1 import page_pb2
-from edge import EdgeSession, FakePageClient, InstalledModel, PageClient, PageRequest, Retry
+from edge import EdgeSession, FakeClock, FakePageClient, InstalledModel, PageClient, PageRequest, Retry
 from edge._client import Prefetcher
 from tests.edge.conftest import LocalServer
 from tests.edge.tiny_page import make_page, page_bytes
@@ -197,6 +197,17 @@ class TestFake:
         with pytest.raises(ServerUnavailable, match="no more pages"):
             fake.get_page(REQUEST)
         assert len(fake.requests) == 6
+
+    def test_a_players_loop_needs_no_model(self) -> None:
+        pages = FakePageClient([FakePageClient.page_of([101, 102, 103], soft_ttl_ms=1_000)])
+        session = EdgeSession(1, pages=pages, clock=FakeClock())
+        assert session.fetch_page().added == 3
+        assert [session.next().video_id for _ in range(3)] == [101, 102, 103]
+        session.close()
+
+    def test_bytes_that_are_no_page_are_one_error(self) -> None:
+        with pytest.raises(PageError, match="no page"):
+            FakePageClient([b"garbage"]).get_page(REQUEST)
 
 
 class TestPrefetcher:
