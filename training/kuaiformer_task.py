@@ -20,6 +20,7 @@ from training.segments import SegmentBatch
 from training.tables import SparseTables
 
 CANDIDATES = ("auto", "full", "in-batch", "sampled")
+AMONG = ("catalogue", "watched")
 FULL_UP_TO_ITEMS = 20_000  # beyond it, `auto` takes the batch's items: a full softmax then costs more than the encoder
 
 
@@ -30,6 +31,9 @@ class LossConfig:
     candidates    full = the catalogue, in-batch = the batch's items, sampled = those and `negatives` drawn for all;
                   auto = full up to FULL_UP_TO_ITEMS items, else in-batch
     correction    none, logq or corrected; a full softmax needs none and gets none (`acting`), which training says
+    among         catalogue, or watched = the videos that have a positive in training. One without is a negative of
+                  every target and nothing else, so that its content is taught away: left out, as a video is that is
+                  uploaded later, it keeps the vector that its author, tags and duration give it
     except_owned  what a target's user also liked is no negative
     except_seen   what stands in the history is no negative: it is not ranked then either, where the protocol masks it
     """
@@ -37,13 +41,15 @@ class LossConfig:
     candidates: str = "auto"
     negatives: int = 1024
     correction: str = "logq"
+    among: str = "catalogue"
     except_owned: bool = False
     except_seen: bool = False
     smoothing: str = "none"
     alpha: float = 0.1
 
     def __post_init__(self) -> None:
-        for name, allowed in (("candidates", CANDIDATES), ("correction", CORRECTIONS), ("smoothing", SMOOTHINGS)):
+        names = {"candidates": CANDIDATES, "correction": CORRECTIONS, "smoothing": SMOOTHINGS, "among": AMONG}
+        for name, allowed in names.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"unknown {name}", got=getattr(self, name), allowed=allowed)
         if not 0.0 <= self.alpha < 1.0 or self.negatives < 1:
@@ -75,6 +81,7 @@ class KuaiFormerTask(nn.Module):
 
     item_slots  field -> int64 [N, M] of the catalogue; owned: what each user liked, for `except_owned`
     prior_NG    float32 [N, G], of a net with a prior: the items' priors on each day (training/recency.py)
+    watched_N   bool [N], for `among="watched"`: which items have a positive; targets of a batch are taken in as well
     """
 
     def __init__(
@@ -87,6 +94,7 @@ class KuaiFormerTask(nn.Module):
         owned: OwnedItems | None = None,
         seed: int = 0,
         prior_NG: Tensor | None = None,
+        watched_N: Tensor | None = None,
     ):
         super().__init__()
         self.net, self.tables, self.estimator, self.config = net, tables, estimator, config
@@ -101,6 +109,8 @@ class KuaiFormerTask(nn.Module):
         self.register_buffer("owned_offsets", owned.offsets_U if owned else None, persistent=False)
         self.register_buffer("owned_items", owned.items if owned else None, persistent=False)
         self.register_buffer("prior_NG", prior_NG, persistent=False)
+        watched = watched_N.nonzero()[:, 0] if config.among == "watched" and watched_N is not None else None
+        self.register_buffer("watched_W", watched, persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def loss(self, batch: SegmentBatch, whole: SegmentBatch | None = None) -> tuple[Tensor, dict[str, Any]]:
@@ -141,8 +151,9 @@ class KuaiFormerTask(nn.Module):
 
     def _candidates(self, item_T: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Catalogue rows ascending (None = all of them) and log Q, None where there is nothing to correct."""
+        pool_M = None if self.watched_W is None else torch.unique(torch.cat([self.watched_W, item_T]))
         if self.candidates == "full":
-            return None, None
+            return pool_M, None
         correct = self.correction != "none"
         if self.candidates == "in-batch":
             rows_C, _ = in_batch_candidates(item_T)
@@ -151,10 +162,10 @@ class KuaiFormerTask(nn.Module):
         # All ranks of a distributed training must draw the same: by the step, not from torch's generator.
         generator = torch.Generator(item_T.device).manual_seed(self.seed * 1_000_003 + int(self.step))
         self.step += 1
-        rows_C, _, log_q_C = shared_negatives(
-            item_T, min(self.config.negatives, self.n_items), self.n_items, generator=generator
-        )
-        return rows_C, log_q_C if correct else None
+        place_T = item_T if pool_M is None else torch.searchsorted(pool_M, item_T)
+        n = self.n_items if pool_M is None else len(pool_M)
+        rows_C, _, log_q_C = shared_negatives(place_T, min(self.config.negatives, n), n, generator=generator)
+        return rows_C if pool_M is None else pool_M[rows_C], log_q_C if correct else None
 
 
 def with_days(users_TKD: Tensor, items_CD: Tensor, day_T: Tensor, prior_CG: Tensor) -> tuple[Tensor, Tensor]:

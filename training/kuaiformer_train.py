@@ -108,7 +108,9 @@ def task_of(
         found = recency_of(split, net.config.recency_days)
         write_recency(tables, split.items.video_id, found.now_N)
         prior_NG = torch.from_numpy(found.log_NG)
-    return KuaiFormerTask(net, tables, estimator, item_slots, recipe.loss, owned, recipe.train.seed, prior_NG)
+    return KuaiFormerTask(
+        net, tables, estimator, item_slots, recipe.loss, owned, recipe.train.seed, prior_NG, counts_N > 0
+    )
 
 
 def train_kuaiformer(

@@ -9,6 +9,7 @@ Shapes: T targets, C candidates, D width.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -43,7 +44,8 @@ def made(loss: dict[str, Any], seed: int = 0, **changes: Any) -> tuple[KuaiForme
     estimator = FrequencyEstimator.from_counts(torch.from_numpy(split.counts()).float(), 12)
     net = net_of(config).requires_grad_(True)
     options = LossConfig(**{"negatives": 9, **loss})
-    task = KuaiFormerTask(net, tables, estimator, data.item_slots, options, owned, seed).eval()
+    watched_N = torch.from_numpy(split.counts()) > 0
+    task = KuaiFormerTask(net, tables, estimator, data.item_slots, options, owned, seed, watched_N=watched_N).eval()
     return task, list(data.batches(0, 0))
 
 
@@ -298,3 +300,36 @@ def test_half_precision_is_near():
     assert loss.dtype == torch.float32
     assert float(loss.detach()) == pytest.approx(exact, rel=0.05)
     assert float(loss.detach()) != exact
+
+
+@pytest.mark.parametrize("kind", [FULL, SAMPLED], ids=["full", "sampled"])
+def test_what_nobody_watched_in_training_is_no_negative(kind: dict[str, Any]) -> None:
+    """Else its content is taught away, and a video that is uploaded later comes up for nobody."""
+    plain, _ = made(kind)
+    task, batches = made({**kind, "among": "watched"})
+    watched = set(task.watched_W.tolist())
+    assert 0 < len(watched) < N_ITEMS
+    for batch in batches:
+        candidates, _ = drawn(task, batch)
+        assert set(candidates) <= watched
+        assert set(batch.item.tolist()) <= set(candidates)
+        assert candidates == sorted(candidates)
+    if kind is FULL:
+        assert set(candidates) == watched
+        assert plain._candidates(batches[0].item) == (None, None)
+    stranger = next(item for item in range(N_ITEMS) if item not in watched)
+    late = torch.tensor([stranger, *sorted(watched)[:2]])
+    assert stranger in task._candidates(late)[0].tolist(), "a target stands among the candidates in any case"
+
+
+def test_the_loss_among_the_watched_is_that_of_a_softmax_over_them() -> None:
+    task, batches = made({**FULL, "among": "watched"})
+    for batch in batches:
+        rows_C, _ = task._candidates(batch.item)
+        plain, _ = made({**FULL})
+        kept = {name: getattr(plain, f"slots_{name}")[rows_C] for name in plain._fields}
+        for name, slots in kept.items():
+            setattr(plain, f"slots_{name}", slots)
+        plain.n_items = len(rows_C)
+        fewer = dataclasses.replace(batch, item=torch.searchsorted(rows_C, batch.item))
+        assert value_of(task, batch) == pytest.approx(value_of(plain, fewer), abs=1e-6)
