@@ -55,7 +55,8 @@ def encoder_graph(encoder: Encoder, row_width: int) -> onnx.ModelProto:
     parts.append(g.cut(tokens_BLD, early, config.length))
     present.append(g.cut("history_mask", early, config.length))
     asked = np.arange(config.interests)[None] + len(config.windows) + config.latest
-    interests = _answered(g, encoder, parts, present, g.batched(asked))
+    last = g.cut(tokens_BLD, config.length - 1, config.length)
+    interests = _answered(g, encoder, parts, present, g.batched(asked), last)
     inputs = {"history_rows": ["b", config.length, row_width], "history_mask": ["b", config.length]}
     return g.model("encoder", inputs, {"interests": (interests, [config.interests, config.vector_width])})
 
@@ -102,16 +103,21 @@ def tail_graph(encoder: Encoder, row_width: int) -> onnx.ModelProto:
     asked = g.op(
         "Add", g.op("Cast", count_B1, to=TensorProto.INT64), g.ints(*(n_windows + np.arange(config.interests)))
     )
-    interests = _answered(g, encoder, ["tokens", _tokens(g, encoder)], ["present", "history_mask"], asked)
+    tokens = _tokens(g, encoder)
+    later = g.op("Pad", g.cut("history_mask", 1, config.latest), g.ints(0, 0, 0, 1))
+    last = g.op("MatMul", g.op("Unsqueeze", g.op("Sub", "history_mask", later), g.ints(1)), tokens)  # of the last real
+    interests = _answered(g, encoder, ["tokens", tokens], ["present", "history_mask"], asked, last)
     inputs = {"tokens": ["b", n_windows, config.width], "present": ["b", n_windows]}
     inputs |= {"history_rows": ["b", config.latest, row_width], "history_mask": ["b", config.latest]}
     return g.model("tail", inputs, {"interests": (interests, [config.interests, config.vector_width])})
 
 
-def _answered(g: _Graph, encoder: Encoder, parts: list[str], present: list[str], asked_BK: str) -> str:
-    """Interests [B, K, D] of token parts [B, ·, D] and their presence; asked_BK: places of the queries behind them."""
+def _answered(g: _Graph, encoder: Encoder, parts: list[str], present: list[str], asked_BK: str, last_B1D: str) -> str:
+    """Interests [B, K, D] of token parts [B, ·, D] and their presence; asked_BK: places of the queries behind them;
+    last_B1D: the token of the last item, 0 for an empty history."""
     config = encoder.config
-    x_BTD = g.op("Concat", *parts, g.batched(_array(encoder.queries)[None]), axis=1)
+    queries = g.batched(_array(encoder.queries)[None])
+    x_BTD = g.op("Concat", *parts, g.op("Add", queries, last_B1D) if config.last_item else queries, axis=1)
     present_BT = g.op("Concat", *present, g.batched(np.ones((1, config.interests), np.float32)), axis=1)
     interests = _stack(g, encoder, x_BTD, present_BT, asked_BK)
     if config.recency_days is None:

@@ -51,6 +51,8 @@ class KuaiFormerConfig:
     latest       raw items behind them
     interests    K query tokens
     normalise    unit vectors on both sides, scores divided by `temperature` in training
+    last_item    each query begins at the token of the item before it, and rows of videos mean the same on both sides at
+                 first: what was liked last is a strong guess where items are rare (not of the paper)
     without      served fields of the spec that are left out (those the data do not tell)
     recency_days half life of the plays that an item's prior counts (training/recency.py); None = no prior
     recency_weight  what the prior is multiplied by once trained; None = by what was learnt, which tends to be too low:
@@ -70,6 +72,7 @@ class KuaiFormerConfig:
     temperature: float = 0.07
     windows: tuple[int, ...] = (64, 64, 16, 16, 16, 16, 16)
     latest: int = 48
+    last_item: bool = False
     without: tuple[str, ...] = ()
     recency_days: float | None = None
     recency_weight: float | None = None
@@ -265,6 +268,8 @@ class Encoder(nn.Module):
         hidden_TT = causal_mask(n_tokens, MASK).to(x_BTD.device)
         hidden_QT = hidden_TT[n_tokens - n_cuts :].repeat_interleave(n_queries, dim=0)
         q_BPKD = self.queries.expand(n_rows, n_cuts, n_queries, width)
+        if self.config.last_item:
+            q_BPKD = q_BPKD + x_BTD[:, n_tokens - n_cuts :, None]
         for i, block in enumerate(self.blocks):
             last = i == len(self.blocks) - 1
             x_BTD, q_BPKD = block.with_cuts(x_BTD, q_BPKD, turn, turn_Q, hidden_TT, hidden_QT, absent_BT, last)
@@ -328,6 +333,19 @@ class KuaiFormer(nn.Module):
         self.config, self.spec = config, spec
         self.encoder = Encoder(config, spec.width("history_rows"))
         self.item = ItemSide(config, spec)
+        if config.last_item:
+            self._align()
+
+    @torch.no_grad()
+    def _align(self) -> None:
+        """An item in the history and as a candidate begin as the same vector: like finds like from the start."""
+        column = next(c for c in self.spec.columns("history_rows") if c.field.table == "video")
+        width, video = self.config.width, self.config.video_width
+        same = torch.linalg.qr(torch.randn(max(width, video), max(width, video)))[0][:width, :video]
+        self.encoder.token_skip.weight[:, column.slice] = same
+        self.item.video.weight.copy_(same)
+        self.encoder.out.weight.copy_(torch.eye(width))
+        self.encoder.queries.mul_(0.04)
 
     def forward(self, history_rows: Tensor, history_mask: Tensor) -> Tensor:
         interests: Tensor = self.encoder(history_rows, history_mask)

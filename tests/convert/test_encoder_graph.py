@@ -30,6 +30,7 @@ PLANS: list[dict[str, Any]] = [
     {"windows": (4,), "latest": 2, "width": 64, "hidden": 48, "video_width": 4, "attribute_width": 2},  # narrow rows
     {"windows": (4, 4), "latest": 2, "width": 24, "heads": 3, "hidden": 20, "layers": 3, "interests": 6},
     {"windows": (4,), "latest": 3, "interests": 2, "recency_days": 1.0},
+    {"windows": (4, 2), "latest": 3, "interests": 2, "last_item": True},
 ]
 
 

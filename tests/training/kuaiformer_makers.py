@@ -23,6 +23,7 @@ PLANS = {
     "raw": {"windows": (), "latest": 20},
     "odd": {"windows": (5, 3, 3, 5), "latest": 7},
     "ones": {"windows": (1, 4), "latest": 1},
+    "last": {"windows": (4, 3), "latest": 6, "last_item": True},
 }
 
 

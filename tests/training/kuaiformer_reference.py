@@ -89,7 +89,8 @@ def encoder(net: Encoder, rows_LR: torch.Tensor, mask_L: torch.Tensor) -> Floats
             positions.append(len(windows) + i - start)
     behind = len(windows) + len(rows) - start
     n_items, n_queries = len(tokens), net.config.interests
-    x = [*tokens, *array(net.queries)]
+    last = token(len(rows) - 1) if net.config.last_item and real[-1] else 0.0
+    x = [*tokens, *(query + last for query in array(net.queries))]
     positions += [behind + j for j in range(n_queries)]
     for layer in net.blocks:
         x = block(layer, x, positions, [list(range(i + 1)) for i in range(len(x))])

@@ -11,7 +11,6 @@ import torch
 from contract.beam import ListReward
 from contract.errors import CheckpointError, InputError
 from contract.events import Events
-from contract.parquet import write_events
 from contract.vocabulary import MISSING_KEY, PXTR_HEADS, SIGNALS, TASKS, X_PXTR
 from training import kir_train
 from training.checkpoint import load_checkpoint
@@ -212,13 +211,6 @@ def test_a_budget_is_kept(log, tmp_path):
 def test_nothing_to_train_on(log, tmp_path):
     with pytest.raises(InputError, match="no events to train on"):
         train_kir(log, tmp_path / "x", held_out=1.0)
-
-
-def test_command_line(log, tmp_path, capsys):
-    path = write_events(tmp_path / "events.parquet", log.take(slice(0, 300)))
-    kir_train.main(["--events", str(path), "--out", str(tmp_path / "out"), "--epochs", "1"])
-    assert "kir-" in capsys.readouterr().out
-    assert load_checkpoint(tmp_path / "out").kind == "kir"
 
 
 def slow_gauc(scores, labels, groups):
