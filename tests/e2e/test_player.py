@@ -25,10 +25,12 @@ from tests.e2e.conftest import SmallLoop
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-# Takes the pseudo-terminal as its controlling one, so that Ctrl-C reaches it, and becomes `kir`.
+# Takes the pseudo-terminal as its controlling one, so that Ctrl-C reaches it, and becomes `kir`. A shell's background
+# job has SIGINT ignored, and so would have all that it starts.
 START = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, "-m", "kir", *sys.argv[1:]])
 """
 Serve = Callable[..., ServerProcess]
