@@ -230,7 +230,8 @@ def _train_kuaiformer(args: argparse.Namespace) -> Checkpoint | None:
         holdout_days=_holdout(args),
         utc_offset_hours=_utc_offset(args),
     )
-    return train_kuaiformer(
+    parallel = DataParallel.from_environment(recipe.train.device)
+    checkpoint = train_kuaiformer(
         split,
         args.out,
         recipe,
@@ -239,9 +240,12 @@ def _train_kuaiformer(args: argparse.Namespace) -> Checkpoint | None:
         utc_offset_hours=_utc_offset(args),
         overwrite=args.overwrite,
         quiet=False,
-        parallel=DataParallel.from_environment(recipe.train.device),
+        parallel=parallel,
         say=_to_stderr,
     )
+    if parallel is not None:
+        parallel.leave()
+    return checkpoint
 
 
 def _train_since(args: argparse.Namespace) -> Checkpoint:

@@ -51,6 +51,12 @@ class DataParallel:
             dist.init_process_group("nccl" if on_cuda else "gloo", timeout=WAIT)
         return DataParallel(dist.get_rank(), dist.get_world_size())
 
+    def leave(self) -> None:
+        """Leave the process group once all ranks are done. A rank that ended with the group's threads at work, or whose
+        neighbour left first, was seen to abort as Python ended."""
+        dist.barrier()
+        dist.destroy_process_group()
+
     @property
     def leads(self) -> bool:
         """Rank 0: the one that logs, validates and writes."""

@@ -165,4 +165,4 @@ if __name__ == "__main__":
     assert here is not None
     equal_to_one(here, Path(sys.argv[1]))
     resumed(here, Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()
+    here.leave()
