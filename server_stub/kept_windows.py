@@ -2,11 +2,13 @@
 
 A window of old positives becomes one token (paper 2.3), which no later one changes. So windows are worked out once,
 with the raw tail as short as training has seen it (`latest` less the smallest window, and one), and serve until that
-window has filled anew; then those that only moved on are kept as well, and the others made. Beside that an answer runs
-the tail and the queries alone. With the tail at its full length it is `encoder.onnx`'s; with a shorter one it is that
-of the same net with another cut (`Encoder.behind`).
+window has filled anew. Then one of the smallest is made. The larger ones stay where they are, so that for a while there
+are fewer of the smallest than the plan has; when one too many would stand there, as many of the oldest as make the next
+larger size become one of it (`plans`: 64, 64 and two to five of 16). Beside that an answer runs the tail and the
+queries alone. It is that of the same net with another plan and cut (`Encoder.compressed`, `Encoder.behind`), and with
+all windows and the tail at its full length `encoder.onnx`'s.
 
-Shapes: L history, E = sum(windows) items before the tail, T = latest, W windows, D width, R row width.
+Shapes: L history, T = latest, W windows of the plan, V of those that stand, D width, R row width.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ Floats = NDArray[np.float32]
 
 
 class _Kept(NamedTuple):
-    """Windows of E items: their last one, digests [W], tokens [W, D] and present [W]."""
+    """Windows that stand: the last item before the tail, their sizes, digests [V], tokens [V, D] and present [V]."""
 
     last: bytes
+    sizes: tuple[int, ...]
     digests: tuple[bytes, ...]
     tokens: Floats
     present: Floats
@@ -49,6 +52,20 @@ class Part(NamedTuple):
 
 
 RowsOf = Callable[[Part], Floats]
+
+
+def plans(plan: Sequence[int]) -> list[tuple[int, ...]]:
+    """The windows that may stand, by the number of the smallest: the plan itself last, before it with fewer of them.
+
+    (64, 64, 16, 16, 16, 16, 16) -> (64, 64, 16, 16), (64, 64, 16, 16, 16), ... the plan. Where the smallest do not make
+    one of the next larger size the plan stands alone.
+    """
+    least = min(plan)
+    n_least = next((n for n, size in enumerate(reversed(plan)) if size != least), len(plan))
+    larger = tuple(plan[: len(plan) - n_least])
+    merged = larger[-1] // least if larger and larger[-1] % least == 0 else 1
+    fewest = n_least + 1 - merged if merged <= n_least else n_least
+    return [larger + (least,) * n for n in range(fewest, n_least + 1)]
 
 
 class KeptWindows:
@@ -71,7 +88,8 @@ class KeptWindows:
             what = "windows and tail are of two encoders"
             raise VersionMismatch(what, where=window.path, got=made, allowed=taken)
         self.early, self.latest, self.shortest = sum(plan), latest or 0, max(1, (latest or 0) - min(plan) + 1)
-        self._window, self._tail, self._plan, self._least = window, tail, tuple(plan), min(plan)
+        self._window, self._tail, self._row_width, self._plan = window, tail, row_width, tuple(plan)
+        self._plans, self._least = plans(plan), min(plan)
         self._width = tail.shapes["tokens"][2] or 0
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._users_max, self._lock = users_max, threading.Lock()
@@ -94,21 +112,18 @@ class KeptWindows:
 
     def copy(self) -> KeptWindows:
         """The same graphs without what is kept: for rows that changed."""
-        fresh = KeptWindows.__new__(KeptWindows)
-        fresh.__dict__.update(self.__dict__, _kept=OrderedDict(), _lock=threading.Lock(), made=0)
-        return fresh
+        return KeptWindows(self._window, self._tail, self._row_width, self._plan, self._users_max)
 
     def encode(self, user: int, history: UserHistory, rows_of: RowsOf) -> Floats:
         """Interests [K, D]. rows_of: `Part` -> history_rows [n, R]."""
         length, n = self.early + self.latest, min(len(history), self.early + self.latest)
         columns = history.columns(length)
-        tail, tokens, present = (
-            n,
-            np.zeros((len(self._plan), self._width), np.float32),
-            np.zeros(len(self._plan), np.float32),
-        )
+        tail, tokens = n, np.zeros((len(self._plan), self._width), np.float32)
+        present = np.zeros(len(self._plan), np.float32)
         if n > self.latest:
-            tail, tokens, present = self._windows_of(user, columns, n, rows_of)
+            tail, kept = self._windows_of(user, columns, n, rows_of)
+            stand = slice(len(self._plan) - len(kept.sizes), None)  # what is not there stands in front
+            tokens[stand], present[stand] = kept.tokens, kept.present
         raw = {name: column[length - tail :] for name, column in columns.items()}
         rows = np.zeros((1, self.latest, self._tail.shapes["history_rows"][2] or 0), np.float32)
         mask = np.zeros((1, self.latest), np.float32)
@@ -121,30 +136,41 @@ class KeptWindows:
 
     def _windows_of(
         self, user: int, columns: Mapping[str, NDArray[Any]], n: int, rows_of: RowsOf
-    ) -> tuple[int, Floats, Floats]:
-        """Length of the tail, tokens and presence of the windows before it: those that are kept, as far as the history
-        still holds their items."""
-        bytes_L, length = _bytes_of(columns), self.early + self.latest
+    ) -> tuple[int, _Kept]:
+        """Length of the tail, and the windows before it: those that are held, as far as the history still has their
+        items, and what is made beside them."""
+        bytes_L = _bytes_of(columns)
         with self._lock:
             held = self._kept.get(user)
-        tail = self.shortest
-        if held is not None:
-            since = self._since(held, bytes_L)
-            if self.shortest <= since <= self.latest and self._digests(bytes_L[: length - since]) == held.digests:
-                self._keep(user, held)
-                return since, held.tokens, held.present
-            if since > self.latest:  # move on by whole windows of the smallest size, so that those of it are known
-                tail = since - self._least * -(-(since - self.latest) // self._least)
-        end = length - tail
-        digests = self._digests(bytes_L[:end])
-        known: dict[bytes, tuple[Floats, Any]] = {}
-        if held is not None:
-            known = {one: (held.tokens[w], held.present[w]) for w, one in enumerate(held.digests)}
-        self._make(known, digests, {name: column[:end] for name, column in columns.items()}, n - tail, rows_of)
-        tokens, present = (np.stack(parts) for parts in zip(*(known[one] for one in digests), strict=True))
-        made = _Kept(bytes_L[end - 1].tobytes(), digests, tokens, present)
-        self._keep(user, made)
-        return tail, made.tokens, made.present
+        tail, sizes = self._next(held, bytes_L, n)
+        end = len(bytes_L) - tail
+        digests = _digests(bytes_L[:end], sizes)
+        if held is None or digests != held.digests:
+            known: dict[bytes, tuple[Floats, Any]] = {}
+            if held is not None:
+                known = {one: (held.tokens[w], held.present[w]) for w, one in enumerate(held.digests)}
+            self._make(known, digests, sizes, {name: column[:end] for name, column in columns.items()}, n - tail, rows_of)
+            tokens, present = (np.stack(parts) for parts in zip(*(known[one] for one in digests), strict=True))
+            held = _Kept(bytes_L[end - 1].tobytes(), sizes, digests, tokens, present)
+        self._keep(user, held)
+        return tail, held
+
+    def _next(self, held: _Kept | None, bytes_L: NDArray[np.uint8], n: int) -> tuple[int, tuple[int, ...]]:
+        """Length of the tail and sizes of the windows that shall stand before it. n: real items of the history."""
+        since = 0 if held is None else self._since(held, bytes_L)
+        if held is None or since < self.shortest:
+            return self.shortest, self._plan
+        if since <= self.latest:
+            return since, held.sizes
+        more = -(-(since - self.latest) // self._least)  # of the smallest size, so that those that stand are known
+        tail = since - self._least * more
+        fewest, most = (plan.count(self._least) for plan in (self._plans[0], self._plan))
+        if n - tail <= most * self._least:  # nothing in the larger ones yet
+            return tail, self._plan
+        number = held.sizes.count(self._least) + more
+        if number > most:
+            number = most - (most - number) % (most + 1 - fewest)
+        return tail, self._plans[number - fewest]
 
     def _since(self, held: _Kept, bytes_L: NDArray[np.uint8]) -> int:
         """How many items came since the last one of the windows that are held; 0 where the history lacks it."""
@@ -152,31 +178,26 @@ class KeptWindows:
         found = np.flatnonzero(same)
         return len(bytes_L) - 1 - int(found[-1]) if len(found) else 0
 
-    def _digests(self, items: NDArray[np.uint8]) -> tuple[bytes, ...]:
-        """Of each window's items, which end with the last of `items`."""
-        end = len(items) - self.early
-        found = []
-        for size in self._plan:
-            found.append(blake2b(items[end : end + size].tobytes(), digest_size=16).digest())
-            end += size
-        return tuple(found)
-
     def _make(
         self,
         known: dict[bytes, tuple[Floats, Any]],
         digests: Sequence[bytes],
+        sizes: Sequence[int],
         columns: Mapping[str, NDArray[Any]],
         n: int,
         rows_of: RowsOf,
     ) -> None:
         """Work out the windows that are not known; those of one size in one call. n: real items before the tail."""
-        ends = np.cumsum(self._plan) + len(next(iter(columns.values()))) - self.early
-        for size in dict.fromkeys(self._plan):
-            wanted = [w for w, one in enumerate(digests) if self._plan[w] == size and one not in known]
+        ends = np.cumsum(sizes) + len(next(iter(columns.values()))) - sum(sizes)
+        first = ends[-1] - n
+        nothing = np.zeros(self._width, np.float32), np.float32(0.0)
+        known |= {one: nothing for one, end in zip(digests, ends, strict=True) if end <= first}
+        for size in dict.fromkeys(sizes):
+            wanted = [w for w, one in enumerate(digests) if sizes[w] == size and one not in known]
             if not wanted:
                 continue
             place = (ends[wanted][:, None] - size + np.arange(size)).reshape(-1)
-            mask = (place >= ends[-1] - n).astype(np.float32)
+            mask = (place >= first).astype(np.float32)
             rows = rows_of(Part({name: column[place] for name, column in columns.items()}, mask))
             given = {"history_rows": rows.reshape(len(wanted), size, -1), "history_mask": mask.reshape(-1, size)}
             found = self._window.run_all(given)
@@ -190,6 +211,13 @@ class KeptWindows:
             self._kept.move_to_end(user)
             if len(self._kept) > self._users_max:
                 self._kept.popitem(last=False)
+
+
+def _digests(items: NDArray[np.uint8], sizes: Sequence[int]) -> tuple[bytes, ...]:
+    """Of each window's items; the last window ends with the last of `items`."""
+    ends = np.cumsum(sizes) + len(items) - sum(sizes)
+    parts = (items[end - size : end].tobytes() for end, size in zip(ends, sizes, strict=True))
+    return tuple(blake2b(part, digest_size=16).digest() for part in parts)
 
 
 def _bytes_of(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:

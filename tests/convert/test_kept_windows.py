@@ -14,7 +14,7 @@ import torch
 from contract.errors import InputError, VersionMismatch
 from contract.history import UserHistory
 from convert.retrieval import write_retrieval
-from server_stub.kept_windows import KeptWindows
+from server_stub.kept_windows import KeptWindows, _bytes_of, plans
 from server_stub.retrieval import Retrieval
 from server_stub.retrieve import Retriever
 from tests.convert import makers
@@ -50,17 +50,23 @@ def kept_of(retrieval: Retrieval) -> KeptWindows:
     return retrieval._kept
 
 
-def by_torch(checkpoint: Path, retrieval: Retrieval, history: UserHistory, tail: int) -> np.ndarray:
-    """The net's answer with `tail` raw items, straight from rows and training's own code."""
+def by_torch(
+    checkpoint: Path, retrieval: Retrieval, history: UserHistory, tail: int, sizes: tuple[int, ...] = PLAN["windows"]
+) -> np.ndarray:
+    """The net's answer with windows of these sizes and `tail` raw items, straight from rows and training's own code."""
     encoder = load_kuaiformer(load_checkpoint(checkpoint)).encoder
     columns, mask = history.columns(EARLY + LATEST), history.mask(EARLY + LATEST)
     rows = torch.from_numpy(retrieval._rows(_Part(columns, mask)))[None]
     there, end = torch.from_numpy(mask)[None], EARLY + LATEST - tail
-    old = slice(end - EARLY, end)
+    old = slice(end - sum(sizes), end)
     with torch.no_grad():
-        kept = encoder.compressed(rows[:, old], there[:, old], PLAN["windows"])
+        kept = encoder.compressed(rows[:, old], there[:, old], sizes)
         found = encoder.behind(kept, rows[:, end:], there[:, end:])
     return found[0, 0].numpy()
+
+
+def _bytes_of_all(history: UserHistory) -> np.ndarray:
+    return _bytes_of(history.columns(EARLY + LATEST))
 
 
 class _Part:
@@ -69,10 +75,11 @@ class _Part:
 
 
 def test_a_growing_history_is_answered_by_training_s_own_cuts(made: tuple[Path, Path], retrieval: Retrieval) -> None:
-    """From nothing to past what is held; windows are made once in as many items as the smallest holds, and of those
-    that only move on none."""
-    history, kept, tail = UserHistory(EARLY + LATEST), kept_of(retrieval), 0
-    for number in range(2 * (EARLY + LATEST)):
+    """From nothing to past what is held; a window of 4 is made when as many items have come, one of 8 for every other
+    of them, and none twice."""
+    history, kept, tail, sizes = UserHistory(EARLY + LATEST), kept_of(retrieval), 0, PLAN["windows"]
+    told = []
+    for number in range(3 * (EARLY + LATEST)):
         before = kept.made
         found = retrieval.encode(history, 5)
         if number <= LATEST:
@@ -80,29 +87,69 @@ def test_a_growing_history_is_answered_by_training_s_own_cuts(made: tuple[Path, 
             assert kept.made == 0
         else:
             tail = tail + 1 if tail < LATEST and kept.made == before else SHORTEST
-            assert (tail == SHORTEST) == (kept.made > before)
+            sizes = kept._kept[5].sizes
+            if tail == SHORTEST:
+                told.append((sizes, kept.made - before))
+            else:
+                assert kept.made == before
         if number:
-            np.testing.assert_allclose(found, by_torch(made[0], retrieval, history, tail), atol=2e-5)
-        if tail == min(number, LATEST):
+            np.testing.assert_allclose(found, by_torch(made[0], retrieval, history, tail, sizes), atol=2e-5)
+        if tail == min(number, LATEST) and sizes == PLAN["windows"]:
             np.testing.assert_allclose(found, retrieval.encode(history), atol=2e-5)
         np.testing.assert_array_equal(found, retrieval.encode(history, 5))
         watch(history, number)
-    times = -(-(2 * (EARLY + LATEST) - LATEST - 1) // (LATEST - SHORTEST + 1))
-    assert 3 * (times - 1) <= kept.made <= 3 * times + 2, "of 8, 8, 4, 4 the second 4 was the first: three at a time"
+    fewer, plan = (8, 8, 4), PLAN["windows"]
+    assert told[:4] == [(plan, 1), (plan, 1), (fewer, 2), (plan, 1)]
+    assert told[4:] == [(fewer, 2) if n % 2 == 0 else (plan, 1) for n in range(len(told) - 4)]
 
 
-def test_each_user_has_windows_of_their_own(retrieval: Retrieval) -> None:
+@pytest.mark.parametrize("step", [1, 3, 5, 9, 13, 21, 40])
+def test_however_many_items_came_since_the_last_answer(
+    made: tuple[Path, Path], retrieval: Retrieval, step: int
+) -> None:
+    history, kept, seen = UserHistory(EARLY + LATEST), kept_of(retrieval), set()
+    for number in range(6 * step + 60):
+        watch(history, number)
+        if number % step == 0 and number >= LATEST:
+            found = retrieval.encode(history, 5)
+            held = kept._kept[5]
+            tail = next(t for t in range(SHORTEST, LATEST + 1) if kept._next(held, _bytes_of_all(history), 99)[0] == t)
+            assert held.sizes in plans(PLAN["windows"])
+            np.testing.assert_allclose(found, by_torch(made[0], retrieval, history, tail, held.sizes), atol=2e-5)
+            seen.add(held.sizes)
+    assert seen == set(plans(PLAN["windows"])) or step >= 21
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ((8, 8, 4, 4), [(8, 8, 4), (8, 8, 4, 4)]),
+        ((64, 64, 16, 16, 16, 16, 16), [(64, 64, *[16] * n) for n in (2, 3, 4, 5)]),
+        ((16, 8, 4, 4, 4), [(16, 8, 4, 4), (16, 8, 4, 4, 4)]),
+        ((64, 16, 16), [(64, 16, 16)]),
+        ((10, 4, 4, 4), [(10, 4, 4, 4)]),
+        ((4, 4), [(4, 4)]),
+        ((4, 8, 4), [(4, 8, 4)]),
+    ],
+)
+def test_plans_with_fewer_of_the_smallest(plan: tuple[int, ...], expected: list[tuple[int, ...]]) -> None:
+    assert plans(plan) == expected
+
+
+def test_each_user_has_windows_of_their_own(made: tuple[Path, Path], retrieval: Retrieval) -> None:
     histories = [UserHistory(EARLY + LATEST) for _ in range(2)]
     for number in range(20):
         watch(histories[0], number)
         watch(histories[1], number + 3)
     answers = [retrieval.encode(history, user) for user, history in enumerate(histories)]
-    made = kept_of(retrieval).made
+    n_made = kept_of(retrieval).made
     assert np.abs(answers[0] - answers[1]).max() > 1e-3
     for user, history in enumerate(histories):
         np.testing.assert_array_equal(retrieval.encode(history, user), answers[user])
-    assert kept_of(retrieval).made == made
-    np.testing.assert_array_equal(retrieval.encode(histories[1], 0), answers[1])  # another history under that name
+    assert kept_of(retrieval).made == n_made
+    # Another history under that name: it holds the last item of the windows ten items ago, and goes on from there.
+    other = retrieval.encode(histories[1], 0)
+    np.testing.assert_allclose(other, by_torch(made[0], retrieval, histories[1], 10), atol=2e-5)
 
 
 @pytest.mark.parametrize(("place", "made_then"), [(2, 0), (3, 1), (12, 1), (26, 1), (27, 0)])
