@@ -31,6 +31,7 @@ FOLDER = Path(__file__).parent / "plans"
 SHOWN = ("recall@10", "ndcg@10")
 COST_BATCH, COST_REPEATS = 16, 15
 COSTS = ("whole", "kept")  # encoder from the whole history; with the windows' tokens kept between answers
+SERVED = "windows kept"
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ def run_ablation(
                 _check_same(folder, recipe, split)
                 done.setdefault(arm, {})[seed] = folder
     found = {arm: _judge(arm, by_seed, split, queries) for arm, by_seed in done.items()}
+    served = {
+        arm: _judge(arm, done[arm], split, queries, served=True) for arm in done if plan.recipe(arm).config().windows
+    }
     costs = measured_costs({arm: next(iter(by_seed.values())) for arm, by_seed in done.items()})
     result: dict[str, Any] = {
         "benchmark": "ablation", "command": command, "plan": plan_name, "data": data, "seeds": list(seeds),
@@ -133,6 +137,10 @@ def run_ablation(
         + (f" with {plan.min_history} positives or more before them" if plan.min_history else ""),
         "arms": {arm: _facts(plan, arm, done[arm], found[arm], costs[arm]) for arm in found},
         "groups": {},
+        "served": {
+            arm: {"metrics": _means(results), "apart": compare(results, found[arm]).to_dict()["metrics"]}
+            for arm, results in served.items()
+        },
     }  # fmt: skip
     for title, arms in plan.groups.items():
         here = [arm for arm in arms if arm in found]
@@ -162,7 +170,11 @@ def _check_same(folder: Path, recipe: Recipe, split: RetrievalSplit) -> None:
         raise InputError("this arm was trained otherwise", where=folder, fix="choose another --out")
 
 
-def _judge(arm: str, by_seed: Mapping[int, Path], split: RetrievalSplit, queries: Queries) -> list[RetrievalResult]:
+def _judge(
+    arm: str, by_seed: Mapping[int, Path], split: RetrievalSplit, queries: Queries, *, served: bool = False
+) -> list[RetrievalResult]:
+    """served: with the windows that the server would have kept for each user."""
+    from benchmarks.served_windows import ServedScorer
     from training.checkpoint import load_checkpoint
     from training.kuaiformer_train import load_kuaiformer
     from training.retrieval_eval import KuaiFormerScorer, evaluate
@@ -170,7 +182,8 @@ def _judge(arm: str, by_seed: Mapping[int, Path], split: RetrievalSplit, queries
     results = []
     for folder in by_seed.values():
         checkpoint = load_checkpoint(folder, kind="kuaiformer")
-        scorer = KuaiFormerScorer(load_kuaiformer(checkpoint), checkpoint.tables, name=arm)
+        kind, name = (ServedScorer, f"{arm}, {SERVED}") if served else (KuaiFormerScorer, arm)
+        scorer = kind(load_kuaiformer(checkpoint), checkpoint.tables, name=name)
         results.append(evaluate(split, queries, scorer, quick=True))
     return results
 
@@ -178,8 +191,8 @@ def _judge(arm: str, by_seed: Mapping[int, Path], split: RetrievalSplit, queries
 def measured_costs(folders: Mapping[str, Path]) -> dict[str, dict[str, float]]:
     """Milliseconds of a user in the encoder (eager torch, one thread, full histories), arms in turn, medians.
 
-    "whole": from the history anew. "kept": the windows' tokens are kept and made anew when the smallest window has
-    filled, which is what a user costs who is answered after every positive; without windows the same as "whole".
+    "whole": from the history anew. "kept": the windows' tokens are kept as the server keeps them, which is what a user
+    costs who is answered after every positive; without windows the same as "whole".
     """
     import torch
 
@@ -208,6 +221,8 @@ def _one_pass(net: KuaiFormer) -> tuple[float, float]:
     """Seconds of COST_BATCH users: from the whole history, and on average with kept windows."""
     import torch
 
+    from server_stub.kept_windows import WindowPlan
+
     windows, early = net.config.windows, sum(net.config.windows)
     rows = torch.zeros(COST_BATCH, net.config.length, net.spec.width("history_rows"))
     mask = torch.ones(COST_BATCH, net.config.length)
@@ -221,7 +236,8 @@ def _one_pass(net: KuaiFormer) -> tuple[float, float]:
         kept = net.encoder.compressed(rows[:, :early], mask[:, :early], windows)
         between = time.perf_counter()
         net.encoder.behind(kept, rows[:, early:], mask[:, early:])
-        return whole, (between - began) / min(windows) + time.perf_counter() - between
+        made_share = WindowPlan(windows, net.config.latest).made_per_item / early
+        return whole, (between - began) * made_share + time.perf_counter() - between
 
 
 def _facts(
@@ -233,17 +249,19 @@ def _facts(
     return {
         "settings": list(plan.arms[arm]),
         "seeds": list(by_seed),
-        "metrics": {name: float(np.mean([r.values[name] for r in results])) for name in results[0].values},
+        "metrics": _means(results),
         "encoder_ms_per_user": dict(cost_ms),
         "train_seconds": float(np.mean([c.config["training"]["result"]["seconds"] for c in trained])),
         "versions": [c.version for c in trained],
     }
 
 
+def _means(results: Sequence[RetrievalResult]) -> dict[str, float]:
+    return {name: float(np.mean([r.values[name] for r in results])) for name in results[0].values}
+
+
 def ablation_table(result: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> str:
     """For a terminal: a block per group, the reference first, paired differences with intervals, cost as a ratio."""
-    from training.retrieval_result import difference_text
-
     lines = [result["protocol"], f"{result['plan']} on {result['data']}, seeds {result['seeds']}"]
     for title, arms in groups.items():
         here = [arm for arm in arms if arm in result["arms"]]
@@ -252,17 +270,21 @@ def ablation_table(result: Mapping[str, Any], groups: Mapping[str, Sequence[str]
         base = result["arms"][here[0]]
         lines += ["", title, f"  {'':<18}{'recall@10':>10}{'':>26}{'ndcg@10':>10}{'':>26}{'encoder':>10}{'kept':>8}"]
         for arm in here:
-            facts = result["arms"][arm]
-            apart = result["groups"][title].get(arm)
-            parts = []
-            for name in SHOWN:
-                text = f"{facts['metrics'][name]:.4f}"
-                change = (
-                    ""
-                    if apart is None
-                    else difference_text(Interval(*(apart[name][k] for k in ("mean", "low", "high"))))
-                )
-                parts.append(f"{text:>10}{change:>26}")
+            facts, apart = result["arms"][arm], result["groups"][title].get(arm)
             whole, kept = (facts["encoder_ms_per_user"][k] / base["encoder_ms_per_user"]["whole"] for k in COSTS)
-            lines.append(f"  {arm:<18}{''.join(parts)}{whole:>9.2f}×{kept:>7.2f}×")
+            lines.append(f"  {arm:<18}{_figures_text(facts['metrics'], apart)}{whole:>9.2f}×{kept:>7.2f}×")
+    for arm, facts in result.get("served", {}).items():
+        lines += ["", f"{arm} as a server answers that keeps its windows (differences to the whole history anew)"]
+        lines.append(f"  {SERVED:<18}{_figures_text(facts['metrics'], facts['apart'])}")
     return "\n".join(lines)
+
+
+def _figures_text(metrics: Mapping[str, float], apart: Mapping[str, Any] | None) -> str:
+    """SHOWN, each with its paired difference, if there is one."""
+    from training.retrieval_result import difference_text
+
+    parts = []
+    for name in SHOWN:
+        of = None if apart is None else Interval(*(apart[name][k] for k in ("mean", "low", "high")))
+        parts.append(f"{metrics[name]:>10.4f}{'' if of is None else difference_text(of):>26}")
+    return "".join(parts)

@@ -54,18 +54,57 @@ class Part(NamedTuple):
 RowsOf = Callable[[Part], Floats]
 
 
-def plans(plan: Sequence[int]) -> list[tuple[int, ...]]:
-    """The windows that may stand, by the number of the smallest: the plan itself last, before it with fewer of them.
+State = tuple[int, tuple[int, ...]]  # raw items of the tail, sizes of the windows before it
 
-    (64, 64, 16, 16, 16, 16, 16) -> (64, 64, 16, 16), (64, 64, 16, 16, 16), ... the plan. Where the smallest do not make
-    one of the next larger size the plan stands alone.
+
+class WindowPlan:
+    """Which windows stand before how long a tail, as a history grows.
+
+    variants  what may stand, by the number of the smallest: (64, 64, 16, 16) … (64, 64, 16, 16, 16, 16, 16), which is
+              the plan. Where the smallest do not make one of the next larger size the plan stands alone
     """
-    least = min(plan)
-    n_least = next((n for n, size in enumerate(reversed(plan)) if size != least), len(plan))
-    larger = tuple(plan[: len(plan) - n_least])
-    merged = larger[-1] // least if larger and larger[-1] % least == 0 else 1
-    fewest = n_least + 1 - merged if merged <= n_least else n_least
-    return [larger + (least,) * n for n in range(fewest, n_least + 1)]
+
+    def __init__(self, sizes: Sequence[int], latest: int):
+        """sizes: of the plan, oldest first."""
+        self.sizes, self.latest, self.least = tuple(sizes), latest, min(sizes)
+        self.shortest = max(1, latest - self.least + 1)
+        most = next((n for n, size in enumerate(reversed(sizes)) if size != self.least), len(sizes))
+        larger = self.sizes[: len(sizes) - most]
+        made_of = larger[-1] // self.least if larger and larger[-1] % self.least == 0 else 1
+        self._fewest, self._most = (most + 1 - made_of if made_of <= most else most), most
+        self.variants = [larger + (self.least,) * n for n in range(self._fewest, most + 1)]
+
+    def next(self, stand: tuple[int, ...] | None, since: int, n: int) -> State:
+        """What shall stand for a history of n items. stand: what does, None = nothing; since: items behind it, 0 where
+        the history lacks its last one."""
+        if stand is None or since < self.shortest:
+            return self.shortest, self.sizes
+        if since <= self.latest:
+            return since, stand
+        more = -(-(since - self.latest) // self.least)  # of the smallest size, so that those that stand are known
+        tail = since - self.least * more
+        if n - tail <= self._most * self.least:  # nothing in the larger ones yet
+            return tail, self.sizes
+        number = stand.count(self.least) + more
+        if number > self._most:
+            number = self._most - (self._most - number) % len(self.variants)
+        return tail, self.variants[number - self._fewest]
+
+    @property
+    def made_per_item(self) -> float:
+        """Items that go through the compression layer for each new one, of a history that is full."""
+        merged = len(self.variants)
+        if merged > 1 or self._most == len(self.sizes):
+            return 1.0 + (merged > 1)  # into one of the smallest, later into one of the next size
+        return (sum(self.sizes) - self._most * self.least) / self.least + 1.0
+
+    def after_each(self, most: int) -> list[State]:
+        """What stands for a user who is answered after every positive, by their number from 0 to `most`."""
+        found: list[State] = [(n, ()) for n in range(min(most, self.latest) + 1)]
+        while len(found) <= most:
+            tail, stand = found[-1]
+            found.append(self.next(stand or None, tail + 1, len(found)))
+        return found
 
 
 class KeptWindows:
@@ -87,9 +126,8 @@ class KeptWindows:
         if made != taken or latest is None:
             what = "windows and tail are of two encoders"
             raise VersionMismatch(what, where=window.path, got=made, allowed=taken)
-        self.early, self.latest, self.shortest = sum(plan), latest or 0, max(1, (latest or 0) - min(plan) + 1)
-        self._window, self._tail, self._row_width, self._plan = window, tail, row_width, tuple(plan)
-        self._plans, self._least = plans(plan), min(plan)
+        self.plan, self.early, self.latest = WindowPlan(plan, latest), sum(plan), latest
+        self._window, self._tail, self._row_width = window, tail, row_width
         self._width = tail.shapes["tokens"][2] or 0
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._users_max, self._lock = users_max, threading.Lock()
@@ -112,17 +150,17 @@ class KeptWindows:
 
     def copy(self) -> KeptWindows:
         """The same graphs without what is kept: for rows that changed."""
-        return KeptWindows(self._window, self._tail, self._row_width, self._plan, self._users_max)
+        return KeptWindows(self._window, self._tail, self._row_width, self.plan.sizes, self._users_max)
 
     def encode(self, user: int, history: UserHistory, rows_of: RowsOf) -> Floats:
         """Interests [K, D]. rows_of: `Part` -> history_rows [n, R]."""
         length, n = self.early + self.latest, min(len(history), self.early + self.latest)
         columns = history.columns(length)
-        tail, tokens = n, np.zeros((len(self._plan), self._width), np.float32)
-        present = np.zeros(len(self._plan), np.float32)
+        tail, tokens = n, np.zeros((len(self.plan.sizes), self._width), np.float32)
+        present = np.zeros(len(self.plan.sizes), np.float32)
         if n > self.latest:
             tail, kept = self._windows_of(user, columns, n, rows_of)
-            stand = slice(len(self._plan) - len(kept.sizes), None)  # what is not there stands in front
+            stand = slice(len(self.plan.sizes) - len(kept.sizes), None)  # what is not there stands in front
             tokens[stand], present[stand] = kept.tokens, kept.present
         raw = {name: column[length - tail :] for name, column in columns.items()}
         rows = np.zeros((1, self.latest, self._tail.shapes["history_rows"][2] or 0), np.float32)
@@ -134,43 +172,27 @@ class KeptWindows:
         interests: Floats = self._tail.run(given, "interests")[0]
         return interests
 
-    def _windows_of(
-        self, user: int, columns: Mapping[str, NDArray[Any]], n: int, rows_of: RowsOf
-    ) -> tuple[int, _Kept]:
+    def _windows_of(self, user: int, columns: Mapping[str, NDArray[Any]], n: int, rows_of: RowsOf) -> tuple[int, _Kept]:
         """Length of the tail, and the windows before it: those that are held, as far as the history still has their
         items, and what is made beside them."""
         bytes_L = _bytes_of(columns)
         with self._lock:
             held = self._kept.get(user)
-        tail, sizes = self._next(held, bytes_L, n)
+        stand, since = (None, 0) if held is None else (held.sizes, self._since(held, bytes_L))
+        tail, sizes = self.plan.next(stand, since, n)
         end = len(bytes_L) - tail
         digests = _digests(bytes_L[:end], sizes)
         if held is None or digests != held.digests:
             known: dict[bytes, tuple[Floats, Any]] = {}
             if held is not None:
                 known = {one: (held.tokens[w], held.present[w]) for w, one in enumerate(held.digests)}
-            self._make(known, digests, sizes, {name: column[:end] for name, column in columns.items()}, n - tail, rows_of)
+            self._make(
+                known, digests, sizes, {name: column[:end] for name, column in columns.items()}, n - tail, rows_of
+            )
             tokens, present = (np.stack(parts) for parts in zip(*(known[one] for one in digests), strict=True))
             held = _Kept(bytes_L[end - 1].tobytes(), sizes, digests, tokens, present)
         self._keep(user, held)
         return tail, held
-
-    def _next(self, held: _Kept | None, bytes_L: NDArray[np.uint8], n: int) -> tuple[int, tuple[int, ...]]:
-        """Length of the tail and sizes of the windows that shall stand before it. n: real items of the history."""
-        since = 0 if held is None else self._since(held, bytes_L)
-        if held is None or since < self.shortest:
-            return self.shortest, self._plan
-        if since <= self.latest:
-            return since, held.sizes
-        more = -(-(since - self.latest) // self._least)  # of the smallest size, so that those that stand are known
-        tail = since - self._least * more
-        fewest, most = (plan.count(self._least) for plan in (self._plans[0], self._plan))
-        if n - tail <= most * self._least:  # nothing in the larger ones yet
-            return tail, self._plan
-        number = held.sizes.count(self._least) + more
-        if number > most:
-            number = most - (most - number) % (most + 1 - fewest)
-        return tail, self._plans[number - fewest]
 
     def _since(self, held: _Kept, bytes_L: NDArray[np.uint8]) -> int:
         """How many items came since the last one of the windows that are held; 0 where the history lacks it."""

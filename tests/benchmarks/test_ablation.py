@@ -43,6 +43,11 @@ def test_a_plan_is_run_in_pieces(tmp_path):
     assert change["mean"] == pytest.approx(quality["one"] - quality["base"])
     assert change["low"] <= change["mean"] <= change["high"]
     assert all(min(facts["encoder_ms_per_user"].values()) > 0 for facts in result["arms"].values())
+    assert set(result["served"]) == {"base", "one"}, "those with windows"
+    assert result["served"]["one"]["apart"]["recall@10"]["mean"] == pytest.approx(
+        result["served"]["one"]["metrics"]["recall@10"] - quality["one"]
+    )
+    assert "one as a server answers that keeps its windows" in table
     assert "full ranking of 120 videos" in table
     assert json.loads((tmp_path / "out" / "ablation.json").read_text())["arms"].keys() == result["arms"].keys()
 

@@ -14,7 +14,7 @@ import torch
 from contract.errors import InputError, VersionMismatch
 from contract.history import UserHistory
 from convert.retrieval import write_retrieval
-from server_stub.kept_windows import KeptWindows, _bytes_of, plans
+from server_stub.kept_windows import KeptWindows, WindowPlan, _bytes_of
 from server_stub.retrieval import Retrieval
 from server_stub.retrieve import Retriever
 from tests.convert import makers
@@ -65,10 +65,6 @@ def by_torch(
     return found[0, 0].numpy()
 
 
-def _bytes_of_all(history: UserHistory) -> np.ndarray:
-    return _bytes_of(history.columns(EARLY + LATEST))
-
-
 class _Part:
     def __init__(self, columns: Any, mask: Any):
         self.columns, self.mask = columns, mask
@@ -113,11 +109,12 @@ def test_however_many_items_came_since_the_last_answer(
         if number % step == 0 and number >= LATEST:
             found = retrieval.encode(history, 5)
             held = kept._kept[5]
-            tail = next(t for t in range(SHORTEST, LATEST + 1) if kept._next(held, _bytes_of_all(history), 99)[0] == t)
-            assert held.sizes in plans(PLAN["windows"])
+            tail = kept._since(held, _bytes_of(history.columns(EARLY + LATEST)))
+            assert SHORTEST <= tail <= LATEST
+            assert held.sizes in kept.plan.variants
             np.testing.assert_allclose(found, by_torch(made[0], retrieval, history, tail, held.sizes), atol=2e-5)
             seen.add(held.sizes)
-    assert seen == set(plans(PLAN["windows"])) or step >= 21
+    assert seen == set(kept.plan.variants) or step >= 21
 
 
 @pytest.mark.parametrize(
@@ -133,7 +130,21 @@ def test_however_many_items_came_since_the_last_answer(
     ],
 )
 def test_plans_with_fewer_of_the_smallest(plan: tuple[int, ...], expected: list[tuple[int, ...]]) -> None:
-    assert plans(plan) == expected
+    assert WindowPlan(plan, 10).variants == expected
+
+
+def test_states_of_a_user_who_is_answered_after_every_positive() -> None:
+    """Nothing is left out between the windows, and no more than a window of the largest size at the old end."""
+    plan = WindowPlan((64, 64, 16, 16, 16, 16, 16), 48)
+    states = plan.after_each(1000)
+    assert len(states) == 1001
+    for n, (tail, sizes) in enumerate(states):
+        assert tail == n and not sizes if n <= 48 else 33 <= tail <= 48
+        assert min(n, 193) <= tail + sum(sizes) <= 256
+    stands = [sizes.count(16) for _, sizes in states[300:]]
+    assert sorted(set(stands)) == [2, 3, 4, 5]
+    moved = [n for n in range(301, 1001) if states[n][1] != states[n - 1][1]]
+    assert set(np.diff(moved)) == {16}
 
 
 def test_each_user_has_windows_of_their_own(made: tuple[Path, Path], retrieval: Retrieval) -> None:
