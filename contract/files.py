@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ from typing import BinaryIO
 
 from contract.errors import InputError
 
-# What the top of every directory that this project writes holds: a checkpoint, a conversion, a bundle, a diagnosis.
+# What the top of every directory that this project writes holds: a checkpoint, a conversion, a bundle, a diagnosis. The
+# names are common ones: "format" in the file says whose it is.
 OURS = ("config.json", "model.json", "bundle.json", "shards.json", "debug.json", "bisect.json")
+FORMATS = "kir-"
 
 
 @contextmanager
@@ -57,10 +60,18 @@ def check_vacant(
         raise error(f"{what}: a file is in the way", where=path, fix="choose another --out")
     if not overwrite:
         raise error(f"{what} exists", where=path, fix="choose another --out or pass --overwrite")
-    if any(path.iterdir()) and not any((path / name).is_file() for name in OURS):
+    if any(path.iterdir()) and not any(_is_ours(path / name) for name in OURS):
         raise error(
             f"{what} was not written by this project, so --overwrite leaves it alone",
             where=path,
             got=sorted(entry.name for entry in path.iterdir())[:5],
             fix="choose another --out, or delete it yourself",
         )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and str(told.get("format", "")).startswith(FORMATS)

@@ -39,6 +39,7 @@ from training.ranker import RankerProbabilities
 from training.ranker_train import load_ranker
 from training.tables import SparseTables
 
+FORMAT = "kir-server-model/1"
 PARITY_MAX_ABS = 1e-4
 BATCHES = (1, 3, 40)  # tried besides the traced one
 TRACED = 2
@@ -309,4 +310,5 @@ def _compare(graph: TorchGraph, runner: OnnxGraph, path: Path, fixed: tuple[str,
 def _write_common(checkpoint: Checkpoint, config: dict[str, Any], directory: Path) -> None:
     shutil.copyfile(checkpoint.tables_path, directory / "tables.safetensors")
     (directory / "spec.json").write_text(json.dumps(checkpoint.spec.to_json(), indent=2, sort_keys=True) + "\n")
+    config = {"format": FORMAT, **config}
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

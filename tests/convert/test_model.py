@@ -124,7 +124,7 @@ class TestWholeOrNotAtAll:
         out = tmp_path / "out"
         out.mkdir()
         (out / "kept").write_text("old")
-        (out / "model.json").write_text("{}")
+        (out / "model.json").write_text('{"format": "kir-converted/2"}')
         monkeypatch.setattr(model, "verify", fail)
         with pytest.raises(ConversionError, match="planted"):
             convert_model(checkpoint, out, overwrite=True)
@@ -166,7 +166,11 @@ class TestWholeOrNotAtAll:
         mine.mkdir()
         (mine / "thesis.txt").write_text("years")
         (tmp_path / "file").write_text("years")
+        theirs = tmp_path / "theirs"
+        theirs.mkdir()
+        (theirs / "config.json").write_text('{"format": "pt", "model_type": "bert"}')
         for out, words in (
+            (theirs, r"not written by this project.*got \['config.json'\]"),
             (mine, r"not written by this project.*got \['thesis.txt'\]"),
             (tmp_path / "file", "a file is"),
         ):
@@ -194,7 +198,7 @@ class TestWholeOrNotAtAll:
         out = tmp_path / "out"
         out.mkdir()
         (out / "stale").write_text("old")
-        (out / "model.json").write_text("{}")
+        (out / "model.json").write_text('{"format": "kir-converted/1"}')
         convert_model(checkpoint, out, windows=12, gates=Gates(tau=0.5, top1=0.3), overwrite=True)
         assert not (out / "stale").exists()
         assert np.load(out / "golden" / "swipe-N9.npz")["scores"].shape == (1, 9, 4)
