@@ -86,6 +86,7 @@ def segments_of(split: RetrievalSplit, recipe: Recipe, config: KuaiFormerConfig,
         batch=recipe.data.batch,
         cap=recipe.data.cap,
         half_life_days=recipe.data.half_life_days,
+        item_dropout=recipe.data.item_dropout,
         day_P=None if config.recency_days is None else recency_of(split, config.recency_days).day_P,
     )
 

@@ -29,7 +29,8 @@ TABLE_RATE = 0.15
 
 @dataclass(frozen=True)
 class DataConfig:
-    """batch: targets of a step; key_dropout: chance that an id is unknown; the others: see training/segments.py.
+    """batch: targets of a step; key_dropout: chance that an id is unknown, in histories and as a candidate;
+    item_dropout: that an item of a history is not there; the others: see training/segments.py.
 
     select_by  metric of `val` that chooses the epoch, "" = the last one; it costs an evaluation each time
     """
@@ -39,6 +40,7 @@ class DataConfig:
     cap: int | None = None
     half_life_days: float | None = None
     key_dropout: float = 0.05
+    item_dropout: float = 0.0
     select_by: str = ""
 
 

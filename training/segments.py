@@ -7,7 +7,9 @@ the last `stride` raw items (all of them, and the empty history before, in a use
 latest - stride + 1 … latest raw items, at the last cut exactly the plan that serving uses. Where segments begin is
 drawn anew in each epoch.
 
-With `half_life_days` old targets weigh less: 2^(-age / half_life_days), age counted from the newest one; 1 on average.
+With `item_dropout` a batch leaves items of its histories out, others each time: what stands for an answer then is what
+several items agree on. With `half_life_days` old targets weigh less: 2^(-age / half_life_days), age counted from the
+newest one; 1 on average.
 
 Segments of similar length share a batch, and an epoch is cut into batches of as many targets each, so that little is
 padded and every step weighs about the same.
@@ -109,6 +111,7 @@ class SegmentData:
     batch    targets of a batch, about
     cap      at most so many segments of a user in an epoch, drawn anew each epoch; None = all
     half_life_days  of a target's weight; None = all weigh 1
+    item_dropout  chance that an item of a history is left out (masked), drawn anew in each batch
     day_P    day of every place, int64 [P], for models with a prior; None = batches tell no day
 
     Raises InputError for a stride or batch out of range, without a positive to train on, and for a half life without
@@ -127,6 +130,7 @@ class SegmentData:
         batch: int = 4096,
         cap: int | None = None,
         half_life_days: float | None = None,
+        item_dropout: float = 0.0,
         day_P: Ids | None = None,
     ):
         self.stride = stride if stride is not None else min((*windows, latest))
@@ -134,9 +138,12 @@ class SegmentData:
             raise InputError("cuts of a segment stand behind raw items", got=self.stride, allowed=f"1 … {latest}")
         if cap is not None and cap < 1:
             raise InputError("cap counts segments of a user", got=cap, allowed="1 or more, or none")
+        if not 0.0 <= item_dropout < 1.0:
+            raise InputError("item_dropout is a probability below 1", got=item_dropout)
         if batch < 2:
             raise InputError("a batch needs two targets or more", got=batch)
         self.split, self.windows, self.latest, self.batch, self.cap = split, windows, latest, batch, cap
+        self.item_dropout = item_dropout
         self.history = HistorySlots(split.index, spec, tables)
         self.item_slots = item_slots(split.items, spec, tables)
         offsets = split.index.offsets
@@ -188,7 +195,11 @@ class SegmentData:
         number_S = (np.cumsum(n_targets_S[order]) - n_targets_S[order]) * n // total
         groups = np.split(order, np.flatnonzero(np.diff(number_S)) + 1)
         for i in random.permutation(n)[:most]:
-            yield self.make(segments.take(groups[i]))
+            batch = self.make(segments.take(groups[i]))
+            if self.item_dropout:
+                kept = random.random(batch.mask.shape, np.float32) >= self.item_dropout
+                batch = replace(batch, mask=batch.mask * torch.from_numpy(kept))
+            yield batch
 
     def make(self, segments: Segments) -> SegmentBatch:
         """The batch of some segments."""

@@ -92,6 +92,8 @@ class SequenceTask(nn.Module):
         tokens_BLD = self.tables.rows(self.spec, "history_rows", batch.history)
         users_BPKD = self.net(tokens_BLD, batch.mask, batch.n_cuts)
         told_T = batch.mask[:, -batch.n_cuts :].reshape(-1)[batch.cell] > 0
+        if not told_T.any():  # users of a single positive, as batches are by length
+            return users_BPKD.sum() * 0.0, {"targets": 0}
         users_TKD = users_BPKD.flatten(0, 1)[batch.cell[told_T]]
         target_T, rows_C, log_q_C = batch.item[told_T], None, None
         slots = {name: getattr(self, f"slots_{name}") for name in self._fields}

@@ -166,6 +166,15 @@ def test_the_loss_is_the_mean_over_the_cuts_that_have_a_history():
 
 
 @pytest.mark.parametrize("name", TRAINED)
+def test_users_of_a_single_positive_alone_teach_nothing(name, tmp_path):
+    """Batches are made by length, so that one may hold nobody else."""
+    split = sequences([[n % 5] for n in range(70)], [(n + 1) % 5 for n in range(70)])
+    train_baseline(split, tmp_path / "out", small(name, epochs=1))
+    fresh = make_task(split, small(name))[0].tables.weights["video"]
+    assert torch.equal(load_checkpoint(tmp_path / "out").tables.weights["video"], fresh)
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_bfloat16_gives_nearly_the_same_loss_and_gradient(name):
     """Recipes may ask for it; weights and sums stay float32."""
     task, data = make_task(groups(), small(name))

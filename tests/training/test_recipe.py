@@ -16,7 +16,15 @@ from training.trainer import TrainConfig
 FULL = {
     "preset": "paper",
     "model": {"layers": 2, "windows": [8, 4], "latest": 6, "dropout": 0, "normalise": False},
-    "data": {"batch": 512, "stride": 3, "cap": 4, "half_life_days": 2.5, "key_dropout": 0.1, "select_by": "ndcg@10"},
+    "data": {
+        "batch": 512,
+        "stride": 3,
+        "cap": 4,
+        "half_life_days": 2.5,
+        "key_dropout": 0.1,
+        "item_dropout": 0.2,
+        "select_by": "ndcg@10",
+    },
     "loss": {"candidates": "sampled", "negatives": 64, "correction": "corrected", "smoothing": "paper", "alpha": 0.2},
     "train": {"epochs": 7, "patience": 2, "ema_decay": 0.99, "precision": "auto", "seed": 3},
 }
@@ -36,7 +44,7 @@ def test_every_value_arrives_and_comes_back():
     config = recipe.config()
     assert (config.preset, config.layers, config.windows, config.latest) == ("paper", 2, (8, 4), 6)
     assert config.interests == preset_config("paper").interests, "what `model` does not change is the preset's"
-    assert recipe.data == DataConfig(512, 3, 4, 2.5, 0.1, "ndcg@10")
+    assert recipe.data == DataConfig(512, 3, 4, 2.5, 0.1, 0.2, "ndcg@10")
     assert (recipe.loss.negatives, recipe.loss.smoothing, recipe.train.patience) == (64, "paper", 2)
     for back in (recipe.to_dict(), json.loads(json.dumps(recipe.to_dict()))):
         assert Recipe.from_dict(back) == recipe

@@ -142,6 +142,24 @@ def test_epochs_differ_and_repeat(cap):
         assert not all(same(a, b) for a, b in zip(first, other, strict=True))
 
 
+def test_items_are_left_out_of_histories_anew_in_every_batch():
+    split = split_of_sizes([60] * 40)
+    whole, fewer = data_of(split, latest=20, batch=100), data_of(split, latest=20, batch=100, item_dropout=0.3)
+    left: dict[int, set[int]] = {}
+    for epoch in range(6):
+        batches = list(fewer.batches(epoch, 0))
+        assert all(same(a, b) for a, b in zip(batches, fewer.batches(epoch, 0), strict=True))
+        shares = [1 - float(batch.mask.sum() / batch.history["history_video_id"].ge(0).sum()) for batch in batches]
+        assert np.mean(shares) == pytest.approx(0.3, abs=0.02)
+        for owner, place, history, _ in seen(batches, fewer):
+            assert set(history) <= set(range(place)), "what is left out is not replaced"
+            assert owner * 60 <= place < (owner + 1) * 60
+            left.setdefault(place, set()).add(len(history))
+    assert np.mean([len(found) for found in left.values()]) > 3
+    targets = [Counter(torch.cat([b.item for b in one.batches(0, 0)]).tolist()) for one in (whole, fewer)]
+    assert targets[0] == targets[1], "targets stay"
+
+
 def test_cuts_fall_elsewhere_in_every_epoch():
     """So windows fall everywhere: the same target sees another number of raw items."""
     data = data_of(split_of_sizes([150] * 3), windows=(16, 16), latest=20, batch=50)
@@ -240,6 +258,9 @@ def test_wrong_uses_are_refused():
             data_of(split, latest=7, stride=stride)
     with pytest.raises(InputError, match="two targets"):
         data_of(split, batch=1)
+    for dropout in (-0.1, 1.0):
+        with pytest.raises(InputError, match="item_dropout"):
+            data_of(split, item_dropout=dropout)
     for nothing in (replace(split, train_end=split.index.offsets[:-1]), replace(split, row_P=np.full(14, -1))):
         with pytest.raises(InputError, match="no positive to train on"):
             data_of(nothing)
