@@ -18,6 +18,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,22 @@ class _Kept(NamedTuple):
     digests: tuple[bytes, ...]
     tokens: Floats
     present: Floats
+
+
+class _Stand(NamedTuple):
+    """kept: windows, None = no history so long; missing: which of them have no token yet, the largest first; tail: raw
+    items behind them."""
+
+    kept: _Kept | None
+    missing: list[int]
+    tail: int
+
+    def places(self, length: int) -> list[NDArray[np.int64]]:
+        """Of the missing windows' items among the last `length`."""
+        if self.kept is None:
+            return []
+        ends = length - self.tail - sum(self.kept.sizes) + np.cumsum(self.kept.sizes)
+        return [np.arange(ends[w] - self.kept.sizes[w], ends[w]) for w in self.missing]
 
 
 class Part(NamedTuple):
@@ -153,79 +170,69 @@ class KeptWindows:
         return KeptWindows(self._window, self._tail, self._row_width, self.plan.sizes, self._users_max)
 
     def encode(self, user: int, history: UserHistory, rows_of: RowsOf) -> Floats:
-        """Interests [K, D]. rows_of: `Part` -> history_rows [n, R]."""
+        """Interests [K, D]. rows_of: `Part` -> history_rows [n, R]; asked once, for what windows lack and the tail."""
         length, n = self.early + self.latest, min(len(history), self.early + self.latest)
         columns = history.columns(length)
-        tail, tokens = n, np.zeros((len(self.plan.sizes), self._width), np.float32)
-        present = np.zeros(len(self.plan.sizes), np.float32)
-        if n > self.latest:
-            tail, kept = self._windows_of(user, columns, n, rows_of)
-            stand = slice(len(self.plan.sizes) - len(kept.sizes), None)  # what is not there stands in front
-            tokens[stand], present[stand] = kept.tokens, kept.present
-        raw = {name: column[length - tail :] for name, column in columns.items()}
-        rows = np.zeros((1, self.latest, self._tail.shapes["history_rows"][2] or 0), np.float32)
-        mask = np.zeros((1, self.latest), np.float32)
-        mask[0, :tail] = 1.0
-        if tail:
-            rows[0, :tail] = rows_of(Part(raw, mask[0, :tail]))
-        given = {"tokens": tokens[None], "present": present[None], "history_rows": rows, "history_mask": mask}
+        stand = self._stand(user, _bytes_of(columns), n) if n > self.latest else _Stand(None, [], n)
+        place = np.concatenate([*stand.places(length), np.arange(length - stand.tail, length)])
+        there = (place >= length - n).astype(np.float32)
+        rows = rows_of(Part({name: column[place] for name, column in columns.items()}, there))
+        given = self._nothing()
+        if stand.kept is not None:
+            self._make(stand.kept, stand.missing, rows, there)
+            self._keep(user, stand.kept)
+            here = slice(len(self.plan.sizes) - len(stand.kept.sizes), None)  # what is not there stands in front
+            given["tokens"][0, here], given["present"][0, here] = stand.kept.tokens, stand.kept.present
+        given["history_rows"][0, : stand.tail] = rows[len(rows) - stand.tail :]
+        given["history_mask"][0, : stand.tail] = 1.0
         interests: Floats = self._tail.run(given, "interests")[0]
         return interests
 
-    def _windows_of(self, user: int, columns: Mapping[str, NDArray[Any]], n: int, rows_of: RowsOf) -> tuple[int, _Kept]:
-        """Length of the tail, and the windows before it: those that are held, as far as the history still has their
-        items, and what is made beside them."""
-        bytes_L = _bytes_of(columns)
+    def _nothing(self) -> dict[str, Floats]:
+        """What the tail's graph is given, all absent."""
+        n_windows, width = len(self.plan.sizes), self._width
+        shapes = {"tokens": (n_windows, width), "present": (n_windows,), "history_mask": (self.latest,)}
+        shapes["history_rows"] = (self.latest, self._row_width)
+        return {name: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()}
+
+    def _stand(self, user: int, bytes_L: NDArray[np.uint8], n: int) -> _Stand:
+        """What shall stand, with the tokens of those windows that are held."""
         with self._lock:
             held = self._kept.get(user)
         stand, since = (None, 0) if held is None else (held.sizes, self._since(held, bytes_L))
         tail, sizes = self.plan.next(stand, since, n)
         end = len(bytes_L) - tail
         digests = _digests(bytes_L[:end], sizes)
-        if held is None or digests != held.digests:
-            known: dict[bytes, tuple[Floats, Any]] = {}
-            if held is not None:
-                known = {one: (held.tokens[w], held.present[w]) for w, one in enumerate(held.digests)}
-            self._make(
-                known, digests, sizes, {name: column[:end] for name, column in columns.items()}, n - tail, rows_of
-            )
-            tokens, present = (np.stack(parts) for parts in zip(*(known[one] for one in digests), strict=True))
-            held = _Kept(bytes_L[end - 1].tobytes(), sizes, digests, tokens, present)
-        self._keep(user, held)
-        return tail, held
+        if held is not None and digests == held.digests:
+            return _Stand(held, [], tail)
+        tokens, present = np.zeros((len(sizes), self._width), np.float32), np.zeros(len(sizes), np.float32)
+        missing = []
+        for w, (one, last) in enumerate(zip(digests, end - sum(sizes) + np.cumsum(sizes), strict=True)):
+            if held is not None and one in held.digests:
+                place = held.digests.index(one)
+                tokens[w], present[w] = held.tokens[place], held.present[place]
+            elif last > len(bytes_L) - n:  # else there is nothing in it
+                missing.append(w)
+        missing.sort(key=lambda w: -sizes[w])
+        return _Stand(_Kept(bytes_L[end - 1].tobytes(), sizes, digests, tokens, present), missing, tail)
+
+    def _make(self, kept: _Kept, missing: Sequence[int], rows: Floats, there: Floats) -> None:
+        """Work out missing windows, whose rows [n, R] and mask [n] come first; those of one size in one call."""
+        start = 0
+        for size, group in groupby(missing, key=lambda w: kept.sizes[w]):
+            windows = list(group)
+            part = slice(start, start + len(windows) * size)
+            given = {"history_rows": rows[part].reshape(len(windows), size, -1)}
+            found = self._window.run_all({**given, "history_mask": there[part].reshape(-1, size)})
+            kept.tokens[windows], kept.present[windows] = found["token"], found["present"]
+            start = part.stop
+        self.made += len(missing)
 
     def _since(self, held: _Kept, bytes_L: NDArray[np.uint8]) -> int:
         """How many items came since the last one of the windows that are held; 0 where the history lacks it."""
         same = (bytes_L == np.frombuffer(held.last, np.uint8)).all(axis=1)
         found = np.flatnonzero(same)
         return len(bytes_L) - 1 - int(found[-1]) if len(found) else 0
-
-    def _make(
-        self,
-        known: dict[bytes, tuple[Floats, Any]],
-        digests: Sequence[bytes],
-        sizes: Sequence[int],
-        columns: Mapping[str, NDArray[Any]],
-        n: int,
-        rows_of: RowsOf,
-    ) -> None:
-        """Work out the windows that are not known; those of one size in one call. n: real items before the tail."""
-        ends = np.cumsum(sizes) + len(next(iter(columns.values()))) - sum(sizes)
-        first = ends[-1] - n
-        nothing = np.zeros(self._width, np.float32), np.float32(0.0)
-        known |= {one: nothing for one, end in zip(digests, ends, strict=True) if end <= first}
-        for size in dict.fromkeys(sizes):
-            wanted = [w for w, one in enumerate(digests) if sizes[w] == size and one not in known]
-            if not wanted:
-                continue
-            place = (ends[wanted][:, None] - size + np.arange(size)).reshape(-1)
-            mask = (place >= first).astype(np.float32)
-            rows = rows_of(Part({name: column[place] for name, column in columns.items()}, mask))
-            given = {"history_rows": rows.reshape(len(wanted), size, -1), "history_mask": mask.reshape(-1, size)}
-            found = self._window.run_all(given)
-            for number, w in enumerate(wanted):
-                known[digests[w]] = found["token"][number], found["present"][number]
-            self.made += len(wanted)
 
     def _keep(self, user: int, kept: _Kept) -> None:
         with self._lock:
