@@ -19,6 +19,7 @@ W tokens of one window, T tokens of the stack, P cuts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -338,11 +339,15 @@ class KuaiFormer(nn.Module):
 
     @torch.no_grad()
     def _align(self) -> None:
-        """An item in the history and as a candidate begin as the same vector: like finds like from the start."""
+        """An item in the history and as a candidate begin as the same vector: like finds like from the start.
+
+        In the history times sqrt(D), as in SASRec: rows begin so small (tables.INIT_STD) that what the first block adds
+        would drown them.
+        """
         column = next(c for c in self.spec.columns("history_rows") if c.field.table == "video")
         width, video = self.config.width, self.config.video_width
         same = torch.linalg.qr(torch.randn(max(width, video), max(width, video)))[0][:width, :video]
-        self.encoder.token_skip.weight[:, column.slice] = same
+        self.encoder.token_skip.weight[:, column.slice] = same * math.sqrt(width)
         self.item.video.weight.copy_(same)
         self.encoder.out.weight.copy_(torch.eye(width))
         self.encoder.queries.mul_(0.04)
