@@ -130,8 +130,7 @@ class KuaiFormerTask(nn.Module):
         target_T = batch.item if rows_C is None else torch.searchsorted(rows_C, batch.item)
         owned: Owned | Seen | None = None
         if self.config.except_seen:
-            held_BL, slot_N = batch.history["history_video_id"][..., 0], self.slots_item_video_id[:, 0]
-            owned = Seen.of(held_BL, slot_N, batch.cell, batch.n_cuts, rows_C)
+            owned = Seen.of(batch.held, self.slots_item_video_id[:, 0], batch.cell, batch.n_cuts, rows_C)
         if self.config.except_owned and self.owned_offsets is not None:
             owned = OwnedItems(self.owned_offsets, self.owned_items).of(batch.owner, rows_C, self.n_items)
         loss = candidate_softmax(

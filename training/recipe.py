@@ -29,8 +29,8 @@ TABLE_RATE = 0.15
 
 @dataclass(frozen=True)
 class DataConfig:
-    """batch: targets of a step; key_dropout: chance that an id is unknown, in histories and as a candidate;
-    item_dropout: that an item of a history is not there; the others: see training/segments.py.
+    """batch: targets of a step; key_dropout: chance that an id of any field is unknown, as a candidate's too;
+    item_dropout: that a video of a history is; the others: see training/segments.py.
 
     select_by  metric of `val` that chooses the epoch, "" = the last one; it costs an evaluation each time
     """

@@ -7,9 +7,9 @@ the last `stride` raw items (all of them, and the empty history before, in a use
 latest - stride + 1 … latest raw items, at the last cut exactly the plan that serving uses. Where segments begin is
 drawn anew in each epoch.
 
-With `item_dropout` a batch leaves items of its histories out, others each time: what stands for an answer then is what
-several items agree on. With `half_life_days` old targets weigh less: 2^(-age / half_life_days), age counted from the
-newest one; 1 on average.
+With `item_dropout` some videos of a batch's histories, others each time, are read as unknown: from the default row, as
+one is served that training never saw. With `half_life_days` old targets weigh less: 2^(-age / half_life_days), age
+counted from the newest one; 1 on average.
 
 Segments of similar length share a batch, and an epoch is cut into batches of as many targets each, so that little is
 padded and every step weighs about the same.
@@ -36,6 +36,8 @@ from training.retrieval_split import RetrievalSplit
 from training.tables import SparseTables
 
 DAY_MS = 86_400_000
+VIDEO, HELD = "history_video_id", "held"
+UNKNOWN = 0  # slot of the default row (training/tables.py)
 SPAN_BATCHES = 32  # so many batches' segments are drawn together and sorted by length
 ROUND_TO = 2  # slots of a batch, where no window's border says otherwise; more only pads (a slot's cost is even)
 Ids = NDArray[np.int64]
@@ -45,7 +47,7 @@ Ids = NDArray[np.int64]
 class SegmentBatch:
     """B segments and their T targets.
 
-    history  field -> int64 [B, L, M], slots of the block history_rows, right-aligned
+    history  field -> int64 [B, L, M], slots of the block history_rows, right-aligned; HELD: see `held`
     mask     float32 [B, L], 1 = real
     n_cuts   P: cut c of a row sees the slots 0 … L - P + c
     cell     int64 [T], row * P + cut of each target
@@ -63,6 +65,12 @@ class SegmentBatch:
     owner: Tensor
     weight: Tensor
     day: Tensor | None = None
+
+    @property
+    def held(self) -> Tensor:
+        """Slots of the videos in the histories, int64 [B, L], those too that are read as unknown."""
+        held: Tensor = self.history.get(HELD, self.history[VIDEO])[..., 0]
+        return held
 
 
 class HistorySlots:
@@ -111,7 +119,7 @@ class SegmentData:
     batch    targets of a batch, about
     cap      at most so many segments of a user in an epoch, drawn anew each epoch; None = all
     half_life_days  of a target's weight; None = all weigh 1
-    item_dropout  chance that an item of a history is left out (masked), drawn anew in each batch
+    item_dropout  chance that a video of a history is read as unknown, drawn anew in each batch
     day_P    day of every place, int64 [P], for models with a prior; None = batches tell no day
 
     Raises InputError for a stride or batch out of range, without a positive to train on, and for a half life without
@@ -197,8 +205,10 @@ class SegmentData:
         for i in random.permutation(n)[:most]:
             batch = self.make(segments.take(groups[i]))
             if self.item_dropout:
-                kept = random.random(batch.mask.shape, np.float32) >= self.item_dropout
-                batch = replace(batch, mask=batch.mask * torch.from_numpy(kept))
+                held = batch.history[VIDEO]
+                known = torch.from_numpy(random.random(held.shape, np.float32) >= self.item_dropout)
+                unknown = torch.where(known, held, held.clamp(max=UNKNOWN))
+                batch = replace(batch, history={**batch.history, VIDEO: unknown, HELD: held})
             yield batch
 
     def make(self, segments: Segments) -> SegmentBatch:

@@ -103,8 +103,7 @@ class SequenceTask(nn.Module):
             slots = {name: slots_NM[rows_C] for name, slots_NM in slots.items()}
         seen = None
         if self.except_seen:
-            held_BL, slot_N = batch.history["history_video_id"][..., 0], self.slots_item_video_id[:, 0]
-            seen = Seen.of(held_BL, slot_N, batch.cell[told_T], batch.n_cuts, rows_C)
+            seen = Seen.of(batch.held, self.slots_item_video_id[:, 0], batch.cell[told_T], batch.n_cuts, rows_C)
         items_CD = self.tables.rows(self.spec, "item_rows", slots)
         if users_TKD.shape[1] > 1:
             users_TKD = chosen_interest(users_TKD, items_CD[target_T])

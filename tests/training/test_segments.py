@@ -142,20 +142,24 @@ def test_epochs_differ_and_repeat(cap):
         assert not all(same(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_items_are_left_out_of_histories_anew_in_every_batch():
+def test_videos_of_histories_are_read_as_unknown_anew_in_every_batch():
     split = split_of_sizes([60] * 40)
     whole, fewer = data_of(split, latest=20, batch=100), data_of(split, latest=20, batch=100, item_dropout=0.3)
-    left: dict[int, set[int]] = {}
-    for epoch in range(6):
+    assert all(torch.equal(batch.held, batch.history["history_video_id"][..., 0]) for batch in whole.batches(0, 0))
+    unknown: set[bytes] = set()
+    shares = []
+    for epoch in range(4):
         batches = list(fewer.batches(epoch, 0))
         assert all(same(a, b) for a, b in zip(batches, fewer.batches(epoch, 0), strict=True))
-        shares = [1 - float(batch.mask.sum() / batch.history["history_video_id"].ge(0).sum()) for batch in batches]
-        assert np.mean(shares) == pytest.approx(0.3, abs=0.02)
-        for owner, place, history, _ in seen(batches, fewer):
-            assert set(history) <= set(range(place)), "what is left out is not replaced"
-            assert owner * 60 <= place < (owner + 1) * 60
-            left.setdefault(place, set()).add(len(history))
-    assert np.mean([len(found) for found in left.values()]) > 3
+        for batch in batches:
+            read, held = batch.history["history_video_id"][..., 0], batch.held
+            assert torch.equal(held > 0, batch.mask > 0), "what is held is told, and padding stays padding"
+            assert torch.equal(read[read > 0], held[read > 0])
+            assert torch.equal(read < 0, held < 0)
+            shares.append(float((read == 0).sum() / (held > 0).sum()))
+            unknown.add((read == 0).numpy().tobytes())
+    assert len(unknown) == 4 * fewer.steps_per_epoch
+    assert np.mean(shares) == pytest.approx(0.3, abs=0.02)
     targets = [Counter(torch.cat([b.item for b in one.batches(0, 0)]).tolist()) for one in (whole, fewer)]
     assert targets[0] == targets[1], "targets stay"
 
