@@ -14,6 +14,7 @@ import pytest
 from contract.v1 import feedback_pb2, feedback_pb2_grpc, page_pb2, page_pb2_grpc
 from edge import EdgeSession, Engine, FakeClock, InstalledModel
 from tests.edge import tiny_model
+from tests.edge.state_phone import Phone
 
 
 @pytest.fixture(scope="session")
@@ -108,3 +109,14 @@ def server() -> Iterator[LocalServer]:
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def phone(tmp_path: Path, engine: Engine) -> Phone:
+    return Phone(tmp_path / "user-5.state", engine)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Phone:
+    """Without a model: the state is the same, and costs less to make."""
+    return Phone(tmp_path / "user-5.state")
