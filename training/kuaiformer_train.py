@@ -68,7 +68,7 @@ def make_task(split: RetrievalSplit, recipe: Recipe) -> tuple[KuaiFormerTask, Se
     config = recipe.config(untold_fields(split))
     spec = config.spec()
     tables = SparseTables.from_spec_and_keys(
-        spec, known_keys(split, config), dropout=recipe.data.key_dropout, seed=seed
+        spec, known_keys(split, config), dropout=recipe.data.key_dropout, seed=seed, init_std=recipe.data.init_std
     )
     data = segments_of(split, recipe, config, tables)
     return task_of(split, recipe, KuaiFormer(config, spec), tables, data.item_slots), data

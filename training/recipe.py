@@ -20,6 +20,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from contract.errors import InputError
 from training.kuaiformer import KuaiFormerConfig, preset_config
 from training.kuaiformer_task import LossConfig
+from training.tables import INIT_STD
 from training.trainer import TrainConfig
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -30,7 +31,8 @@ TABLE_RATE = 0.15
 @dataclass(frozen=True)
 class DataConfig:
     """batch: targets of a step; key_dropout: chance that an id of any field is unknown, as a candidate's too;
-    item_dropout: that a video of a history is; the others: see training/segments.py.
+    item_dropout: that a video of a history is; init_std: of the tables' rows before training, smaller where items are
+    rare, whose rows keep it longest; the others: see training/segments.py.
 
     select_by  metric of `val` that chooses the epoch, "" = the last one; it costs an evaluation each time
     """
@@ -41,6 +43,7 @@ class DataConfig:
     half_life_days: float | None = None
     key_dropout: float = 0.05
     item_dropout: float = 0.0
+    init_std: float = INIT_STD
     select_by: str = ""
 
 

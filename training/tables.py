@@ -36,7 +36,7 @@ class SparseTables(nn.Module):
     widths  per table, W
     dropout probability with which, in training mode, an entry is read from the default row instead of its own;
             `dropout_of` (table -> probability) says otherwise for single tables
-    seed    of the initial rows, N(0, INIT_STD); default rows start at zero
+    seed    of the initial rows, N(0, init_std); default rows start at zero
     """
 
     def __init__(
@@ -46,12 +46,15 @@ class SparseTables(nn.Module):
         *,
         dropout: float = 0.0,
         seed: int = 0,
+        init_std: float = INIT_STD,
     ):
         super().__init__()
         if set(keys) != set(widths):
             raise SpecError("tables need one key array and one width each", got=sorted(keys), allowed=sorted(widths))
         if not 0.0 <= dropout < 1.0:
             raise SpecError("key dropout is a probability below 1", got=dropout)
+        if not init_std >= 0.0:
+            raise SpecError("init_std is a standard deviation, 0 or more", got=init_std)
         self.dropout = dropout
         self.dropout_of: dict[str, float] = {}
         self.keys: dict[str, NDArray[np.uint64]] = {}
@@ -59,20 +62,26 @@ class SparseTables(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         for table in sorted(keys):
             self.keys[table] = with_default(keys[table])
-            rows_RW = torch.randn(len(self.keys[table]), widths[table], generator=generator) * INIT_STD
+            rows_RW = torch.randn(len(self.keys[table]), widths[table], generator=generator) * init_std
             rows_RW[0] = 0.0
             self.weights[table] = nn.Parameter(rows_RW)
 
     @staticmethod
     def from_spec_and_keys(
-        spec: FeatureSpec, keys: Mapping[str, NDArray[np.uint64]], *, dropout: float = 0.0, seed: int = 0
+        spec: FeatureSpec,
+        keys: Mapping[str, NDArray[np.uint64]],
+        *,
+        dropout: float = 0.0,
+        seed: int = 0,
+        init_std: float = INIT_STD,
     ) -> SparseTables:
         """Tables for all served fields of `spec`; a table without an entry in `keys` has its default row alone."""
         unknown = sorted(set(keys) - set(spec.tables))
         if unknown:
             raise SpecError(f"spec '{spec.name}' has no such table", got=unknown, allowed=sorted(spec.tables))
         none = np.zeros(0, np.uint64)
-        return SparseTables({t: keys.get(t, none) for t in spec.tables}, spec.tables, dropout=dropout, seed=seed)
+        found = {table: keys.get(table, none) for table in spec.tables}
+        return SparseTables(found, spec.tables, dropout=dropout, seed=seed, init_std=init_std)
 
     @property
     def widths(self) -> dict[str, int]:

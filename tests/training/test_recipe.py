@@ -44,7 +44,7 @@ def test_every_value_arrives_and_comes_back():
     config = recipe.config()
     assert (config.preset, config.layers, config.windows, config.latest) == ("paper", 2, (8, 4), 6)
     assert config.interests == preset_config("paper").interests, "what `model` does not change is the preset's"
-    assert recipe.data == DataConfig(512, 3, 4, 2.5, 0.1, 0.2, "ndcg@10")
+    assert recipe.data == DataConfig(512, 3, 4, 2.5, 0.1, 0.2, 0.01, "ndcg@10")
     assert (recipe.loss.negatives, recipe.loss.smoothing, recipe.train.patience) == (64, "paper", 2)
     for back in (recipe.to_dict(), json.loads(json.dumps(recipe.to_dict()))):
         assert Recipe.from_dict(back) == recipe

@@ -14,7 +14,7 @@ from contract.spec import FeatureSpec, Field
 from contract.specs import kuaiformer_spec
 from contract.vocabulary import MISSING_KEY, TAGS_MAX
 from training import tables as tables_module
-from training.tables import SparseTables, table_keys
+from training.tables import INIT_STD, SparseTables, table_keys
 
 SPEC = FeatureSpec(
     "toy",
@@ -102,6 +102,17 @@ def test_field_slots_read_raw_columns():
     slots = tables.field_slots(SPEC, "rows", columns)
     assert slots["video_id"].tolist() == [[2], [0], [-1]]
     assert slots["tags"].tolist() == [[1, 3, -1], [0, -1, -1], [-1, -1, -1]]
+
+
+def test_rows_begin_as_spread_as_is_asked():
+    keys = {"video": np.arange(1, 2_001, dtype=np.uint64)}
+    for told in ({}, {"init_std": 0.01}, {"init_std": 0.0}):
+        rows = SparseTables(keys, {"video": 16}, **told).weights["video"].detach()
+        assert float(rows[1:].std()) == pytest.approx(told.get("init_std", INIT_STD), rel=0.02)
+        assert not rows[0].any()
+    for bad in (-0.1, float("nan")):
+        with pytest.raises(SpecError, match="init_std"):
+            SparseTables(keys, {"video": 16}, init_std=bad)
 
 
 def test_key_dropout_reads_the_default_row_in_training_alone():
