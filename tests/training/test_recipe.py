@@ -23,6 +23,7 @@ FULL = {
         "half_life_days": 2.5,
         "key_dropout": 0.1,
         "item_dropout": 0.2,
+        "init_std": 0.01,
         "select_by": "ndcg@10",
     },
     "loss": {"candidates": "sampled", "negatives": 64, "correction": "corrected", "smoothing": "paper", "alpha": 0.2},
