@@ -57,6 +57,24 @@ class RowwiseAdagrad(torch.optim.Optimizer):
                     weight_RW.addcmul_(weight_RW.grad, factor_R.unsqueeze(1), value=-1)
 
 
+@torch.no_grad()
+def decay_rows(tables: Sequence[nn.Parameter], share: float) -> None:
+    """w ← (1 - share)·w, before the optimiser's step and apart from its gradient (Loshchilov and Hutter, ICLR 2019).
+
+    Rows of tables with sparse gradients that have none rest.
+    """
+    if not share:
+        return
+    for weight_RW in tables:
+        if weight_RW.grad is None:
+            continue
+        if weight_RW.grad.is_sparse:
+            rows_U = weight_RW.grad.coalesce().indices()[0]
+            weight_RW[rows_U] *= 1.0 - share
+        else:
+            weight_RW.mul_(1.0 - share)
+
+
 def _mean_square(grad_UW: Tensor) -> Tensor:
     return torch.linalg.vecdot(grad_UW, grad_UW) / grad_UW.shape[1]
 

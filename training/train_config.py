@@ -19,6 +19,8 @@ class TrainConfig:
                          machine trains less and still ends cold (runs with a budget are not reproducible)
     learning_rate        peak, dense AdamW; `table_rate` peak, the tables' optimiser
     table_optimizer      adagrad, rowwise_adagrad or adam (training/table_optimizers.py)
+    table_decay          share of every row that a step takes off at peak rates, less as they fall; large tables: of the
+                         rows with a gradient. Where items are rare, rows are mostly what few targets taught them
     warmup               share of all steps in which the rates rise from 0; 1 or more = so many steps
     clip                 largest gradient norm of the dense net
     validate_every       epochs from one validation to the next; the last epoch is always validated
@@ -35,6 +37,7 @@ class TrainConfig:
     learning_rate: float = 2e-3
     table_rate: float = 0.05
     table_optimizer: str = "adagrad"
+    table_decay: float = 0.0
     weight_decay: float = 0.01
     warmup: float = 0.05
     final_rate: float = 0.05
@@ -54,6 +57,8 @@ class TrainConfig:
         if self.warmup < 0 or (self.patience is not None and self.patience < 1):
             got = {"warmup": self.warmup, "patience": self.patience}
             raise InputError("out of range", got=got, allowed="warmup from 0, patience from 1")
+        if not 0.0 <= self.table_decay < 1.0:
+            raise InputError("table_decay is a share of a row", got=self.table_decay, allowed="from 0 to below 1")
         if self.seed < 0:
             raise InputError("seeds start at 0", got=self.seed)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -35,6 +35,7 @@ from training.distributed import DataParallel, split_batch
 from training.optimizer_state import pack_optimizers, under, unpack_optimizers
 from training.progress import Progress
 from training.stop_signal import StopSignal
+from training.table_optimizers import decay_rows
 from training.tables import SparseTables
 from training.train_config import TrainConfig, TrainResult
 from training.train_log import LOG_NAME, TrainLog, keep_log, log_beside
@@ -97,11 +98,11 @@ class Trainer:
             )
         # Sharded tables (training/tables_torchrec.py): what touches their rows is done by all ranks together.
         self._sharded = bool(getattr(task.tables, "sharded", False))
-        if self._sharded and (config.ema_decay is not None or metric or config.device != "cpu"):
+        if self._sharded and (config.ema_decay is not None or metric or config.device != "cpu" or config.table_decay):
             raise InputError(
-                "sharded tables live on the CPU, and no average or best epoch is kept of their rows",
-                got=(config.device, config.ema_decay, metric),
-                allowed=("cpu", None, ""),
+                "sharded tables live on the CPU, no average or best epoch is kept of their rows, and none decays",
+                got=(config.device, config.ema_decay, metric, config.table_decay),
+                allowed=("cpu", None, "", 0.0),
             )
         self.device = pick_device(config.device)
         self.precision = pick_precision(config.precision, self.device)
@@ -118,6 +119,7 @@ class Trainer:
         of_tables = {id(p) for p in task.tables.parameters()}
         self.dense = [p for p in trained.values() if id(p) not in of_tables]
         self._trained = list(trained.values())
+        self._rows = [p for p in trained.values() if id(p) in of_tables]
         self.optimizers: list[torch.optim.Optimizer] = []
         if self.dense:
             self.optimizers.append(
@@ -227,6 +229,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.dense, self.config.clip)
         if self.average is not None:
             self.average.before_step()
+        decay_rows(self._rows, self.config.table_decay * factor)
         for optimizer in self.optimizers:
             optimizer.step()
         if self.average is not None:

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from contract.errors import InputError
-from training.table_optimizers import ADAM_BETAS, ROWWISE_EPS, TABLE_OPTIMIZERS, RowwiseAdagrad, make_optimizers
+from training.table_optimizers import (
+    ADAM_BETAS,
+    ROWWISE_EPS,
+    TABLE_OPTIMIZERS,
+    RowwiseAdagrad,
+    decay_rows,
+    make_optimizers,
+)
 
 R, W, STEPS, RATE = 9, 4, 6, 0.1
 START = torch.randn(R, W, generator=torch.Generator().manual_seed(1))
@@ -113,3 +120,15 @@ def test_small_and_large_tables_have_an_optimizer_each():
         assert make_optimizers([], [], RATE, kind) == []
     with pytest.raises(InputError, match="unknown table optimiser"):
         make_optimizers([small], [], RATE, "sgd")
+
+
+def test_rows_decay_apart_from_their_gradient_and_sparse_ones_without_a_gradient_rest():
+    before = torch.randn(6, 3)
+    dense, sparse, still = (nn.Parameter(before.clone()) for _ in range(3))
+    dense.grad = torch.zeros(6, 3)
+    sparse.grad = torch.sparse_coo_tensor([[4, 1, 4]], torch.ones(3, 3), (6, 3))
+    decay_rows([dense, sparse, still], 0.25)
+    torch.testing.assert_close(dense.detach(), before * 0.75)
+    torch.testing.assert_close(sparse.detach()[[1, 4]], before[[1, 4]] * 0.75)
+    torch.testing.assert_close(sparse.detach()[[0, 2, 3, 5]], before[[0, 2, 3, 5]])
+    assert torch.equal(still.detach(), before)

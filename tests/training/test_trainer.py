@@ -217,6 +217,22 @@ def test_clipping_bounds_the_dense_gradient():
     assert float(norm) <= 1e-3 * 1.001
 
 
+def test_rows_decay_with_the_rate_and_the_net_does_not():
+    """Without a gradient nothing else moves: after n steps the product of what each left."""
+    task = ToyTask()
+    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    task.loss = lambda batch: (sum((p * 0.0).sum() for p in task.parameters()), {})
+    trainer = trainer_of(task, epochs=1, table_decay=0.2, weight_decay=0.0, warmup=0.4, final_rate=0.5)
+    left = 1.0
+    for step in range(1, STEPS_PER_EPOCH + 1):
+        left *= 1 - 0.2 * trainer.rate_factor()
+        trainer.run(until_step=step)
+    assert 0.2 < left < 0.6
+    for name, tensor in task.state_dict().items():
+        decays = name.startswith("tables.")
+        torch.testing.assert_close(tensor, before[name] * left if decays else before[name], msg=name)
+
+
 def test_tables_are_not_among_the_dense_parameters():
     task = ToyTask()
     trainer = trainer_of(task)
