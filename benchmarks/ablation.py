@@ -174,10 +174,10 @@ def _judge(
     arm: str, by_seed: Mapping[int, Path], split: RetrievalSplit, queries: Queries, *, served: bool = False
 ) -> list[RetrievalResult]:
     """served: with the windows that the server would have kept for each user."""
-    from benchmarks.served_windows import ServedScorer
     from training.checkpoint import load_checkpoint
     from training.kuaiformer_train import load_kuaiformer
     from training.retrieval_eval import KuaiFormerScorer, evaluate
+    from training.served_windows import ServedScorer
 
     results = []
     for folder in by_seed.values():
@@ -221,7 +221,7 @@ def _one_pass(net: KuaiFormer) -> tuple[float, float]:
     """Seconds of COST_BATCH users: from the whole history, and on average with kept windows."""
     import torch
 
-    from server_stub.kept_windows import WindowPlan
+    from contract.window_plan import WindowPlan
 
     windows, early = net.config.windows, sum(net.config.windows)
     rows = torch.zeros(COST_BATCH, net.config.length, net.spec.width("history_rows"))

@@ -330,7 +330,7 @@ class TestRetrievalAlone:
         out = tmp_path / "out"
         out.mkdir()
         (out / "old").write_text("x")
-        (out / "config.json").write_text("{}")
+        (out / "config.json").write_text('{"format": "kir-server-model/1"}')
         made: list[Any] = []
 
         def killed(*given: Any) -> None:

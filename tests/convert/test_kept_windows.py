@@ -13,8 +13,9 @@ import torch
 
 from contract.errors import InputError, VersionMismatch
 from contract.history import UserHistory
+from contract.window_plan import WindowPlan
 from convert.retrieval import write_retrieval
-from server_stub.kept_windows import KeptWindows, WindowPlan, _bytes_of
+from server_stub.kept_windows import KeptWindows, _bytes_of
 from server_stub.retrieval import Retrieval
 from server_stub.retrieve import Retriever
 from tests.convert import makers

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.served_windows import ServedScorer
-from server_stub.kept_windows import WindowPlan
+from contract.window_plan import WindowPlan
 from tests.training.kuaiformer_makers import net_of, split_of_sizes, tables_of
 from training.kuaiformer import preset_config
 from training.retrieval_eval import KuaiFormerScorer
+from training.served_windows import ServedScorer
 
 CONFIG = preset_config(
     "tiny", width=16, hidden=24, video_width=8, attribute_width=4, windows=(8, 8, 4, 4), latest=10, interests=2

@@ -1,7 +1,7 @@
 """KuaiFormer with the windows that the server keeps, as a scorer: what its shorter tails and fewer windows cost.
 
 Every user is taken to have been answered after each of their positives, so that the windows are where
-`server_stub.kept_windows.WindowPlan` has moved them by then.
+`contract.window_plan.WindowPlan` has moved them by then.
 
 Shapes: B users, K interests, D width, L history.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from server_stub.kept_windows import WindowPlan
+from contract.window_plan import WindowPlan
 from training.devices import to_device
 from training.retrieval_eval import KuaiFormerScorer
 
