@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from contract.errors import InputError
+
 State = tuple[int, tuple[int, ...]]  # raw items of the tail, sizes of the windows before it
 
 
@@ -19,7 +21,9 @@ class WindowPlan:
     """
 
     def __init__(self, sizes: Sequence[int], latest: int):
-        """sizes: of the plan, oldest first."""
+        """sizes: of the plan, oldest first; latest: the longest tail. Raises InputError for a plan without windows."""
+        if not sizes:
+            raise InputError("a plan of windows needs one", got=tuple(sizes), fix="give a model with `windows`")
         self.sizes, self.latest, self.least = tuple(sizes), latest, min(sizes)
         self.shortest = max(1, latest - self.least + 1)
         most = next((n for n, size in enumerate(reversed(sizes)) if size != self.least), len(sizes))
@@ -37,6 +41,8 @@ class WindowPlan:
             return since, stand
         more = -(-(since - self.latest) // self.least)  # of the smallest size, so that those that stand are known
         tail = since - self.least * more
+        if tail < 1:  # the tail holds less than a window: all are made anew
+            return self.shortest, self.sizes
         if n - tail <= self._most * self.least:  # nothing in the larger ones yet
             return tail, self.sizes
         number = stand.count(self.least) + more
@@ -47,6 +53,8 @@ class WindowPlan:
     @property
     def made_per_item(self) -> float:
         """Items that go through the compression layer for each new one, of a history that is full."""
+        if self.least > self.latest:
+            return sum(self.sizes) / self.latest
         merged = len(self.variants)
         if merged > 1 or self._most == len(self.sizes):
             return 1.0 + (merged > 1)  # into one of the smallest, later into one of the next size

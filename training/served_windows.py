@@ -25,18 +25,19 @@ if TYPE_CHECKING:
 
 
 class ServedScorer(KuaiFormerScorer):
-    """A KuaiFormer with compressed windows."""
+    """A KuaiFormer with compressed windows. Raises InputError for one without."""
 
     def __init__(self, net: KuaiFormer, tables: SparseTables, name: str = "kuaiformer, windows kept"):
         super().__init__(net, tables, name)
         self.plan = WindowPlan(net.config.windows, net.config.latest)
 
     def interests(self, split: RetrievalSplit, user: Ids, end: Ids) -> torch.Tensor:
-        """float32 [B, K, D] of histories [start(user), end), with what stands for each after so many positives."""
-        start = split.start(user)
-        states = self.plan.after_each(int((end - start).max(initial=0)))
+        """float32 [B, K, D] of histories [start(user), end), the protocol's last places of them, with what stands for
+        each after so many positives."""
+        n_B, start = end - split.start(user), np.maximum(split.start(user), end - split.history)
+        states = self.plan.after_each(int(n_B.max(initial=0)))
         groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-        for row, n in enumerate(end - start):
+        for row, n in enumerate(n_B):
             groups.setdefault(states[n], []).append(row)
         found: torch.Tensor | None = None
         for (tail, sizes), rows in groups.items():

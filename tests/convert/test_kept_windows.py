@@ -142,6 +142,8 @@ def test_states_of_a_user_who_is_answered_after_every_positive() -> None:
     for n, (tail, sizes) in enumerate(states):
         assert tail == n and not sizes if n <= 48 else 33 <= tail <= 48
         assert min(n, 193) <= tail + sum(sizes) <= 256
+    small = WindowPlan((16, 16), 5).after_each(200)  # a tail that holds less than a window
+    assert all(tail == n if n <= 5 else 1 <= tail <= 5 and sizes == (16, 16) for n, (tail, sizes) in enumerate(small))
     stands = [sizes.count(16) for _, sizes in states[300:]]
     assert sorted(set(stands)) == [2, 3, 4, 5]
     moved = [n for n in range(301, 1001) if states[n][1] != states[n - 1][1]]

@@ -30,22 +30,10 @@ from edge import (
     PoolConfig,
     SessionConfig,
 )
+from tests.edge.sessions import WEIGHTS, Open, ids_of, plain_session
 from tests.edge.test_store import flip_byte
-from tests.edge.tiny_model import FUSION, SPEC, TASKS
+from tests.edge.tiny_model import SPEC, TASKS
 from tests.edge.tiny_page import candidates_of, make_page, page_bytes
-
-Open = Callable[[str], InstalledModel]
-WEIGHTS = np.array([FUSION[task] for task in TASKS], np.float32)
-
-
-def ids_of(choices: list[Choice]) -> list[int]:
-    return [choice.video_id for choice in choices]
-
-
-def plain_session(clock: FakeClock, **kwargs: Any) -> EdgeSession:
-    session = EdgeSession(5, clock=clock, session_id=77, **kwargs)
-    session.start()
-    return session
 
 
 class TestChoice:

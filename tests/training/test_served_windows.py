@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from contract.errors import InputError
 from contract.window_plan import WindowPlan
 from tests.training.kuaiformer_makers import net_of, split_of_sizes, tables_of
 from training.kuaiformer import preset_config
@@ -43,7 +46,8 @@ def test_each_user_s_answer_is_that_of_the_windows_that_stand_by_then():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "made"), [((64, 64, 16, 16, 16, 16, 16), 2.0), ((16, 16), 1.0), ((10, 4, 4), 3.5), ((8, 4, 4), 2.0)]
+    ("sizes", "made"),
+    [((64, 64, 16, 16, 16, 16, 16), 2.0), ((16, 16), 1.0), ((10, 4, 4), 3.5), ((8, 4, 4), 2.0), ((32, 32), 3.2)],
 )
 def test_items_made_for_each_new_one(sizes, made):
     """Counted over a long life, of windows that hold anything."""
@@ -59,3 +63,23 @@ def test_items_made_for_each_new_one(sizes, made):
         before = now
     assert total / (40_000 - first) == pytest.approx(made, rel=0.01)
     assert plan.made_per_item == pytest.approx(made)
+
+
+def test_the_protocol_s_history_is_the_limit():
+    """Items before it are not read, however far the windows would reach."""
+    split = split_of_sizes([60, 47])
+    net, tables = net_of(CONFIG).eval(), tables_of(split, CONFIG.spec()).eval()
+    user, end, short = np.arange(2), split.index.offsets[1:], replace(split, history=20)
+    expected = ServedScorer(net, tables).scores(short, user, end)
+    old = slice(0, int(end[0]) - 20)
+    row_P, columns = split.row_P.copy(), {name: column.copy() for name, column in split.index.columns.items()}
+    columns["video_id"][old] = columns["video_id"][old][::-1]
+    other = replace(short, row_P=row_P, index=replace(split.index, columns=columns))
+    np.testing.assert_array_equal(ServedScorer(net, tables).scores(other, user, end), expected)
+    assert not np.allclose(ServedScorer(net, tables).scores(split, user, end), expected)
+
+
+def test_a_model_without_windows_is_refused():
+    config = replace(CONFIG, windows=())
+    with pytest.raises(InputError, match="plan of windows"):
+        ServedScorer(net_of(config), tables_of(split_of_sizes([3]), config.spec()))
