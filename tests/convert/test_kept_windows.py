@@ -55,10 +55,10 @@ def by_torch(
     checkpoint: Path, retrieval: Retrieval, history: UserHistory, tail: int, sizes: tuple[int, ...] = PLAN["windows"]
 ) -> np.ndarray:
     """The net's answer with windows of these sizes and `tail` raw items, straight from rows and training's own code."""
-    encoder = load_kuaiformer(load_checkpoint(checkpoint)).encoder
-    columns, mask = history.columns(EARLY + LATEST), history.mask(EARLY + LATEST)
+    encoder, length = load_kuaiformer(load_checkpoint(checkpoint)).encoder, retrieval.length
+    columns, mask = history.columns(length), history.mask(length)
     rows = torch.from_numpy(retrieval._rows(_Part(columns, mask)))[None]
-    there, end = torch.from_numpy(mask)[None], EARLY + LATEST - tail
+    there, end = torch.from_numpy(mask)[None], length - tail
     old = slice(end - sum(sizes), end)
     with torch.no_grad():
         kept = encoder.compressed(rows[:, old], there[:, old], sizes)
@@ -116,6 +116,17 @@ def test_however_many_items_came_since_the_last_answer(
             np.testing.assert_allclose(found, by_torch(made[0], retrieval, history, tail, held.sizes), atol=2e-5)
             seen.add(held.sizes)
     assert seen == set(kept.plan.variants) or step >= 21
+
+
+def test_a_tail_that_holds_less_than_a_window(tmp_path: Path) -> None:
+    checkpoint = makers.make_kuaiformer(tmp_path / "kuaiformer", windows=(6, 6), latest=4).path
+    write_retrieval(tmp_path / "out", checkpoint=checkpoint, catalogue=makers.make_catalogue(tmp_path / "c.parquet"))
+    retrieval, history = Retriever.load(tmp_path / "out").retrieval, UserHistory(16)
+    for number in range(1, 40):
+        watch(history, number)
+        found = retrieval.encode(history, 5)
+        tail = number if number <= 4 else (number - 5) % 4 + 1
+        np.testing.assert_allclose(found, by_torch(checkpoint, retrieval, history, tail, (6, 6)), atol=2e-5)
 
 
 @pytest.mark.parametrize(
